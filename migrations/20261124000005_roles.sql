@@ -29,6 +29,7 @@ GRANT INSERT ON order_transitions, outbox TO outrider_api;
 GRANT SELECT ON outbox, outbox_id_seq TO outrider_relay;
 GRANT SELECT, UPDATE ON relay_lanes TO outrider_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON relay_members TO outrider_relay;
+GRANT SELECT, INSERT ON relay_parked TO outrider_relay;
 GRANT EXECUTE ON FUNCTION outbox_make_partitions TO outrider_relay;
 
 GRANT SELECT, UPDATE ON orders TO outrider_processor;

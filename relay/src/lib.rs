@@ -1,1 +1,53 @@
-//! Nothing here yet.
+//! The relay reads events from the Postgres outbox and publishes them to Kafka: each at least once, those of one aggregate in
+//! the order they were written, however many relays run. It knows nothing of what the events say.
+//!
+//! Read [`worker`] first: it is the loop. [`lanes`] is the theory behind it.
+
+pub mod config;
+pub mod lanes;
+pub mod metrics;
+pub mod outbox;
+pub mod publisher;
+pub mod retention;
+pub mod session;
+pub mod worker;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use shared::db::ConnectError;
+use shared::health::{self, Readiness};
+use shared::shutdown::Shutdown;
+
+pub use config::RelayConfig;
+
+/// What the relay needs before it publishes, as `/readyz` names it.
+pub const POSTGRES: &str = "postgres";
+/// See [`POSTGRES`].
+pub const KAFKA: &str = "kafka";
+
+/// Runs a relay until the shutdown is asked for.
+///
+/// # Errors
+/// When the admin port is taken, the schema is too old, Postgres refuses us for good, or the database is a restored copy whose
+/// cursors speak of another cluster.
+pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> {
+    let readiness = Readiness::waiting_for(&[POSTGRES, KAFKA]);
+    let mut registry = Registry::default();
+    let metrics = metrics::Metrics::register(&mut registry);
+    health::serve(config.admin_bind, readiness.clone(), registry, &shutdown)
+        .with_context(|| format!("ADMIN_BIND: {} cannot be listened on", config.admin_bind))?;
+    let pool = match config.database.connect(&shutdown).await {
+        Err(ConnectError::ShutDown) => return Ok(()),
+        connected => connected?,
+    };
+    readiness.met(POSTGRES);
+    if !config.kafka.wait_until_up("outrider-relay", &shutdown).await {
+        return Ok(());
+    }
+    readiness.met(KAFKA);
+    let keeper = tokio::spawn(retention::keep_partitions_ahead(pool.clone(), shutdown.clone()));
+    let result = worker::Worker::new(config, pool, metrics, readiness).run(&shutdown).await;
+    shutdown.request();
+    keeper.await?;
+    result
+}

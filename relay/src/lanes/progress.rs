@@ -1,0 +1,175 @@
+//! Which cursor of a lane may be settled, while acknowledgements come in any order. Pure.
+//!
+//! A lane's rows are handed to the producer in reads, each late rows first and then new ones. The settleable cursor moves only
+//! over a contiguous run of acknowledged rows:
+//! - inside the late rows of a read it stays at the end of the read before: the new snapshot would call the rest of them seen;
+//! - inside the new rows it is (id of the last acknowledged one, the read's snapshot): rows beyond it will be read as new ones.
+//!
+//! After a crash the lane goes on from there: rows acknowledged beyond it are published a second time, with the same event ids.
+
+use std::collections::VecDeque;
+
+use super::Cursor;
+
+/// Acknowledgements of one lane since it was taken.
+#[derive(Debug)]
+pub struct Progress {
+    cursor: Cursor,
+    /// Sequence number of the first slot.
+    base: u64,
+    slots: VecDeque<Slot>,
+    reads: VecDeque<Read>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: i64,
+    acknowledged: bool,
+}
+
+#[derive(Debug)]
+struct Read {
+    /// Sequence number of its first new row.
+    fresh: u64,
+    /// Sequence number after its last row.
+    end: u64,
+    /// The cursor when all of it is acknowledged.
+    cursor: Cursor,
+}
+
+impl Progress {
+    /// The progress of a lane that was taken at `cursor`.
+    #[must_use]
+    pub const fn new(cursor: Cursor) -> Self {
+        Self { cursor, base: 0, slots: VecDeque::new(), reads: VecDeque::new() }
+    }
+
+    /// The rows of a read are about to be handed to the producer: `late` ids, then `fresh` ones, each in ascending order; once
+    /// they are all acknowledged, the lane is at `cursor`. Returns the sequence number of the first row; the others follow.
+    pub fn begin_read(&mut self, late: &[i64], fresh: &[i64], cursor: Cursor) -> u64 {
+        let first = self.base + self.slots.len() as u64;
+        let slots = late.iter().chain(fresh).map(|id| Slot { id: *id, acknowledged: false });
+        self.slots.extend(slots);
+        self.reads.push_back(Read {
+            fresh: first + late.len() as u64,
+            end: first + (late.len() + fresh.len()) as u64,
+            cursor,
+        });
+        self.advance();
+        first
+    }
+
+    /// Row `sequence` has been acknowledged. A repeated acknowledgement changes nothing.
+    pub fn acknowledge(&mut self, sequence: u64) {
+        let slot = sequence.checked_sub(self.base).and_then(|index| self.slots.get_mut(usize::try_from(index).ok()?));
+        if let Some(slot) = slot {
+            slot.acknowledged = true;
+            if sequence == self.base {
+                self.advance();
+            }
+        }
+    }
+
+    /// How many rows have not been acknowledged, counting those that were acknowledged before an elder.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The cursor that may be settled.
+    #[must_use]
+    pub const fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    fn advance(&mut self) {
+        let mut last = None;
+        while self.slots.front().is_some_and(|slot| slot.acknowledged) {
+            last = self.slots.pop_front().map(|slot| slot.id);
+            self.base += 1;
+        }
+        while let Some(read) = self.reads.front() {
+            if self.base >= read.end {
+                self.cursor = self.reads.pop_front().map_or(Cursor::START, |read| read.cursor);
+                continue;
+            }
+            if self.base >= read.fresh {
+                // With none of its new rows acknowledged, the position is still that of the read before.
+                let position =
+                    if self.base > read.fresh { last.unwrap_or(self.cursor.position) } else { self.cursor.position };
+                self.cursor = Cursor { position, seen: read.cursor.seen.clone() };
+            }
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::lanes::Snapshot;
+
+    fn at(position: i64, xmax: i64) -> Cursor {
+        let seen = Snapshot::parse(format!("1:{xmax}:")).unwrap();
+        Cursor { position, seen: Some(Arc::new(seen)) }
+    }
+
+    #[test]
+    fn the_cursor_moves_over_a_contiguous_run_only() {
+        let mut progress = Progress::new(at(0, 10));
+        assert_eq!(progress.begin_read(&[], &[1, 2, 3], at(3, 20)), 0);
+        progress.acknowledge(1);
+        assert_eq!(progress.cursor(), &at(0, 20));
+        progress.acknowledge(0);
+        assert_eq!(progress.cursor(), &at(2, 20));
+        progress.acknowledge(0);
+        progress.acknowledge(2);
+        assert_eq!((progress.cursor(), progress.in_flight()), (&at(3, 20), 0));
+    }
+
+    #[test]
+    fn inside_late_rows_the_old_snapshot_stays() {
+        let mut progress = Progress::new(at(9, 10));
+        progress.begin_read(&[4, 6], &[11], at(11, 20));
+        progress.acknowledge(0);
+        progress.acknowledge(2);
+        assert_eq!(progress.cursor(), &at(9, 10), "row 6 would be lost under the new snapshot");
+        progress.acknowledge(1);
+        assert_eq!(progress.cursor(), &at(11, 20));
+    }
+
+    #[test]
+    fn after_the_late_rows_the_new_snapshot_holds_at_the_old_position() {
+        let mut progress = Progress::new(at(9, 10));
+        progress.begin_read(&[4], &[11], at(11, 20));
+        progress.acknowledge(0);
+        assert_eq!(progress.cursor(), &at(9, 20));
+    }
+
+    #[test]
+    fn an_empty_read_moves_the_snapshot_once_its_elders_are_acknowledged() {
+        let mut progress = Progress::new(at(0, 10));
+        progress.begin_read(&[], &[], at(0, 20));
+        assert_eq!(progress.cursor(), &at(0, 20));
+        let first = progress.begin_read(&[], &[5], at(5, 30));
+        progress.begin_read(&[], &[], at(5, 40));
+        assert_eq!(progress.cursor(), &at(0, 30));
+        progress.acknowledge(first);
+        assert_eq!(progress.cursor(), &at(5, 40));
+    }
+
+    #[test]
+    fn acknowledgements_of_two_reads_may_cross() {
+        let mut progress = Progress::new(at(0, 10));
+        progress.begin_read(&[], &[1, 2], at(2, 20));
+        let second = progress.begin_read(&[], &[3, 4], at(4, 30));
+        progress.acknowledge(second);
+        progress.acknowledge(second + 1);
+        progress.acknowledge(1);
+        assert_eq!(progress.cursor(), &at(0, 20));
+        progress.acknowledge(0);
+        assert_eq!((progress.cursor(), progress.in_flight()), (&at(4, 30), 0));
+    }
+}

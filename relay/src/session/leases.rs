@@ -1,0 +1,165 @@
+//! Keeping leases: renewing and settling, taking lanes, giving lanes to relays that have fewer, and handing all back at the end.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Session, SessionError, in_time};
+use crate::lanes::{self, Cursor, HeldLane, Progress, Snapshot, fair_share};
+use crate::outbox::{self, ClaimedLane};
+
+impl Session<'_> {
+    /// Renews, settles and balances, if it is time to.
+    ///
+    /// # Errors
+    /// When Postgres fails, or a lane was lost.
+    pub async fn keep_leases_if_due(&mut self) -> Result<(), SessionError> {
+        let now = Instant::now();
+        if now >= self.next_balance {
+            self.keep_leases().await
+        } else if self.unsettled && now >= self.next_settle {
+            self.renew().await.map(|_| ())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Renews and settles all lanes, then takes or gives lanes so that each relay has its share.
+    ///
+    /// # Errors
+    /// When Postgres fails, or a lane was lost.
+    pub async fn keep_leases(&mut self) -> Result<(), SessionError> {
+        // Not moved by a settle between two of these: under load, settles follow each other closely, and lanes would never be balanced.
+        self.next_balance = Instant::now() + self.config.limits.renewal();
+        let relays = self.renew().await?;
+        self.release_drained().await?;
+        let share = fair_share(relays);
+        let held = self.held().filter(|lane| !lane.draining).count();
+        if held < share {
+            self.claim(share - held).await?;
+        }
+        for lane in self.lanes.iter_mut().flatten().filter(|lane| !lane.draining).skip(share) {
+            lane.draining = true;
+            tracing::info!(relay.lane = lane.lane, relay.count = relays, "giving a lane to another relay");
+        }
+        self.metrics.lanes_held.set(i64::try_from(self.held().count()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// Renews the leases and settles the cursors. Returns how many relays are running.
+    ///
+    /// # Errors
+    /// When Postgres fails, or a lane was lost.
+    pub(super) async fn renew(&mut self) -> Result<usize, SessionError> {
+        let limits = &self.config.limits;
+        let start = Instant::now();
+        let held: Vec<&HeldLane> = self.lanes.iter().flatten().collect();
+        let renewal = outbox::renew_and_settle(
+            &mut self.connection,
+            &self.config.relay,
+            limits.lease(),
+            &held,
+            self.system_identifier,
+        );
+        let renewal = in_time(limits.lease(), renewal).await?;
+        // A settle that hits no row means that the token was raised: another relay holds the lane, and has held it since some moment at
+        // which ours was over. Everything of this session is suspect then.
+        if let Some(lost) = held.iter().find(|lane| !renewal.lanes.contains(&lane.lane)) {
+            return Err(SessionError::LaneLost(lost.lane));
+        }
+        // The database dated the lease at some moment after `start`, so it holds at least until then.
+        self.lease_until = start + limits.lease();
+        self.unsettled = false;
+        let took = start.elapsed();
+        self.metrics.settle_seconds.inc_by(took.as_secs_f64());
+        // A settle gets slower when a long transaction keeps its dead rows from being cleaned up; then settle less often.
+        self.next_settle = start + Duration::from_millis(limits.settle_ms).max(took * 20);
+        Ok(renewal.relays)
+    }
+
+    async fn claim(&mut self, count: usize) -> Result<(), SessionError> {
+        let limits = &self.config.limits;
+        let held: Vec<i16> = self.held().map(|lane| lane.lane).collect();
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        let claimed = outbox::claim_lanes(&mut self.connection, &self.config.relay, limits.lease(), &held, count);
+        let claimed = in_time(limits.lease(), claimed).await?;
+        if claimed.is_empty() {
+            return Ok(());
+        }
+        let numbers: Vec<i16> = claimed.iter().map(|lane| lane.lane).collect();
+        let parked = outbox::parked_keys(&mut self.connection, &numbers);
+        let parked = in_time(limits.lease(), parked).await?;
+        for lane in claimed {
+            let number = lane.lane;
+            let mut held = held_lane(lane, self.system_identifier)?;
+            let keys = parked.iter().filter(|(lane, ..)| *lane == number);
+            held.parked.extend(keys.map(|(_, aggregate_type, id)| (aggregate_type.clone(), id.clone())));
+            if let Some(slot) = self.lanes.get_mut(lanes::index(number)) {
+                *slot = Some(held);
+            }
+        }
+        self.exhausted = None;
+        tracing::info!(relay.lanes = ?numbers, "lanes taken");
+        Ok(())
+    }
+
+    async fn release_drained(&mut self) -> Result<(), SessionError> {
+        let drained: Vec<&HeldLane> =
+            self.held().filter(|lane| lane.draining && lane.progress.in_flight() == 0).collect();
+        if drained.is_empty() {
+            return Ok(());
+        }
+        let numbers: Vec<i16> = drained.iter().map(|lane| lane.lane).collect();
+        self.release(&numbers).await
+    }
+
+    async fn release(&mut self, numbers: &[i16]) -> Result<(), SessionError> {
+        let lanes: Vec<&HeldLane> = self.lanes.iter().flatten().filter(|lane| numbers.contains(&lane.lane)).collect();
+        let released = outbox::release_lanes(&mut self.connection, &self.config.relay, &lanes);
+        let released = in_time(self.config.limits.lease(), released).await?;
+        if usize::try_from(released) != Ok(lanes.len()) {
+            return Err(SessionError::LaneLost(numbers.first().copied().unwrap_or(-1)));
+        }
+        for slot in &mut self.lanes {
+            if slot.as_ref().is_some_and(|lane| numbers.contains(&lane.lane)) {
+                *slot = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until Kafka has acknowledged all that was handed to it, as long as that may take, then settles and gives all lanes back.
+    ///
+    /// # Errors
+    /// When Postgres or Kafka fails meanwhile; the leases then end by themselves.
+    pub async fn drain(&mut self) -> Result<(), SessionError> {
+        let deadline = Instant::now() + self.config.limits.lease_needed_to_send();
+        while self.in_flight() > 0 && Instant::now() < deadline {
+            let _ = tokio::time::timeout(Duration::from_millis(100), self.outcome()).await;
+            self.collect()?;
+            self.keep_leases_if_due().await?;
+        }
+        let numbers: Vec<i16> = self.held().map(|lane| lane.lane).collect();
+        self.release(&numbers).await?;
+        in_time(self.config.limits.lease(), outbox::leave(&mut self.connection, &self.config.relay)).await?;
+        tracing::info!(relay.lanes = ?numbers, "lanes given back");
+        Ok(())
+    }
+}
+
+/// The lane as it was taken, once it is sure that its cursor speaks of this cluster.
+fn held_lane(lane: ClaimedLane, system_identifier: i64) -> Result<HeldLane, SessionError> {
+    if let Some(stored) = lane.system_identifier.filter(|stored| *stored != system_identifier) {
+        return Err(SessionError::OtherCluster { stored, current: system_identifier });
+    }
+    let seen = lane.seen.map(Snapshot::parse).transpose()?.map(Arc::new);
+    let cursor = Cursor { position: lane.position, seen };
+    Ok(HeldLane {
+        lane: lane.lane,
+        token: lane.token,
+        read: cursor.clone(),
+        progress: Progress::new(cursor),
+        draining: false,
+        parked: HashSet::new(),
+    })
+}

@@ -1,0 +1,116 @@
+//! The relay's loop: look at the outbox, publish, settle, and begin anew when something fails.
+//!
+//! Every bound is in [`crate::config::Limits`]: rows a read, records in flight, times. A failure ends the session; the next one is
+//! begun after a backoff, from what is settled in Postgres.
+
+use std::time::Duration;
+
+use shared::backoff::Backoff;
+use shared::health::Readiness;
+use shared::shutdown::Shutdown;
+use sqlx::PgPool;
+
+use crate::config::RelayConfig;
+use crate::metrics::Metrics;
+use crate::session::{Found, Session, SessionError};
+use crate::{KAFKA, POSTGRES};
+
+/// One relay.
+#[derive(Debug)]
+pub struct Worker {
+    config: RelayConfig,
+    pool: PgPool,
+    metrics: Metrics,
+    readiness: Readiness,
+}
+
+impl Worker {
+    /// A relay that has not begun yet.
+    #[must_use]
+    pub const fn new(config: RelayConfig, pool: PgPool, metrics: Metrics, readiness: Readiness) -> Self {
+        Self { config, pool, metrics, readiness }
+    }
+
+    /// Works until the shutdown is asked for, then waits for what is in flight and gives its lanes back.
+    ///
+    /// # Errors
+    /// When going on could lose events: the database is a restored copy whose cursors speak of another cluster.
+    pub async fn run(&self, shutdown: &Shutdown) -> anyhow::Result<()> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        while !shutdown.is_requested() {
+            let error = match Session::start(&self.config, &self.pool, &self.metrics).await {
+                Ok(mut session) => {
+                    let worked = self.work(&mut session, shutdown, &mut backoff).await;
+                    if let Err(SessionError::Delivery(_)) = &worked {
+                        // Postgres is well: what Kafka did acknowledge need not be published again. If this fails too, it will be.
+                        let _ = session.keep_leases().await;
+                    }
+                    session.end().await;
+                    worked.err()
+                }
+                Err(error) => Some(error),
+            };
+            self.metrics.lanes_held.set(0);
+            match error {
+                None => break,
+                Some(error @ SessionError::OtherCluster { .. }) => return Err(error.into()),
+                Some(error) => self.recover(&error, shutdown, &mut backoff).await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn recover(&self, error: &SessionError, shutdown: &Shutdown, backoff: &mut Backoff) {
+        self.metrics.sessions_failed.inc();
+        let condition = match error {
+            SessionError::Delivery(_) | SessionError::Producer(_) | SessionError::Topic { .. } => KAFKA,
+            _ => POSTGRES,
+        };
+        self.readiness.missing(condition, error.to_string());
+        let delay = backoff.random_delay();
+        tracing::warn!(
+            error = %error,
+            attempt = backoff.attempts(),
+            retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+            "the relay begins anew from what is settled"
+        );
+        shutdown.sleep(delay).await;
+    }
+
+    /// One session's work: returns when the shutdown is asked for and all is given back.
+    async fn work(
+        &self,
+        session: &mut Session<'_>,
+        shutdown: &Shutdown,
+        backoff: &mut Backoff,
+    ) -> Result<(), SessionError> {
+        let limits = &self.config.limits;
+        let (shortest, longest) =
+            (Duration::from_millis(limits.poll_min_ms), Duration::from_millis(limits.poll_max_ms));
+        let mut wait = shortest;
+        while !shutdown.is_requested() {
+            session.keep_leases_if_due().await?;
+            session.collect()?;
+            if session.in_flight() >= limits.in_flight_max {
+                let _ = tokio::time::timeout(longest, session.outcome()).await;
+                continue;
+            }
+            match session.read_and_publish().await? {
+                Found::More => continue,
+                Found::All => wait = shortest,
+                Found::Nothing => wait = (wait * 2).min(longest),
+            }
+            if session.in_flight() == 0 {
+                // All that was read has been taken: both servers are well.
+                backoff.reset();
+                self.readiness.met(POSTGRES);
+                self.readiness.met(KAFKA);
+            }
+            // A quarter more or less keeps several relays from looking in step.
+            if !shutdown.sleep(wait.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await {
+                break;
+            }
+        }
+        session.drain().await
+    }
+}

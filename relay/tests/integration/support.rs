@@ -1,0 +1,299 @@
+//! A database, a topic and relays of a test's own.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use rdkafka::Message;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Headers;
+use rdkafka::{Offset, TopicPartitionList};
+use relay::RelayConfig;
+use rustix::process::{Pid, Signal, kill_process};
+use shared::config::Env;
+use shared::shutdown::Shutdown;
+use shared::testing::{PATIENCE, TestDatabase, eventually, kafka_brokers, unique};
+use sqlx::PgConnection;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+/// What each test begins with.
+pub struct Fixture {
+    pub database: TestDatabase,
+    /// No other test's; its topic is this and an "s".
+    pub aggregate_type: String,
+    logs: tempfile::TempDir,
+}
+
+impl Fixture {
+    pub async fn new(test: &str) -> Self {
+        Self {
+            database: TestDatabase::create(test).await,
+            aggregate_type: unique("thing"),
+            logs: tempfile::tempdir().expect("a temporary folder"),
+        }
+    }
+
+    pub fn topic(&self) -> String {
+        format!("{}s", self.aggregate_type)
+    }
+
+    /// The settings of a relay with times short enough for a test to outlast a lease.
+    pub fn settings(&self, extra: &[(&str, &str)]) -> Vec<(String, String)> {
+        let brokers = kafka_brokers();
+        let base = [
+            ("DATABASE_URL", self.database.url.as_str()),
+            ("DB_ROLE", "outrider_relay"),
+            ("KAFKA_BROKERS", brokers.as_str()),
+            ("ADMIN_BIND", "127.0.0.1:0"),
+            ("RELAY_LEASE_MS", "3000"),
+            ("RELAY_MESSAGE_TIMEOUT_MS", "1500"),
+            ("RELAY_LEASE_MARGIN_MS", "500"),
+        ];
+        base.iter().chain(extra).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    /// A relay inside this process.
+    pub fn relay(&self, extra: &[(&str, &str)]) -> InProcess {
+        let env = Env::from_pairs(self.settings(extra));
+        let config = RelayConfig::from_env(&env).expect("the settings are good");
+        let name = config.relay.clone();
+        let shutdown = Shutdown::new();
+        let task = tokio::spawn(relay::run(config, shutdown.clone()));
+        InProcess { name, shutdown, task }
+    }
+
+    /// A relay of its own process.
+    pub fn process(&self, extra: &[(&str, &str)]) -> Process {
+        let log = self.logs.path().join(format!("{}.log", Uuid::now_v7()));
+        let file = File::create(&log).expect("a log file");
+        let child = Command::new(env!("CARGO_BIN_EXE_outrider-relay"))
+            .env_clear()
+            .envs(self.settings(extra))
+            .stdout(file.try_clone().expect("a second handle"))
+            .stderr(file)
+            .spawn()
+            .expect("the relay's executable starts");
+        Process { child, log }
+    }
+
+    /// Inserts version `version` of `key` in the transaction of `connection`.
+    pub async fn insert(&self, connection: &mut PgConnection, key: &str, version: i64) -> i64 {
+        insert(connection, &self.aggregate_type, key, version, r#"{"a":  1}"#).await
+    }
+
+    /// Inserts versions `from..=to` of `key`, a transaction each.
+    pub async fn insert_all(&self, key: &str, from: i64, to: i64) {
+        for version in from..=to {
+            let mut connection = self.database.pool.acquire().await.expect("a connection");
+            self.insert(&mut connection, key, version).await;
+        }
+    }
+
+    /// The topic's records, once there are `distinct` different events in it.
+    pub async fn published(&self, distinct: usize) -> Vec<Record> {
+        published(&self.topic(), distinct).await
+    }
+
+    /// How many lanes each relay holds, by its name.
+    pub async fn lanes_by_owner(&self) -> HashMap<String, i64> {
+        sqlx::query_as::<_, (String, i64)>(
+            "SELECT owner, count(*) FROM relay_lanes WHERE owner IS NOT NULL AND expires_at > now() GROUP BY owner",
+        )
+        .fetch_all(&self.database.pool)
+        .await
+        .expect("the lanes can be read")
+        .into_iter()
+        .collect()
+    }
+}
+
+pub async fn insert(
+    connection: &mut PgConnection,
+    aggregate_type: &str,
+    key: &str,
+    version: i64,
+    payload: &str,
+) -> i64 {
+    sqlx::query_scalar(
+        "INSERT INTO outbox (event_id, aggregate_type, aggregate_id, aggregate_version, type, payload)
+         VALUES ($1, $2, $3, $4, 'thing.changed', $5::json) RETURNING id",
+    )
+    .bind(Uuid::now_v7())
+    .bind(aggregate_type)
+    .bind(key)
+    .bind(version)
+    .bind(payload)
+    .fetch_one(connection)
+    .await
+    .expect("the row is inserted")
+}
+
+pub struct InProcess {
+    pub name: String,
+    shutdown: Shutdown,
+    pub task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl InProcess {
+    /// An ordered shutdown.
+    pub async fn stop(self) {
+        self.shutdown.request();
+        self.task.await.expect("the relay does not panic").expect("the relay ends well");
+    }
+}
+
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("the process is ours");
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it and returns its log.
+    pub fn kill(mut self) -> String {
+        self.signal(Signal::KILL);
+        self.child.wait().expect("the process is ours");
+        self.log()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).expect("the log can be read")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A record as it lies in the topic.
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub key: String,
+    pub version: i64,
+    pub event_id: String,
+    pub payload: String,
+    pub headers: HashMap<String, String>,
+}
+
+/// All records of `topic`, once `distinct` different events are in it; each partition's in its order.
+pub async fn published(topic: &str, distinct: usize) -> Vec<Record> {
+    let topic = topic.to_owned();
+    tokio::task::spawn_blocking(move || read_topic(&topic, distinct)).await.expect("the reader does not panic")
+}
+
+fn read_topic(topic: &str, distinct: usize) -> Vec<Record> {
+    let consumer: BaseConsumer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", kafka_brokers())
+        .set("group.id", "nobody")
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("a consumer");
+    let start = Instant::now();
+    let partitions = loop {
+        let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5)).expect("the topic's metadata");
+        match metadata.topics().first().map_or(0, |topic| topic.partitions().len()) {
+            0 => assert!(start.elapsed() < PATIENCE, "the topic {topic} does not appear"),
+            partitions => break i32::try_from(partitions).expect("few partitions"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..partitions {
+        assignment.add_partition_offset(topic, partition, Offset::Beginning).expect("a valid offset");
+    }
+    consumer.assign(&assignment).expect("an assignment");
+    let mut records = Vec::new();
+    let mut seen = HashSet::new();
+    // The end of each partition once all events are there: up to it, repeats are part of the answer.
+    while seen.len() < distinct {
+        assert!(start.elapsed() < PATIENCE, "{} of {distinct} events were published", seen.len());
+        take(&consumer, &mut records, &mut seen);
+    }
+    let end: i64 = (0..partitions)
+        .map(|partition| {
+            let (low, high) = consumer.fetch_watermarks(topic, partition, Duration::from_secs(5)).expect("watermarks");
+            high - low
+        })
+        .sum();
+    while i64::try_from(records.len()).expect("few records") < end {
+        assert!(start.elapsed() < PATIENCE, "{} of {end} records were read", records.len());
+        take(&consumer, &mut records, &mut seen);
+    }
+    records
+}
+
+fn take(consumer: &BaseConsumer, records: &mut Vec<Record>, seen: &mut HashSet<String>) {
+    let Some(message) = consumer.poll(Duration::from_millis(100)) else { return };
+    let message = message.expect("the topic can be read");
+    let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).expect("UTF-8");
+    let headers: HashMap<String, String> = message
+        .headers()
+        .map(|headers| headers.iter().map(|header| (header.key.to_owned(), text(header.value))).collect())
+        .unwrap_or_default();
+    let event_id = headers.get("id").cloned().unwrap_or_default();
+    seen.insert(event_id.clone());
+    records.push(Record {
+        key: text(message.key()),
+        version: headers.get("aggregate_version").and_then(|version| version.parse().ok()).unwrap_or(0),
+        event_id,
+        payload: text(message.payload()),
+        headers,
+    });
+}
+
+/// Each key's versions in the order in which they first appear; repeats are left out.
+pub fn first_appearances(records: &[Record]) -> HashMap<String, Vec<i64>> {
+    let mut seen = HashSet::new();
+    let mut keys: HashMap<String, Vec<i64>> = HashMap::new();
+    for record in records {
+        if seen.insert(&record.event_id) {
+            keys.entry(record.key.clone()).or_default().push(record.version);
+        }
+    }
+    keys
+}
+
+/// Every key has its versions 1 to `versions(key)`, and they first appear in this order.
+pub fn assert_complete_and_in_order(records: &[Record], versions: impl Fn(&str) -> i64, keys: usize) {
+    let appearances = first_appearances(records);
+    assert_eq!(appearances.len(), keys, "keys published");
+    for (key, found) in appearances {
+        let expected: Vec<i64> = (1..=versions(&key)).collect();
+        assert_eq!(found, expected, "versions of {key}");
+    }
+}
+
+/// Each event was published once.
+pub fn assert_no_repeats(records: &[Record]) {
+    let distinct: HashSet<&str> = records.iter().map(|record| record.event_id.as_str()).collect();
+    assert_eq!(distinct.len(), records.len(), "some events were published twice");
+}
+
+/// Waits until the settled positions have reached the last row.
+pub async fn all_settled(fixture: &Fixture) {
+    eventually("all rows are settled", async || {
+        let open: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM outbox o JOIN relay_lanes l USING (lane) WHERE o.id > l.position OR l.seen IS NULL
+                OR NOT pg_visible_in_snapshot(o.txid::text::xid8, l.seen)",
+        )
+        .fetch_one(&fixture.database.pool)
+        .await
+        .expect("the lanes can be read");
+        (open == 0).then_some(())
+    })
+    .await;
+}
