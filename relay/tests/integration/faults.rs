@@ -184,7 +184,7 @@ async fn nothing_is_lost_or_reordered_while_relays_come_and_go() {
 async fn write_once(fixture: &Fixture, keys: usize) {
     let mut connection = fixture.database.pool.acquire().await.unwrap();
     let mut transaction = connection.begin().await.unwrap();
-    let mut chosen: Vec<usize> = (0..1 + rand::random_range(0..3)).map(|_| rand::random_range(0..keys)).collect();
+    let mut chosen: Vec<usize> = (0..rand::random_range(1..=3)).map(|_| rand::random_range(0..keys)).collect();
     // In one order, or writers would deadlock.
     chosen.sort_unstable();
     chosen.dedup();
