@@ -1,1 +1,17 @@
+//! What two or more of Outrider's services need: configuration, the database pool, the event envelope, appending to the
+//! outbox, Kafka client settings, telemetry, health and shutdown. No business rule lives here.
 
+pub mod backoff;
+pub mod config;
+pub mod db;
+pub mod event;
+pub mod health;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+pub mod outbox;
+pub mod propagation;
+pub mod service;
+pub mod shutdown;
+pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+use shared::config::{ConfigError, EXIT_CONFIG};
+
 use crate::signals::Interrupted;
 use crate::{migrate, prepare, stack, test};
 
@@ -56,7 +58,7 @@ const PREPARE_EXAMPLES: &str = "Examples:
 
 impl Cli {
     /// Does what was asked for, and says how that went by the exit code: 0 well, 1 not, 2 for a command line that makes
-    /// no sense, 128 and the signal's number after an interruption.
+    /// no sense, 64 for a bad variable in the environment, 128 and the signal's number after an interruption.
     #[must_use]
     pub fn run(self) -> ExitCode {
         if matches!(self.command, Command::Reaper) {
@@ -70,7 +72,10 @@ impl Cli {
                     return ExitCode::from(interrupted.exit_code());
                 }
                 eprintln!("outrider: {error:#}");
-                ExitCode::FAILURE
+                match error.downcast_ref::<ConfigError>() {
+                    Some(_) => ExitCode::from(EXIT_CONFIG),
+                    None => ExitCode::FAILURE,
+                }
             }
         }
     }

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
-use sqlx::migrate::{Migrate, Migrator};
+use shared::config::Env;
+use shared::db::{DatabaseConfig, MIGRATOR};
+use sqlx::migrate::Migrate;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{Connection, PgConnection};
 
 use crate::signals::StopSignals;
-use crate::test::given;
-use crate::workspace::Workspace;
 
 /// How the result is told.
 #[derive(Debug, Args)]
@@ -32,8 +32,9 @@ pub struct Applied {
 
 /// Applies what is missing to the database in the environment and says what that was.
 pub async fn run(args: MigrateArgs) -> Result<ExitCode> {
-    let options = database_from_env()?;
-    let applied = StopSignals::listen()?.interrupts(migrate(&options)).await?;
+    let database = DatabaseConfig::from_env(&Env::load()?, "outrider")?;
+    let work = Box::pin(migrate(database.connect_options()));
+    let applied = StopSignals::listen()?.interrupts(work).await?;
     if args.json {
         println!("{}", serde_json::json!({ "applied": applied }));
     } else if applied.is_empty() {
@@ -48,51 +49,23 @@ pub async fn run(args: MigrateArgs) -> Result<ExitCode> {
 
 /// Applies what is missing to a database, and says what that was. Several may do so at the same time.
 pub async fn migrate(database: &PgConnectOptions) -> Result<Vec<Applied>> {
-    let migrator = migrator().await?;
     let mut connection = PgConnection::connect_with(database).await.context("cannot connect to the database")?;
-    let before = versions(&migrator, &mut connection).await?;
-    migrator
+    let before = versions(&mut connection).await?;
+    MIGRATOR
         .run_direct(None, &mut connection, false)
         .await
         .context("the migration failed; a failed one leaves nothing behind")?;
-    let after = versions(&migrator, &mut connection).await?;
+    let after = versions(&mut connection).await?;
     connection.close().await?;
-    Ok(migrator
+    Ok(MIGRATOR
         .iter()
         .filter(|migration| after.contains(&migration.version) && !before.contains(&migration.version))
         .map(|migration| Applied { version: migration.version, description: migration.description.to_string() })
         .collect())
 }
 
-async fn versions(migrator: &Migrator, connection: &mut PgConnection) -> Result<Vec<i64>> {
-    connection.ensure_migrations_table(&migrator.table_name).await?;
-    let applied = connection.list_applied_migrations(&migrator.table_name).await?;
+async fn versions(connection: &mut PgConnection) -> Result<Vec<i64>> {
+    connection.ensure_migrations_table(&MIGRATOR.table_name).await?;
+    let applied = connection.list_applied_migrations(&MIGRATOR.table_name).await?;
     Ok(applied.into_iter().map(|migration| migration.version).collect())
-}
-
-async fn migrator() -> Result<Migrator> {
-    let folder = Workspace::required()?.root().join("migrations");
-    Migrator::new(folder).await.context("cannot read the migrations")
-}
-
-/// The database in `DATABASE_URL`, or in `DB_HOST`, `DB_USER`, `DB_PASSWORD`, `DB_NAME` and `DB_PORT`.
-pub fn database_from_env() -> Result<PgConnectOptions> {
-    let options = match given("DATABASE_URL") {
-        Some(url) => url.parse().context("DATABASE_URL is no Postgres URL")?,
-        None => database_from_parts()?,
-    };
-    Ok(options.application_name("outrider").disable_statement_logging())
-}
-
-fn database_from_parts() -> Result<PgConnectOptions> {
-    let needed = |name: &str| given(name).with_context(|| format!("neither DATABASE_URL nor {name} is set"));
-    let mut options =
-        PgConnectOptions::new().host(&needed("DB_HOST")?).username(&needed("DB_USER")?).database(&needed("DB_NAME")?);
-    if let Some(password) = given("DB_PASSWORD") {
-        options = options.password(&password);
-    }
-    if let Some(port) = given("DB_PORT") {
-        options = options.port(port.parse().context("DB_PORT is no port")?);
-    }
-    Ok(options)
 }

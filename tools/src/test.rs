@@ -65,9 +65,7 @@ async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, a
 /// Whether the arguments for cargo choose packages; what follows `--` is for the tests.
 fn names_packages(args: &[OsString]) -> bool {
     let mut for_cargo = args.iter().map(|arg| arg.to_string_lossy()).take_while(|arg| arg != "--");
-    for_cargo.any(|arg| {
-        arg.starts_with("-p") || arg.starts_with("--package") || arg == "--workspace" || arg == "--all"
-    })
+    for_cargo.any(|arg| arg.starts_with("-p") || arg.starts_with("--package") || arg == "--workspace" || arg == "--all")
 }
 
 /// A variable that is set to something.

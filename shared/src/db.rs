@@ -1,0 +1,252 @@
+//! The Postgres pool: where the database is, waiting for it, refusing an older schema, and which errors are worth another try.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::{ConnectOptions, PgPool};
+
+use crate::backoff::Backoff;
+use crate::config::{ConfigError, Env, Secret};
+use crate::shutdown::Shutdown;
+
+/// The migrations of this build.
+pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
+
+/// Where the database is, and as whom to go there.
+#[derive(Debug, Clone)]
+pub struct DatabaseConfig {
+    options: PgConnectOptions,
+    connections_max: u32,
+}
+
+#[derive(Deserialize)]
+struct Parts {
+    host: Option<String>,
+    user: Option<String>,
+    password: Option<Secret>,
+    name: Option<String>,
+    #[serde(default = "postgres_port")]
+    port: u16,
+    role: Option<String>,
+    #[serde(default = "ten")]
+    connections_max: u32,
+}
+
+const fn postgres_port() -> u16 {
+    5432
+}
+
+const fn ten() -> u32 {
+    10
+}
+
+impl DatabaseConfig {
+    /// Reads `DATABASE_URL`, or `DB_HOST`, `DB_USER`, `DB_PASSWORD`, `DB_NAME` and `DB_PORT`; then `DB_ROLE` and
+    /// `DB_CONNECTIONS_MAX`. `service` becomes the connections' `application_name`.
+    ///
+    /// # Errors
+    /// When neither form is complete, or a part cannot be parsed.
+    pub fn from_env(env: &Env, service: &str) -> Result<Self, ConfigError> {
+        let parts: Parts = env.section("DB_")?;
+        if parts.connections_max == 0 {
+            return Err(ConfigError::new("DB_CONNECTIONS_MAX", "must be at least 1"));
+        }
+        let mut options = match env.var("DATABASE_URL") {
+            // The error does not repeat the URL: it holds the password.
+            Some(url) => url.parse::<PgConnectOptions>().map_err(|error| {
+                ConfigError::new(
+                    "DATABASE_URL",
+                    format!("is not of the form postgres://user:password@host:port/name ({error})"),
+                )
+            })?,
+            None => parts.connect_options()?,
+        };
+        options = options
+            .application_name(service)
+            .log_statements(tracing::log::LevelFilter::Trace)
+            .options([("TimeZone", "UTC")]);
+        if let Some(role) = &parts.role {
+            options = options.options([("role", role)]);
+        }
+        Ok(Self { options, connections_max: parts.connections_max })
+    }
+
+    /// The same database with these server settings on every connection.
+    #[must_use]
+    pub fn with_settings<const N: usize>(mut self, settings: [(&str, &str); N]) -> Self {
+        self.options = self.options.options(settings);
+        self
+    }
+
+    /// How to open one connection outside of the pool.
+    #[must_use]
+    pub const fn connect_options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    /// Opens the pool, waiting with backoff for a database that is not up yet, then checks its schema.
+    ///
+    /// # Errors
+    /// When the schema is older than this build's, the database refuses us for good (wrong password, no such database), or the
+    /// shutdown was asked for first.
+    pub async fn connect(&self, shutdown: &Shutdown) -> Result<PgPool, ConnectError> {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        loop {
+            let pool = PgPoolOptions::new()
+                .max_connections(self.connections_max)
+                .acquire_timeout(Duration::from_secs(5))
+                .connect_with(self.options.clone());
+            let error = match pool.await {
+                Ok(pool) => {
+                    check_schema(&pool).await?;
+                    return Ok(pool);
+                }
+                Err(error) if is_refused_for_good(&error) => return Err(error.into()),
+                Err(error) => error,
+            };
+            let delay = backoff.random_delay();
+            tracing::warn!(
+                db.host = self.options.get_host(),
+                db.port = self.options.get_port(),
+                error = %error,
+                retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                "waiting for Postgres"
+            );
+            if !shutdown.sleep(delay).await {
+                return Err(ConnectError::ShutDown);
+            }
+        }
+    }
+}
+
+impl Parts {
+    fn connect_options(&self) -> Result<PgConnectOptions, ConfigError> {
+        let missing =
+            |variable: &str| ConfigError::new(variable, "is not set; set it, or DATABASE_URL for all of DB_*");
+        let Some(host) = &self.host else {
+            return Err(ConfigError::new(
+                "DATABASE_URL",
+                "is not set; set it, or DB_HOST, DB_USER, DB_PASSWORD and DB_NAME",
+            ));
+        };
+        let user = self.user.as_ref().ok_or_else(|| missing("DB_USER"))?;
+        let name = self.name.as_ref().ok_or_else(|| missing("DB_NAME"))?;
+        let mut options = PgConnectOptions::new_without_pgpass()
+            .host(host)
+            .port(self.port)
+            .username(user)
+            .database(name)
+            .ssl_mode(PgSslMode::Prefer);
+        if let Some(password) = &self.password {
+            options = options.password(password.expose());
+        }
+        Ok(options)
+    }
+}
+
+/// Why there is no pool.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The database has not all of this build's migrations.
+    #[error("the database schema is at version {found}, this build needs {needed}: run `outrider migrate`")]
+    SchemaTooOld {
+        /// Highest migration applied; 0 for none.
+        found: i64,
+        /// Highest migration of this build.
+        needed: i64,
+    },
+    /// The database answered, and will answer the same next time.
+    #[error("Postgres: {0}")]
+    Refused(#[from] sqlx::Error),
+    /// The shutdown was asked for while waiting.
+    #[error("shut down while waiting for Postgres")]
+    ShutDown,
+}
+
+/// Checks that every migration of this build has been applied. A newer schema is fine: migrations come before services.
+///
+/// # Errors
+/// When one is missing.
+pub async fn check_schema(pool: &PgPool) -> Result<(), ConnectError> {
+    let needed = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
+    // Not checked at build time: the table belongs to sqlx.
+    let found = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations WHERE success")
+        .fetch_one(pool)
+        .await;
+    let found = match found {
+        Ok(found) => found.unwrap_or(0),
+        Err(error) if sql_state(&error).as_deref() == Some("42P01") => 0,
+        Err(error) => return Err(error.into()),
+    };
+    if found < needed { Err(ConnectError::SchemaTooOld { found, needed }) } else { Ok(()) }
+}
+
+/// The five characters by which Postgres classes an error, if it came from Postgres.
+#[must_use]
+pub fn sql_state(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error()?.code().map(std::borrow::Cow::into_owned)
+}
+
+/// Whether the same statement may succeed later: the connection broke or could not be had, the server is going down or coming
+/// up, or the transaction lost to another one. Classes as in PostgreSQL's Appendix A.
+#[must_use]
+pub fn is_retryable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            // 08 connection, 53 resources, 55P03 lock not available, 57P0x shutting down or starting, 58 system, 25006 read-only after a
+            // fail-over, 40 rollback (serialization failure, deadlock).
+            ["08", "40", "53", "55P03", "57", "58", "25006"].iter().any(|class| code.starts_with(class))
+        }),
+        _ => false,
+    }
+}
+
+/// Wrong password, unknown role or database, no right to connect: waiting will not help.
+fn is_refused_for_good(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|code| ["28", "3D", "22", "42"].iter().any(|class| code.starts_with(class)))
+        }
+        sqlx::Error::Configuration(_) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<DatabaseConfig, ConfigError> {
+        DatabaseConfig::from_env(&Env::from_pairs(pairs.iter().copied()), "outrider-test")
+    }
+
+    #[test]
+    fn parts_and_url_say_the_same() {
+        let parts = [("DB_HOST", "db"), ("DB_USER", "u"), ("DB_PASSWORD", "p"), ("DB_NAME", "n"), ("DB_PORT", "5433")];
+        for config in [read(&parts), read(&[("DATABASE_URL", "postgres://u:p@db:5433/n")])] {
+            let options = config.expect("complete").options;
+            assert_eq!((options.get_host(), options.get_port()), ("db", 5433));
+            assert_eq!((options.get_username(), options.get_database()), ("u", Some("n")));
+            assert_eq!(options.get_application_name(), Some("outrider-test"));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert!(read(&[]).unwrap_err().to_string().starts_with("DATABASE_URL: is not set"));
+        assert!(read(&[("DB_HOST", "db")]).unwrap_err().to_string().starts_with("DB_USER: is not set"));
+        assert!(
+            read(&[("DB_HOST", "db"), ("DB_PORT", "x")]).unwrap_err().to_string().starts_with("DB_PORT: invalid digit")
+        );
+    }
+
+    #[test]
+    fn a_bad_url_does_not_show_its_password() {
+        let error = read(&[("DATABASE_URL", "postgres://u:hunter2@db:port/n")]).unwrap_err().to_string();
+        assert!(error.starts_with("DATABASE_URL: "), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}

@@ -1,0 +1,136 @@
+//! The admin port of each service: `/livez`, `/readyz` and `/metrics`.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use actix_web::http::header::ContentType;
+use actix_web::{App, HttpResponse, HttpServer, web};
+use prometheus_client::registry::Registry;
+
+use crate::shutdown::Shutdown;
+
+/// What a service needs before it can work, and what of it is missing right now. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Option<String>>>>);
+
+impl Readiness {
+    /// A service that needs `conditions`, none of which is met yet.
+    #[must_use]
+    pub fn waiting_for(conditions: &[&'static str]) -> Self {
+        let missing = conditions.iter().map(|name| (*name, Some("starting".to_owned()))).collect();
+        Self(Arc::new(Mutex::new(missing)))
+    }
+
+    /// `condition` is met.
+    pub fn met(&self, condition: &'static str) {
+        self.lock().insert(condition, None);
+    }
+
+    /// `condition` is not met, because of `reason`.
+    pub fn missing(&self, condition: &'static str, reason: impl Into<String>) {
+        self.lock().insert(condition, Some(reason.into()));
+    }
+
+    /// Whether all is met; else a line for each condition that is not.
+    ///
+    /// # Errors
+    /// The lines.
+    pub fn check(&self) -> Result<(), Vec<String>> {
+        let missing: Vec<String> =
+            self.lock().iter().filter_map(|(name, reason)| Some(format!("{name}: {}", reason.as_ref()?))).collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, Option<String>>> {
+        // A panic elsewhere leaves the map whole: every change is one insert.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Adds `/livez` and `/readyz`.
+pub fn routes(config: &mut web::ServiceConfig, readiness: Readiness) {
+    config
+        .route(
+            "/livez",
+            web::get().to(|| async { HttpResponse::Ok().content_type(ContentType::plaintext()).body("alive\n") }),
+        )
+        .route(
+            "/readyz",
+            web::get().to(move || {
+                let answer = match readiness.check() {
+                    Ok(()) => HttpResponse::Ok().content_type(ContentType::plaintext()).body("ready\n"),
+                    Err(missing) => HttpResponse::ServiceUnavailable()
+                        .content_type(ContentType::plaintext())
+                        .body(format!("not ready\n{}\n", missing.join("\n"))),
+                };
+                async move { answer }
+            }),
+        );
+}
+
+/// Serves the admin port until the process ends: liveness must be answered during the shutdown too. Returns the real address.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn serve(
+    bind: SocketAddr,
+    readiness: Readiness,
+    registry: Registry,
+    shutdown: &Shutdown,
+) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind(bind)?;
+    let address = listener.local_addr()?;
+    let registry = Arc::new(registry);
+    let server = HttpServer::new({
+        let readiness = readiness.clone();
+        move || {
+            let registry = Arc::clone(&registry);
+            App::new().configure(|config| routes(config, readiness.clone())).route(
+                "/metrics",
+                web::get().to(move || {
+                    let answer = metrics(&registry);
+                    async move { answer }
+                }),
+            )
+        }
+    })
+    .workers(1)
+    .disable_signals()
+    .listen(listener)?
+    .run();
+    tokio::spawn(server);
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        shutdown.requested().await;
+        readiness.missing("service", "shutting down");
+    });
+    tracing::info!(admin.address = %address, "health and metrics port is open");
+    Ok(address)
+}
+
+fn metrics(registry: &Registry) -> HttpResponse {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, registry) {
+        Ok(()) => {
+            HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(text)
+        }
+        Err(_) => HttpResponse::InternalServerError().finish(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_condition_must_be_met() {
+        let readiness = Readiness::waiting_for(&["kafka", "postgres"]);
+        assert_eq!(readiness.check(), Err(vec!["kafka: starting".into(), "postgres: starting".into()]));
+        readiness.met("postgres");
+        readiness.missing("kafka", "no broker answers");
+        assert_eq!(readiness.check(), Err(vec!["kafka: no broker answers".into()]));
+        readiness.met("kafka");
+        assert_eq!(readiness.check(), Ok(()));
+    }
+}

@@ -1,0 +1,302 @@
+//! The only place where a Kafka client is configured.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use serde::Deserialize;
+
+use crate::backoff::Backoff;
+use crate::config::{ConfigError, Env, Secret, check_file};
+use crate::shutdown::Shutdown;
+
+/// The section `KAFKA_*`: where the brokers are, who we are to them, and how missing topics are made.
+#[derive(Debug, Clone, Deserialize)]
+pub struct KafkaConfig {
+    /// `KAFKA_BROKERS`: host:port, comma-separated.
+    brokers: String,
+    #[serde(default)]
+    security_protocol: SecurityProtocol,
+    sasl_mechanism: Option<String>,
+    sasl_username: Option<String>,
+    sasl_password: Option<Secret>,
+    ssl_ca_location: Option<PathBuf>,
+    ssl_certificate_location: Option<PathBuf>,
+    ssl_key_location: Option<PathBuf>,
+    ssl_key_password: Option<Secret>,
+    /// `KAFKA_CREATE_TOPICS`: whether missing topics are created.
+    #[serde(default = "yes")]
+    create_topics: bool,
+    /// `KAFKA_TOPIC_PARTITIONS`: partitions of a topic that is created.
+    #[serde(default = "twelve")]
+    topic_partitions: i32,
+    /// `KAFKA_TOPIC_REPLICATION`: replicas of a topic that is created; -1 is the brokers' default.
+    #[serde(default = "brokers_default")]
+    topic_replication: i32,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+enum SecurityProtocol {
+    #[default]
+    Plaintext,
+    SaslPlaintext,
+    Ssl,
+    SaslSsl,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn twelve() -> i32 {
+    12
+}
+
+const fn brokers_default() -> i32 {
+    -1
+}
+
+impl SecurityProtocol {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Plaintext => "PLAINTEXT",
+            Self::SaslPlaintext => "SASL_PLAINTEXT",
+            Self::Ssl => "SSL",
+            Self::SaslSsl => "SASL_SSL",
+        }
+    }
+
+    const fn uses_tls(self) -> bool {
+        matches!(self, Self::Ssl | Self::SaslSsl)
+    }
+
+    const fn uses_sasl(self) -> bool {
+        matches!(self, Self::SaslPlaintext | Self::SaslSsl)
+    }
+}
+
+impl KafkaConfig {
+    /// Reads the section.
+    ///
+    /// # Errors
+    /// When a setting is missing, contradicts another one, or needs TLS in a build that has none.
+    pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
+        let config: Self = env.section("KAFKA_")?;
+        let bad = |variable: &str, problem: &str| Err(ConfigError::new(variable, problem));
+        let has_port = |broker: &str| {
+            broker.trim().rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        if !config.brokers.split(',').all(has_port) {
+            return bad(
+                "KAFKA_BROKERS",
+                &format!("'{}' is not a list such as kafka-1:9092,kafka-2:9092", config.brokers),
+            );
+        }
+        if config.topic_partitions < 1 {
+            return bad("KAFKA_TOPIC_PARTITIONS", "must be at least 1");
+        }
+        if config.topic_replication < 1 && config.topic_replication != -1 {
+            return bad("KAFKA_TOPIC_REPLICATION", "must be at least 1, or -1 for the brokers' default");
+        }
+        let protocol = config.security_protocol;
+        if protocol.uses_sasl() {
+            if config.sasl_mechanism.is_none() {
+                return bad(
+                    "KAFKA_SASL_MECHANISM",
+                    &format!("is needed with {}: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", protocol.name()),
+                );
+            }
+            if config.sasl_username.is_none() {
+                return bad("KAFKA_SASL_USERNAME", &format!("is needed with {}", protocol.name()));
+            }
+            if config.sasl_password.is_none() {
+                return bad("KAFKA_SASL_PASSWORD", &format!("is needed with {}", protocol.name()));
+            }
+        } else if config.sasl_username.is_some() {
+            return bad(
+                "KAFKA_SECURITY_PROTOCOL",
+                "must be SASL_SSL or SASL_PLAINTEXT when KAFKA_SASL_USERNAME is set",
+            );
+        }
+        let scram = config.sasl_mechanism.as_deref().is_some_and(|mechanism| mechanism.starts_with("SCRAM"));
+        if cfg!(not(feature = "kafka-tls")) && (protocol.uses_tls() || scram) {
+            let setting = if protocol.uses_tls() { "KAFKA_SECURITY_PROTOCOL" } else { "KAFKA_SASL_MECHANISM" };
+            return bad(setting, "needs a build with TLS: cargo build --release --features kafka-tls");
+        }
+        check_file("KAFKA_SSL_CA_LOCATION", config.ssl_ca_location.as_deref())?;
+        check_file("KAFKA_SSL_CERTIFICATE_LOCATION", config.ssl_certificate_location.as_deref())?;
+        check_file("KAFKA_SSL_KEY_LOCATION", config.ssl_key_location.as_deref())?;
+        Ok(config)
+    }
+
+    /// What every client has in common: brokers, credentials, and a name in the brokers' logs.
+    #[must_use]
+    pub fn client(&self, client_id: &str) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", &self.brokers);
+        client.set("client.id", client_id);
+        client.set("security.protocol", self.security_protocol.name());
+        // A broker that comes back is found within a quarter of a second and not within librdkafka's ten.
+        client.set("reconnect.backoff.max.ms", "250");
+        let path = |path: &PathBuf| path.display().to_string();
+        let settings = [
+            ("sasl.mechanism", self.sasl_mechanism.clone()),
+            ("sasl.username", self.sasl_username.clone()),
+            ("sasl.password", self.sasl_password.as_ref().map(|secret| secret.expose().to_owned())),
+            ("ssl.ca.location", self.ssl_ca_location.as_ref().map(path)),
+            ("ssl.certificate.location", self.ssl_certificate_location.as_ref().map(path)),
+            ("ssl.key.location", self.ssl_key_location.as_ref().map(path)),
+            ("ssl.key.password", self.ssl_key_password.as_ref().map(|secret| secret.expose().to_owned())),
+        ];
+        for (name, value) in settings {
+            if let Some(value) = value {
+                client.set(name, value);
+            }
+        }
+        client
+    }
+
+    /// An idempotent producer's settings. `message_timeout` is how long one record may take, retries included.
+    #[must_use]
+    pub fn producer(&self, client_id: &str, message_timeout: Duration) -> ClientConfig {
+        let mut client = self.client(client_id);
+        client
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("message.timeout.ms", message_timeout.as_millis().to_string())
+            // The partitioner of Kafka's Java clients: whoever else writes such keys finds the same partitions.
+            .set("partitioner", "murmur2_random")
+            .set("compression.type", "lz4")
+            .set("linger.ms", "1")
+            .set("batch.size", "1000000")
+            .set("batch.num.messages", "10000")
+            .set("queue.buffering.max.messages", "500000")
+            // A topic that has just been made is not an unknown one.
+            .set("topic.metadata.propagation.max.ms", "10000");
+        client
+    }
+
+    /// A consumer's settings for `group`: commits by hand, whole transactions only.
+    #[must_use]
+    pub fn consumer(&self, client_id: &str, group: &str) -> ClientConfig {
+        let mut client = self.client(client_id);
+        client
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("isolation.level", "read_committed")
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            // A position that the broker no longer has is an error to be looked at, never a silent jump.
+            .set("auto.offset.reset", "error");
+        client
+    }
+
+    /// Makes those of `topics` that are missing, unless `KAFKA_CREATE_TOPICS` is false.
+    ///
+    /// # Errors
+    /// When the brokers cannot be reached within ten seconds or refuse.
+    pub async fn ensure_topics(&self, client_id: &str, topics: &[&str]) -> Result<(), KafkaError> {
+        if !self.create_topics {
+            return Ok(());
+        }
+        let admin: AdminClient<DefaultClientContext> = self.client(client_id).create()?;
+        let wanted: Vec<NewTopic<'_>> = topics
+            .iter()
+            .map(|topic| NewTopic::new(topic, self.topic_partitions, TopicReplication::Fixed(self.topic_replication)))
+            .collect();
+        let options = AdminOptions::new()
+            .operation_timeout(Some(Duration::from_secs(10)))
+            .request_timeout(Some(Duration::from_secs(10)));
+        for result in admin.create_topics(&wanted, &options).await? {
+            match result {
+                Ok(topic) => tracing::info!(
+                    messaging.destination.name = topic,
+                    partitions = self.topic_partitions,
+                    "topic created"
+                ),
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => {
+                    tracing::error!(messaging.destination.name = topic, error = %code, "topic could not be created");
+                    return Err(KafkaError::AdminOp(code));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits with backoff until a broker answers. Returns whether one did: it did not if the shutdown was asked for first.
+    pub async fn wait_until_up(&self, client_id: &str, shutdown: &Shutdown) -> bool {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        loop {
+            let config = self.client(client_id);
+            let answer = tokio::task::spawn_blocking(move || {
+                let client: BaseConsumer = config.create()?;
+                client.fetch_metadata(None, Duration::from_secs(5)).map(|_| ())
+            });
+            let error = match answer.await {
+                Ok(Ok(())) => return true,
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            let delay = backoff.random_delay();
+            tracing::warn!(
+                kafka.brokers = self.brokers,
+                error,
+                retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                "waiting for Kafka"
+            );
+            if !shutdown.sleep(delay).await {
+                return false;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<KafkaConfig, ConfigError> {
+        KafkaConfig::from_env(&Env::from_pairs(pairs.iter().copied()))
+    }
+
+    fn refused(pairs: &[(&str, &str)]) -> String {
+        read(pairs).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn what_is_missing_or_contradicts_is_named() {
+        assert_eq!(refused(&[]), "KAFKA_BROKERS: is not set and has no default");
+        assert!(refused(&[("KAFKA_BROKERS", "kafka")]).starts_with("KAFKA_BROKERS: 'kafka' is not a list"));
+        let brokers = ("KAFKA_BROKERS", "a:1,b:2");
+        assert!(refused(&[brokers, ("KAFKA_TOPIC_PARTITIONS", "0")]).starts_with("KAFKA_TOPIC_PARTITIONS: "));
+        assert!(refused(&[brokers, ("KAFKA_SECURITY_PROTOCOL", "TLS")]).starts_with("KAFKA_SECURITY_PROTOCOL: "));
+        assert!(
+            refused(&[brokers, ("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT")]).starts_with("KAFKA_SASL_MECHANISM: ")
+        );
+        assert!(refused(&[brokers, ("KAFKA_SASL_USERNAME", "u")]).starts_with("KAFKA_SECURITY_PROTOCOL: "));
+        assert!(
+            refused(&[brokers, ("KAFKA_SSL_CA_LOCATION", "/no/such")])
+                .starts_with("KAFKA_SSL_CA_LOCATION: there is no file")
+        );
+    }
+
+    #[test]
+    fn credentials_reach_the_client_and_not_the_log() {
+        let config = read(&[
+            ("KAFKA_BROKERS", "a:1"),
+            ("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT"),
+            ("KAFKA_SASL_MECHANISM", "PLAIN"),
+            ("KAFKA_SASL_USERNAME", "u"),
+            ("KAFKA_SASL_PASSWORD", "hunter2"),
+        ])
+        .expect("complete");
+        assert_eq!(config.client("t").get("sasl.password"), Some("hunter2"));
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,71 @@
+//! What every service's `main` does: read the configuration, start telemetry, run until done, flush, and say it by the exit code.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::config::{ConfigError, EXIT_CONFIG, Env};
+use crate::shutdown::{self, Shutdown};
+use crate::telemetry;
+
+/// Runs a service named `name` until it is done or shut down: `configure` reads its settings, `run` is its work.
+///
+/// Exit codes: 0 after an ordered shutdown, 64 for a bad setting (one line on standard error names it), 1 for anything else.
+pub fn run<C>(
+    name: &'static str,
+    configure: impl FnOnce(&Env) -> Result<C, ConfigError>,
+    run: impl AsyncFnOnce(C, Shutdown) -> anyhow::Result<()>,
+) -> ExitCode {
+    let prepared = Env::load().and_then(|env| {
+        let config = configure(&env)?;
+        let deadline_secs = match env.var("SHUTDOWN_TIMEOUT_SECS") {
+            None => 25,
+            Some(value) => value
+                .parse()
+                .map_err(|error| ConfigError::new("SHUTDOWN_TIMEOUT_SECS", format!("{error} ('{value}' given)")))?,
+        };
+        Ok((config, Duration::from_secs(deadline_secs), env))
+    });
+    let (config, deadline, env) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return refuse(name, &error),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("{name}: no threads to run on: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(async {
+        let telemetry = match telemetry::init(&env, name) {
+            Ok(telemetry) => telemetry,
+            Err(error) => return refuse(name, &error),
+        };
+        tracing::info!(service.version = env!("CARGO_PKG_VERSION"), "{name} starts");
+        let shutdown = Shutdown::new();
+        let result = match shutdown::listen(shutdown.clone(), deadline) {
+            Ok(()) => run(config, shutdown.clone()).await,
+            Err(error) => Err(error.into()),
+        };
+        let code = match result {
+            Ok(()) => {
+                tracing::info!("{name} has ended");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                tracing::error!("{name} has failed: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+        // The exporter waits on the network; doing that on a worker thread would stall whatever still runs there.
+        let _ = tokio::task::spawn_blocking(|| telemetry.flush()).await;
+        code
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+fn refuse(name: &str, error: &ConfigError) -> ExitCode {
+    eprintln!("{name}: {error}");
+    ExitCode::from(EXIT_CONFIG)
+}

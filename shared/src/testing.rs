@@ -1,0 +1,99 @@
+//! What the integration tests of all crates share. They need a running Postgres and Kafka, named by `DATABASE_URL` and
+//! `KAFKA_BROKERS`, as `cargo dev test` starts them; every test has a database, topics and groups of its own.
+
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgPool};
+
+use crate::config::Env;
+use crate::db::{DatabaseConfig, MIGRATOR};
+
+/// How long a test waits for what must come. Long, since a machine may be busy: a test that passes never waits for it.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A migrated database that only one test uses.
+#[derive(Debug)]
+pub struct TestDatabase {
+    /// Connections as its owner.
+    pub pool: PgPool,
+    /// For `DATABASE_URL`.
+    pub url: String,
+}
+
+impl TestDatabase {
+    /// Makes one on the server of `DATABASE_URL`, named after `test`.
+    ///
+    /// # Panics
+    /// When there is no server, or it refuses.
+    pub async fn create(test: &str) -> Self {
+        let server = required("DATABASE_URL");
+        let options: PgConnectOptions = server.parse().expect("DATABASE_URL is a Postgres URL");
+        let name = format!("{}_{}", &test.chars().take(30).collect::<String>(), uuid::Uuid::now_v7().simple());
+        let mut connection = options.connect().await.expect("the server of DATABASE_URL answers");
+        connection
+            .execute(AssertSqlSafe(format!("CREATE DATABASE \"{name}\"")))
+            .await
+            .expect("a test may create a database");
+        let (base, _) = server.rsplit_once('/').expect("DATABASE_URL ends in a database");
+        let pool = PgPoolOptions::new()
+            .max_connections(8)
+            .connect_with(options.database(&name))
+            .await
+            .expect("the new database answers");
+        MIGRATOR.run(&pool).await.expect("the migrations apply to an empty database");
+        Self { pool, url: format!("{base}/{name}") }
+    }
+
+    /// The configuration of a service that uses this database under `role`.
+    ///
+    /// # Panics
+    /// Never, as long as `create` made the URL.
+    #[must_use]
+    pub fn config(&self, role: &str) -> DatabaseConfig {
+        let env = Env::from_pairs([("DATABASE_URL", self.url.as_str()), ("DB_ROLE", role)]);
+        DatabaseConfig::from_env(&env, "outrider-test").expect("the URL of a test database is good")
+    }
+}
+
+/// The brokers of `KAFKA_BROKERS`.
+///
+/// # Panics
+/// When it is not set.
+#[must_use]
+pub fn kafka_brokers() -> String {
+    required("KAFKA_BROKERS")
+}
+
+/// A name that no other test has, for a topic or a group.
+#[must_use]
+pub fn unique(prefix: &str) -> String {
+    format!("{prefix}-{}", uuid::Uuid::now_v7().simple())
+}
+
+/// Asks `probe` until it answers with something, and returns that.
+///
+/// # Panics
+/// When it has not within [`PATIENCE`]; the message says what was awaited.
+pub async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(PATIENCE, what, probe).await
+}
+
+/// Like [`eventually`], with a deadline of its own.
+///
+/// # Panics
+/// When the deadline is over.
+pub async fn eventually_within<T>(deadline: Duration, what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn required(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests with `cargo dev test`"))
+}
