@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
-use crate::{migrate, prepare, stack, test};
+use crate::{migrate, prepare, stack, test, up};
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
 #[derive(Debug, Parser)]
@@ -21,6 +21,15 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Bring the whole pipeline up on this machine and show ten orders going through it
+    ///
+    /// Starts Postgres and Kafka privately unless `DATABASE_URL` and `KAFKA_BROKERS` name others, applies the migrations,
+    /// runs the three services, and prints a line `ready URL` when orders can be posted. Stays until Ctrl-C, then stops
+    /// everything in order. Kafka is fetched once through Maven, and Postgres too where the system has none
+    /// (`OUTRIDER_POSTGRES`=auto, system or archive).
+    #[command(after_help = UP_EXAMPLES)]
+    Up(up::UpArgs),
+
     /// Apply this build's migrations to a database
     ///
     /// The database is that of `DATABASE_URL`, or of `DB_HOST`, `DB_USER`, `DB_PASSWORD`, `DB_NAME` and `DB_PORT`.
@@ -42,6 +51,11 @@ enum Command {
     #[command(hide = true)]
     Reaper,
 }
+
+const UP_EXAMPLES: &str = "Examples:
+  cargo dev up
+  cargo dev up --fresh --port 9090
+  cargo dev up --data /tmp/outrider --no-seed";
 
 const MIGRATE_EXAMPLES: &str = "Examples:
   DATABASE_URL=postgres://me:secret@db.example/shop outrider migrate
@@ -84,6 +98,7 @@ impl Cli {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
         let work: Pin<Box<dyn Future<Output = Result<ExitCode>>>> = match self.command {
+            Command::Up(args) => Box::pin(up::run(args)),
             Command::Migrate(args) => Box::pin(migrate::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Prepare(args) => Box::pin(prepare::run(args)),

@@ -3,6 +3,7 @@
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
 
 pub mod cli;
+pub mod console;
 pub mod http;
 pub mod migrate;
 pub mod prepare;
@@ -10,4 +11,5 @@ pub mod prerequisites;
 pub mod signals;
 pub mod stack;
 pub mod test;
+pub mod up;
 pub mod workspace;

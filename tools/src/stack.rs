@@ -3,15 +3,17 @@
 //! `outrider up`, `outrider test`, the end-to-end tests and the benchmarks are built from these parts. Every child is
 //! known to a [`reaper::Reaper`], so that none of them outlives whoever started it.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rand::RngExt;
 
 pub mod kafka;
 pub mod maven;
+pub mod pipeline;
 pub mod postgres;
 pub mod process;
 pub mod reaper;
@@ -19,6 +21,7 @@ pub mod service;
 pub mod throwaway;
 
 pub use kafka::Kafka;
+pub use pipeline::Pipeline;
 pub use postgres::Postgres;
 pub use process::{Launch, Process};
 pub use reaper::Reaper;
@@ -33,6 +36,9 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// How many ports are tried before giving up.
 const PORT_ATTEMPTS: u32 = 200;
 
+/// How long a connection on loopback may take; it is accepted or refused at once unless the machine is overloaded.
+const CONNECT_PATIENCE: Duration = Duration::from_millis(200);
+
 /// Finds a port on loopback that nobody listens on.
 pub fn free_port() -> Result<u16> {
     let mut rng = rand::rng();
@@ -45,7 +51,9 @@ pub fn free_port() -> Result<u16> {
 /// Whether a server could listen on this port of loopback now.
 #[must_use]
 pub fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    // Where somebody listens on all addresses, some systems let us listen on this one, and he gets nothing any more.
+    TcpStream::connect_timeout(&address, CONNECT_PATIENCE).is_err() && TcpListener::bind(address).is_ok()
 }
 
 /// The user to run a server as that refuses to run as root: `nobody` when we are root, else `None`, ourselves.

@@ -6,18 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rand::RngExt;
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rustix::process::Signal;
+use shared::config::Env;
+use shared::kafka::KafkaConfig;
 
 use super::free_port;
 use super::maven::Maven;
 use super::postgres::remove_if_present;
 use super::process::{Launch, Process};
 use super::reaper::Reaper;
-
-/// The version in `kafka/pom.xml`.
-const VERSION: &str = "4.3.0";
 
 const POM: &str = include_str!("kafka/pom.xml");
 const LOG4J: &str = include_str!("kafka/log4j2.properties");
@@ -67,7 +65,7 @@ impl Jars {
     }
 
     fn folder_in(cache: &Path) -> PathBuf {
-        cache.join(format!("kafka-{VERSION}"))
+        cache.join(format!("kafka-{}", Kafka::VERSION))
     }
 
     /// A run of one of the programs in the jars, by its main class, with these options for Java itself.
@@ -96,6 +94,12 @@ pub struct Kafka {
 }
 
 impl Kafka {
+    /// The version in `kafka/pom.xml`.
+    pub const VERSION: &str = "4.3.0";
+
+    /// What its process is called.
+    pub const NAME: &str = "kafka";
+
     /// Formats the data folder if there is none yet, starts the broker and waits until it answers.
     pub async fn start(jars: &Jars, options: &KafkaOptions, reaper: &Reaper) -> Result<Self> {
         fs::create_dir_all(&options.folder).with_context(|| format!("cannot create {}", options.folder.display()))?;
@@ -129,7 +133,7 @@ impl Kafka {
                 .await?;
         }
         let process = jars
-            .launch("kafka", &["-Xmx512m", &logging], "kafka.Kafka")
+            .launch(Self::NAME, &["-Xmx512m", &logging], "kafka.Kafka")
             .arg(&properties)
             .log(&options.log)
             .end_with(Signal::TERM, STOP_PATIENCE)
@@ -166,7 +170,8 @@ pub async fn answers(brokers: &str) -> bool {
     }
     let brokers = brokers.to_owned();
     let asked = tokio::task::spawn_blocking(move || {
-        let client: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create().ok()?;
+        let config = KafkaConfig::from_env(&Env::from_pairs([("KAFKA_BROKERS", brokers)])).ok()?;
+        let client: BaseConsumer = config.client("outrider").create().ok()?;
         client.fetch_metadata(None, Duration::from_secs(1)).ok()
     });
     matches!(asked.await, Ok(Some(metadata)) if !metadata.brokers().is_empty())
@@ -245,7 +250,7 @@ mod tests {
 
     #[test]
     fn the_version_of_the_folder_is_that_of_the_jars() {
-        assert_eq!(POM.matches(&format!("<version>{VERSION}</version>")).count(), 2);
+        assert_eq!(POM.matches(&format!("<version>{}</version>", Kafka::VERSION)).count(), 2);
     }
 
     #[test]
