@@ -1,1 +1,15 @@
-//! Nothing here yet.
+//! The `outrider` command line: for developers (`up`, `seed`, `test`, `prepare`) and operators (`migrate`).
+//!
+//! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
+
+pub mod cli;
+pub mod console;
+pub mod http;
+pub mod migrate;
+pub mod prepare;
+pub mod prerequisites;
+pub mod signals;
+pub mod stack;
+pub mod test;
+pub mod up;
+pub mod workspace;

@@ -1,2 +1,9 @@
-//! Nothing here yet.
-fn main() {}
+//! The `outrider` executable.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    tools::cli::Cli::parse().run()
+}

@@ -1,0 +1,109 @@
+//! The command line: what can be asked for, and who does it.
+
+use std::pin::Pin;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use shared::config::{ConfigError, EXIT_CONFIG};
+
+use crate::signals::Interrupted;
+use crate::{migrate, prepare, stack, test, up};
+
+/// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "outrider", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring the whole pipeline up on this machine and show ten orders going through it
+    ///
+    /// Starts Postgres and Kafka privately unless `DATABASE_URL` and `KAFKA_BROKERS` name others, applies the migrations,
+    /// runs the three services, and prints a line `ready URL` when orders can be posted. Stays until Ctrl-C, then stops
+    /// everything in order. Kafka is fetched once through Maven, and Postgres too where the system has none
+    /// (`OUTRIDER_POSTGRES`=auto, system or archive).
+    #[command(after_help = UP_EXAMPLES)]
+    Up(up::UpArgs),
+
+    /// Apply this build's migrations to a database
+    ///
+    /// The database is that of `DATABASE_URL`, or of `DB_HOST`, `DB_USER`, `DB_PASSWORD`, `DB_NAME` and `DB_PORT`.
+    #[command(after_help = MIGRATE_EXAMPLES)]
+    Migrate(migrate::MigrateArgs),
+
+    /// Run the tests, with a Postgres and a Kafka of their own
+    ///
+    /// They are started on free ports in a temporary folder and are gone afterwards. `DATABASE_URL` (of a superuser, or of
+    /// one who may create databases) and `KAFKA_BROKERS` in the environment replace them.
+    #[command(after_help = TEST_EXAMPLES)]
+    Test(test::TestArgs),
+
+    /// Describe the checked queries in `.sqlx`, so that a build needs no database
+    #[command(after_help = PREPARE_EXAMPLES)]
+    Prepare(prepare::PrepareArgs),
+
+    /// End the children of a vanished parent
+    #[command(hide = true)]
+    Reaper,
+}
+
+const UP_EXAMPLES: &str = "Examples:
+  cargo dev up
+  cargo dev up --fresh --port 9090
+  cargo dev up --data /tmp/outrider --no-seed";
+
+const MIGRATE_EXAMPLES: &str = "Examples:
+  DATABASE_URL=postgres://me:secret@db.example/shop outrider migrate
+  outrider migrate --json";
+
+const TEST_EXAMPLES: &str = "Examples:
+  cargo dev test
+  cargo dev test -p relay
+  cargo dev test -p tools --test e2e -- --nocapture";
+
+const PREPARE_EXAMPLES: &str = "Examples:
+  cargo dev prepare            write .sqlx anew, after a change of a query or a migration
+  cargo dev prepare --check    for CI: exit code 1 when .sqlx is not current";
+
+impl Cli {
+    /// Does what was asked for, and says how that went by the exit code: 0 well, 1 not, 2 for a command line that makes
+    /// no sense, 64 for a bad variable in the environment, 128 and the signal's number after an interruption.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        if matches!(self.command, Command::Reaper) {
+            stack::reaper::run(std::io::stdin().lock());
+            return ExitCode::SUCCESS;
+        }
+        match self.run_async() {
+            Ok(code) => code,
+            Err(error) => {
+                if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
+                    return ExitCode::from(interrupted.exit_code());
+                }
+                eprintln!("outrider: {error:#}");
+                match error.downcast_ref::<ConfigError>() {
+                    Some(_) => ExitCode::from(EXIT_CONFIG),
+                    None => ExitCode::FAILURE,
+                }
+            }
+        }
+    }
+
+    fn run_async(self) -> Result<ExitCode> {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+        let work: Pin<Box<dyn Future<Output = Result<ExitCode>>>> = match self.command {
+            Command::Up(args) => Box::pin(up::run(args)),
+            Command::Migrate(args) => Box::pin(migrate::run(args)),
+            Command::Test(args) => Box::pin(test::run(args)),
+            Command::Prepare(args) => Box::pin(prepare::run(args)),
+            Command::Reaper => return Ok(ExitCode::SUCCESS),
+        };
+        runtime.block_on(work)
+    }
+}

@@ -1,0 +1,40 @@
+//! What is shown to whoever waits: plain lines, the same on a terminal and in a file.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// Prints a line. A reader who has gone away is no reason to stop: the work goes on, and ends in order.
+pub fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// Does one step of a longer way, and prints a line with its name, what came of it and how long it took.
+///
+/// The step returns its result and a few words on it.
+pub async fn step<T>(name: &str, work: impl Future<Output = Result<(T, String)>>) -> Result<T> {
+    let begun = Instant::now();
+    let (result, words) = work.await.with_context(|| format!("{name} failed"))?;
+    say(format_args!("{name:<15}{words:<60} {:>8}", short(begun.elapsed())));
+    Ok(result)
+}
+
+/// A duration for people: `7 ms`, `1.2 s`.
+#[must_use]
+pub fn short(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) {
+        format!("{} ms", duration.as_millis())
+    } else {
+        format!("{:.1} s", duration.as_secs_f64())
+    }
+}
+
+/// A path for people: relative to the working folder when it is inside of it.
+#[must_use]
+pub fn shown(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(&here).unwrap_or(path).display().to_string()
+}
