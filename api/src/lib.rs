@@ -1,1 +1,24 @@
-//! Nothing here yet.
+//! Outrider's API: takes orders over HTTP and writes each one together with its event, in one statement.
+//!
+//! An order's way: [`routes`] reads the request, [`domain`] validates it, [`batcher`] groups it with what arrives at the same time,
+//! [`store`] writes the group, and each request is answered with the bytes that its event carries. Whatever goes wrong leaves as a
+//! [`problem`].
+
+pub mod batcher;
+pub mod config;
+pub mod domain;
+pub mod metrics;
+pub mod observe;
+pub mod problem;
+pub mod routes;
+pub mod server;
+pub mod store;
+
+pub use config::Config;
+pub use server::Server;
+use shared::shutdown::Shutdown;
+
+/// Runs the API until `shutdown` is asked for and every order taken by then is written and answered.
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    Server::start(config, &shutdown).await?.run().await
+}

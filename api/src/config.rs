@@ -1,0 +1,167 @@
+//! The API's settings. Every limit of the service is here, with its bounds.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use serde::Deserialize;
+use shared::config::{ConfigError, Env};
+use shared::db::DatabaseConfig;
+
+/// All that the API reads from its environment.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where orders are taken: `API_BIND`.
+    pub bind: SocketAddr,
+    /// Where health and metrics are answered: `ADMIN_BIND`.
+    pub admin_bind: SocketAddr,
+    /// The database, without the settings that the API wants of its connections.
+    pub database: DatabaseConfig,
+    /// How much of everything: `API_*`.
+    pub limits: Limits,
+}
+
+/// How much of everything. The names are those of the variables without their `API_`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Threads that serve HTTP; 0 for one a core.
+    pub workers: usize,
+    /// Connections of clients that are open at once, over all workers.
+    pub connections_max: usize,
+    /// Seconds that an idle connection is kept.
+    pub keep_alive_secs: u64,
+    /// Milliseconds that a client may take to send a request's head.
+    pub head_timeout_ms: u64,
+    /// Orders that one statement may write.
+    pub batch_rows_max: usize,
+    /// Statements that may write orders at the same time, each on a connection of its own.
+    pub statements_max: usize,
+    /// Orders that may wait for a statement; the next one is answered 503.
+    pub queue_max: usize,
+    /// Milliseconds to wait for a connection to Postgres before a request is answered 503.
+    pub connect_timeout_ms: u64,
+    /// Milliseconds that a statement may take before its requests are answered 503.
+    pub statement_timeout_ms: u64,
+    /// Seconds that requests under way have to end after a shutdown was asked for. Not a variable of its own: a little less
+    /// than `SHUTDOWN_TIMEOUT_SECS`, after which the process ends whatever is left.
+    #[serde(skip)]
+    pub drain_secs: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            connections_max: 10_000,
+            keep_alive_secs: 60,
+            head_timeout_ms: 5_000,
+            batch_rows_max: 500,
+            statements_max: 2,
+            queue_max: 5_000,
+            connect_timeout_ms: 1_000,
+            statement_timeout_ms: 5_000,
+            drain_secs: 20,
+        }
+    }
+}
+
+impl Config {
+    /// Reads all of it.
+    ///
+    /// # Errors
+    /// When a variable is missing, cannot be parsed or is out of its bounds; the error names it.
+    pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
+        let mut limits: Limits = env.section("API_")?;
+        limits.check()?;
+        if let Some(Ok(secs)) = env.var("SHUTDOWN_TIMEOUT_SECS").map(str::parse::<u64>) {
+            limits.drain_secs = secs.saturating_sub(5).max(1);
+        }
+        Ok(Self {
+            bind: env.bind("API_BIND", "127.0.0.1:8080")?,
+            admin_bind: env.admin_bind("127.0.0.1:9080")?,
+            database: DatabaseConfig::from_env(env, "outrider-api")?,
+            limits,
+        })
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), ConfigError> {
+        within("API_WORKERS", &self.workers, 0..=1_024)?;
+        within("API_CONNECTIONS_MAX", &self.connections_max, 1..=1_000_000)?;
+        within("API_KEEP_ALIVE_SECS", &self.keep_alive_secs, 1..=3_600)?;
+        within("API_HEAD_TIMEOUT_MS", &self.head_timeout_ms, 100..=600_000)?;
+        within("API_BATCH_ROWS_MAX", &self.batch_rows_max, 1..=10_000)?;
+        within("API_STATEMENTS_MAX", &self.statements_max, 1..=64)?;
+        within("API_QUEUE_MAX", &self.queue_max, 1..=1_000_000)?;
+        within("API_CONNECT_TIMEOUT_MS", &self.connect_timeout_ms, 10..=60_000)?;
+        within("API_STATEMENT_TIMEOUT_MS", &self.statement_timeout_ms, 100..=600_000)
+    }
+
+    /// Threads that serve HTTP.
+    #[must_use]
+    pub fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            count => count,
+        }
+    }
+
+    /// How long to wait for a connection to Postgres.
+    #[must_use]
+    pub const fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    /// How long to wait for a statement. A little longer than Postgres itself allows it: when Postgres gives up first, the
+    /// connection stays whole and the outcome is known.
+    #[must_use]
+    pub const fn statement_patience(&self) -> Duration {
+        Duration::from_millis(self.statement_timeout_ms + 500)
+    }
+}
+
+fn within<T: PartialOrd + std::fmt::Display>(
+    variable: &str,
+    value: &T,
+    bounds: RangeInclusive<T>,
+) -> Result<(), ConfigError> {
+    if bounds.contains(value) {
+        return Ok(());
+    }
+    Err(ConfigError::new(variable, format!("must be from {} to {} ('{value}' given)", bounds.start(), bounds.end())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let database = [("DATABASE_URL", "postgres://u@localhost/n")];
+        Config::from_env(&Env::from_pairs(database.iter().chain(pairs).copied()))
+    }
+
+    #[test]
+    fn only_the_database_has_no_default() {
+        let config = read(&[]).expect("complete");
+        assert_eq!(config.bind.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.admin_bind.to_string(), "127.0.0.1:9080");
+        assert_eq!((config.limits.batch_rows_max, config.limits.statements_max), (500, 2));
+        assert_eq!(Config::from_env(&Env::default()).unwrap_err().variable, "DATABASE_URL");
+    }
+
+    #[test]
+    fn a_limit_out_of_its_bounds_is_named() {
+        let error = read(&[("API_BATCH_ROWS_MAX", "0")]).unwrap_err().to_string();
+        assert_eq!(error, "API_BATCH_ROWS_MAX: must be from 1 to 10000 ('0' given)");
+        assert_eq!(read(&[("API_QUEUE_MAX", "lots")]).unwrap_err().variable, "API_QUEUE_MAX");
+        assert_eq!(read(&[("API_BIND", "8080")]).unwrap_err().variable, "API_BIND");
+    }
+
+    #[test]
+    fn requests_under_way_end_before_the_process_must() {
+        assert_eq!(read(&[("SHUTDOWN_TIMEOUT_SECS", "60")]).expect("complete").limits.drain_secs, 55);
+        assert_eq!(read(&[("SHUTDOWN_TIMEOUT_SECS", "2")]).expect("complete").limits.drain_secs, 1);
+    }
+}

@@ -1,0 +1,131 @@
+//! Every figure that the API shows on its admin port, in one place. Names follow OpenTelemetry's conventions where there is one.
+//! No ids in labels: each value of a label is a time series.
+
+use std::time::Instant;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// From half a millisecond to ten seconds.
+const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const ROWS: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 10_000.0];
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// Handles to all of them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    requests: Histograms<RequestLabels>,
+    statements: Histograms<StatementLabels>,
+    rows: Histogram,
+    /// Orders that wait for a statement.
+    pub queued: Gauge,
+    refused: Family<RefusedLabels, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    http_route: &'static str,
+    http_response_status_class: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatementLabels {
+    db_operation_name: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    reason: &'static str,
+}
+
+impl Metrics {
+    /// Makes them and adds them to `registry`.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let seconds: fn() -> Histogram = || Histogram::new(SECONDS);
+        let metrics = Self {
+            requests: Family::new_with_constructor(seconds),
+            statements: Family::new_with_constructor(seconds),
+            rows: Histogram::new(ROWS),
+            queued: Gauge::default(),
+            refused: Family::default(),
+        };
+        registry.register_with_unit(
+            "http_server_request_duration",
+            "Time from a request's head to its answer, by route and class of status",
+            Unit::Seconds,
+            metrics.requests.clone(),
+        );
+        registry.register_with_unit(
+            "db_client_operation_duration",
+            "Time that statements took, by statement and outcome",
+            Unit::Seconds,
+            metrics.statements.clone(),
+        );
+        registry.register("api_statement_rows", "Orders that one statement wrote or tried to", metrics.rows.clone());
+        registry.register("api_queue_depth", "Orders that wait for a statement", metrics.queued.clone());
+        registry.register(
+            "api_orders_refused",
+            "Valid orders that were not accepted, by reason",
+            metrics.refused.clone(),
+        );
+        metrics
+    }
+
+    /// A request was answered.
+    pub fn request(&self, route: &'static str, status: u16, start: Instant) {
+        let http_response_status_class = match status {
+            ..200 => "1xx",
+            200..300 => "2xx",
+            300..400 => "3xx",
+            400..500 => "4xx",
+            500.. => "5xx",
+        };
+        let labels = RequestLabels { http_route: route, http_response_status_class };
+        self.requests.get_or_create(&labels).observe(start.elapsed().as_secs_f64());
+    }
+
+    /// A statement that wrote `rows` orders has ended.
+    pub fn insert(&self, rows: usize, outcome: &'static str, start: Instant) {
+        let labels = StatementLabels { db_operation_name: "insert_orders", outcome };
+        self.statements.get_or_create(&labels).observe(start.elapsed().as_secs_f64());
+        #[expect(clippy::cast_precision_loss, reason = "a statement has at most 10,000 rows")]
+        self.rows.observe(rows as f64);
+    }
+
+    /// A valid order was not accepted.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&RefusedLabels { reason }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_figure_is_shown_under_its_name() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.request("/orders", 201, Instant::now());
+        metrics.insert(3, "ok", Instant::now());
+        metrics.refused("queue_full");
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+        for line in [
+            "http_server_request_duration_seconds_count{http_route=\"/orders\",http_response_status_class=\"2xx\"} 1",
+            "db_client_operation_duration_seconds_count{db_operation_name=\"insert_orders\",outcome=\"ok\"} 1",
+            "api_statement_rows_sum 3.0",
+            "api_queue_depth 0",
+            "api_orders_refused_total{reason=\"queue_full\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Orders over HTTP: extract, call, respond.
+
+use actix_web::error::PayloadError;
+use actix_web::http::header;
+use actix_web::web::{self, Bytes};
+use actix_web::{Error, HttpRequest, HttpResponse};
+
+use crate::domain::{NewOrder, OrderId};
+use crate::observe::event_headers;
+use crate::problem::{Kind, Problem};
+use crate::routes::BODY_BYTES_MAX;
+use crate::server::State;
+
+/// `POST /orders`: 201 with the order, once it and its event are committed.
+pub async fn create(
+    request: HttpRequest,
+    body: Result<Bytes, Error>,
+    state: web::Data<State>,
+) -> Result<HttpResponse, Problem> {
+    require_json(&request)?;
+    let body = body.map_err(|error| unreadable(&error))?;
+    let order = NewOrder::from_json(&body)?;
+    let written = state.batcher.submit(order, event_headers(&state, request.headers())).await?;
+    Ok(HttpResponse::Created()
+        .insert_header((header::LOCATION, format!("/orders/{}", written.id)))
+        .content_type(header::ContentType::json())
+        .body(written.document))
+}
+
+/// `GET /orders/{id}`: 200 with the order as it is. An id that no order can have is answered like one that none has.
+pub async fn read(id: web::Path<String>, state: web::Data<State>) -> Result<HttpResponse, Problem> {
+    let not_found = || Problem::new(Kind::OrderNotFound, "No order has that id.");
+    let id = OrderId::from_path(&id).ok_or_else(not_found)?;
+    let document = state.reader.order(id).await?.ok_or_else(not_found)?;
+    Ok(HttpResponse::Ok().content_type(header::ContentType::json()).body(document))
+}
+
+/// The body is what it says it is. Parameters of the type are passed over: JSON is UTF-8 (RFC 8259), and takes none.
+fn require_json(request: &HttpRequest) -> Result<(), Problem> {
+    let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    let media_type = text(header::CONTENT_TYPE).and_then(|value| value.split(';').next()).unwrap_or_default();
+    if !media_type.trim().eq_ignore_ascii_case("application/json") {
+        return Err(Problem::new(Kind::UnsupportedMediaType, "The header Content-Type must be application/json."));
+    }
+    if text(header::CONTENT_ENCODING).is_some_and(|value| !value.trim().eq_ignore_ascii_case("identity")) {
+        return Err(Problem::new(Kind::UnsupportedMediaType, "The body must be sent without a Content-Encoding."));
+    }
+    Ok(())
+}
+
+fn unreadable(error: &Error) -> Problem {
+    match error.as_error::<PayloadError>() {
+        Some(PayloadError::Overflow) => {
+            Problem::new(Kind::BodyTooLarge, format!("The body may have {BODY_BYTES_MAX} bytes at most."))
+        }
+        _ => Problem::new(Kind::MalformedBody, "The body ended early or could not be read."),
+    }
+}

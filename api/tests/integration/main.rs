@@ -1,0 +1,11 @@
+//! The API on a real Postgres: each test has a database and a server of its own, on free ports, under the role `outrider_api`.
+
+mod grouping;
+mod http;
+mod orders;
+mod outages;
+mod process;
+mod proxy;
+mod refusals;
+mod service;
+mod shutdown;

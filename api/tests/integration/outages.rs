@@ -1,0 +1,86 @@
+//! Postgres goes and comes back; the service says so and goes on by itself.
+
+use std::time::{Duration, Instant};
+
+use shared::config::Env;
+use shared::db::DatabaseConfig;
+use shared::testing::{TestDatabase, eventually};
+
+use crate::http::{request, send};
+use crate::proxy::{Proxy, Way};
+use crate::service::{Api, ORDER, written};
+
+/// An API whose way to Postgres goes through a proxy, with short time-outs.
+async fn behind_proxy(database: &TestDatabase) -> (Proxy, Api) {
+    let direct = database.config("outrider_api");
+    let server = format!("{}:{}", direct.connect_options().get_host(), direct.connect_options().get_port());
+    assert!(database.url.contains(&server), "DATABASE_URL names host and port");
+    let proxy = Proxy::to(server.clone()).await;
+    let url = database.url.replace(&server, &proxy.address.to_string());
+    let env = Env::from_pairs([("DATABASE_URL", url.as_str()), ("DB_ROLE", "outrider_api")]);
+    let config = DatabaseConfig::from_env(&env, "outrider-test").expect("the URL is good");
+    let api = Api::on(config, |limits| {
+        limits.connect_timeout_ms = 300;
+        limits.statement_timeout_ms = 300;
+    })
+    .await;
+    (proxy, api)
+}
+
+#[tokio::test]
+async fn postgres_away_is_a_503_and_comes_back() {
+    let database = TestDatabase::create("away").await;
+    let (proxy, api) = behind_proxy(&database).await;
+    assert_eq!(api.post(ORDER).await.status, 201);
+    let mut accepted = 1;
+    for way in [Way::Cut, Way::Frozen] {
+        proxy.set(way);
+        let start = Instant::now();
+        for answer in [api.post(ORDER).await, api.get("/orders/1").await, api.post(ORDER).await] {
+            assert_eq!((answer.status, answer.problem().as_str()), (503, "/problems/unavailable"), "{way:?}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{way:?}: each wait is bounded");
+        eventually("readiness is red", async || (api.get("/readyz").await.status == 503).then_some(())).await;
+        assert_eq!(api.get("/livez").await.status, 200);
+        assert_eq!(send(api.admin, request("GET", "/readyz", "", b"")).await.status, 503);
+        proxy.set(Way::Open);
+        eventually("orders are accepted again", async || (api.post(ORDER).await.status == 201).then_some(())).await;
+        accepted += 1;
+        eventually("orders are read again", async || (api.get("/orders/1").await.status == 200).then_some(())).await;
+        eventually("readiness is green", async || (api.get("/readyz").await.status == 200).then_some(())).await;
+    }
+    // Nothing went through while it was away, so nothing is in doubt.
+    assert_eq!(written(&database).await, (accepted, accepted, accepted));
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn everyone_who_waits_for_an_absent_postgres_is_answered_soon() {
+    let database = TestDatabase::create("away_queue").await;
+    let (proxy, api) = behind_proxy(&database).await;
+    proxy.set(Way::Frozen);
+    let start = Instant::now();
+    let posting: Vec<_> = (0..200).map(|_| api.posting(ORDER)).collect();
+    for answer in posting {
+        assert_eq!(answer.await.expect("no panic").status, 503);
+    }
+    assert!(start.elapsed() < Duration::from_secs(10));
+    assert_eq!(api.metric("api_queue_depth").await, 0);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_broke_while_it_rested_costs_no_order() {
+    let database = TestDatabase::create("rested").await;
+    let api = Api::start(&database).await;
+    assert_eq!(api.post(ORDER).await.status, 201);
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE datname = current_database() AND query LIKE '-- insert_orders%' AND state_change < now() - interval '1100 ms'";
+    eventually("the connection has rested and is ended", async || {
+        let ended: i64 = sqlx::query_scalar(terminate).fetch_one(&database.pool).await.expect("the owner may");
+        (ended > 0).then_some(())
+    })
+    .await;
+    assert_eq!(api.post(ORDER).await.status, 201);
+    api.stop().await;
+}

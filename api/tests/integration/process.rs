@@ -1,0 +1,85 @@
+//! The program itself: its exit codes, its signals, its traces.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use shared::testing::{PATIENCE, TestDatabase};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::http::{request, send};
+use crate::service::ORDER;
+
+fn program(variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outrider-api"));
+    command.env_clear().envs(variables.iter().copied()).current_dir(std::env::temp_dir());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+/// Reads the log up to the line that says where orders are taken.
+async fn address(child: &mut Child) -> std::net::SocketAddr {
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let found = timeout(PATIENCE, async {
+        while let Some(line) = lines.next_line().await.expect("a log") {
+            let entry: Value = serde_json::from_str(&line).expect("LOG_FORMAT=json is JSON");
+            if let Some(address) = entry["server.address"].as_str() {
+                return address.parse().expect("an address");
+            }
+        }
+        panic!("the log ended without an address");
+    });
+    let found = found.await.expect("the API starts");
+    // Keeps reading, so that the program never blocks on its log.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    found
+}
+
+#[tokio::test]
+async fn a_bad_setting_is_one_line_and_exit_code_64() {
+    let url = "postgres://nobody@127.0.0.1:1/none";
+    let cases = [
+        (vec![("DATABASE_URL", url), ("API_QUEUE_MAX", "0")], "API_QUEUE_MAX: must be from 1 to 1000000 ('0' given)"),
+        (vec![("DATABASE_URL", url), ("API_BIND", "nowhere")], "API_BIND: 'nowhere' is not a host and port"),
+        (vec![], "DATABASE_URL: is not set"),
+    ];
+    for (variables, expected) in cases {
+        let output = program(&variables).output().await.expect("it runs");
+        let text = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(64), "{text}");
+        assert!(text.contains(expected) && text.lines().count() == 1, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_event_carries_the_span_of_its_request() {
+    let database = TestDatabase::create("span").await;
+    let variables = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("DB_ROLE", "outrider_api"),
+        ("API_BIND", "127.0.0.1:0"),
+        ("ADMIN_BIND", "127.0.0.1:0"),
+        ("LOG_FORMAT", "json"),
+        // Nobody listens there; spans are made all the same.
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "100"),
+    ];
+    let mut child = program(&variables).spawn().expect("it runs");
+    let address = address(&mut child).await;
+    let headers = "content-type: application/json\r\n\
+        traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n";
+    assert_eq!(send(address, request("POST", "/orders", headers, ORDER.as_bytes())).await.status, 201);
+    let traceparent: String = sqlx::query_scalar("SELECT headers->>'traceparent' FROM outbox")
+        .fetch_one(&database.pool)
+        .await
+        .expect("one event with a trace");
+    assert!(traceparent.starts_with("00-0af7651916cd43dd8448eb211c80319c-"), "the caller's trace: {traceparent}");
+    assert!(!traceparent.contains("b7ad6b7169203331"), "and a span of its own: {traceparent}");
+
+    let pid = child.id().expect("it runs").to_string();
+    assert!(Command::new("kill").arg(&pid).status().await.expect("kill runs").success());
+    let status = timeout(Duration::from_secs(30), child.wait()).await.expect("it ends").expect("it is our child");
+    assert_eq!(status.code(), Some(0));
+}

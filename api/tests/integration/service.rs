@@ -1,0 +1,114 @@
+//! An API in this process, and what its tests ask of it and of its database.
+
+use std::net::SocketAddr;
+
+use api::config::Limits;
+use api::{Config, Server};
+use shared::db::DatabaseConfig;
+use shared::shutdown::Shutdown;
+use shared::testing::{TestDatabase, eventually};
+use sqlx::{PgPool, Postgres, Transaction};
+use tokio::task::JoinHandle;
+
+use crate::http::{Answer, order_request, request, send};
+
+/// The smallest good order.
+pub const ORDER: &str = r#"{"user_id": 1, "product_id": 2, "quantity": 3}"#;
+
+/// A running API.
+pub struct Api {
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    pub shutdown: Shutdown,
+    pub running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Api {
+    /// Starts one on `database`.
+    pub async fn start(database: &TestDatabase) -> Self {
+        Self::with(database, |_| ()).await
+    }
+
+    /// Starts one whose limits `change` changes.
+    pub async fn with(database: &TestDatabase, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::on(database.config("outrider_api"), change).await
+    }
+
+    /// Starts one that goes to its database as `database` says.
+    pub async fn on(database: DatabaseConfig, change: impl FnOnce(&mut Limits)) -> Self {
+        let mut limits = Limits { workers: 1, ..Limits::default() };
+        change(&mut limits);
+        let shutdown = Shutdown::new();
+        let server = Server::start(config(database, limits), &shutdown).await.expect("the API starts");
+        let (address, admin) = (server.address(), server.admin_address());
+        Self { address, admin, shutdown, running: tokio::spawn(server.run()) }
+    }
+
+    pub async fn post(&self, body: &str) -> Answer {
+        send(self.address, order_request(body)).await
+    }
+
+    /// Posts without waiting for the answer.
+    pub fn posting(&self, body: &str) -> JoinHandle<Answer> {
+        tokio::spawn(send(self.address, order_request(body)))
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        send(self.address, request("GET", path, "", b"")).await
+    }
+
+    /// The value of a metric that counts something; 0 if it is not there. Labels belong to `name`.
+    pub async fn metric(&self, name: &str) -> i64 {
+        let text = send(self.admin, request("GET", "/metrics", "", b"")).await.body;
+        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+        let value = line.and_then(|line| line.rsplit(' ').next());
+        value.map_or(0, |value| value.trim_end_matches(".0").parse().expect("a whole number"))
+    }
+
+    /// Waits until that many orders wait for a statement.
+    pub async fn queued(&self, count: i64) {
+        eventually("the orders are queued", async || (self.metric("api_queue_depth").await == count).then_some(()))
+            .await;
+    }
+
+    /// Shuts it down in order.
+    pub async fn stop(self) {
+        self.shutdown.request();
+        self.running.await.expect("no panic").expect("it ends in order");
+    }
+}
+
+pub fn config(database: DatabaseConfig, limits: Limits) -> Config {
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    Config { bind: free, admin_bind: free, database, limits }
+}
+
+/// How many orders, transitions and events there are.
+pub async fn written(database: &TestDatabase) -> (i64, i64, i64) {
+    let counts =
+        "SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM order_transitions), (SELECT count(*) FROM outbox)";
+    sqlx::query_as(counts).fetch_one(&database.pool).await.expect("the tables can be counted")
+}
+
+/// Runs one statement as the owner of the database.
+pub async fn execute(database: &TestDatabase, sql: &'static str) {
+    sqlx::raw_sql(sql).execute(&database.pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+/// Keeps orders from being written until the transaction is dropped.
+pub async fn hold(pool: &PgPool) -> Transaction<'static, Postgres> {
+    let mut transaction = pool.begin().await.expect("a transaction begins");
+    sqlx::query("LOCK TABLE orders IN EXCLUSIVE MODE").execute(&mut *transaction).await.expect("nobody else locks");
+    transaction
+}
+
+/// Waits until a statement of the API waits for that lock.
+pub async fn statement_held(database: &TestDatabase) {
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '-- insert_orders%'";
+    eventually("a statement waits", async || {
+        let count: i64 = sqlx::query_scalar(waiting).fetch_one(&database.pool).await.expect("the activity can be seen");
+        (count > 0).then_some(())
+    })
+    .await;
+}
