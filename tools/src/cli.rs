@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
-use crate::{migrate, prepare, stack, test, up};
+use crate::{migrate, prepare, seed, stack, test, up};
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
 #[derive(Debug, Parser)]
@@ -29,6 +29,12 @@ enum Command {
     /// (`OUTRIDER_POSTGRES`=auto, system or archive).
     #[command(after_help = UP_EXAMPLES)]
     Up(up::UpArgs),
+
+    /// Post many orders, follow them till they are Processed, and print figures
+    ///
+    /// The exit code is 1 when an order was not accepted, or not Processed in time.
+    #[command(after_help = SEED_EXAMPLES)]
+    Seed(seed::SeedArgs),
 
     /// Apply this build's migrations to a database
     ///
@@ -52,10 +58,18 @@ enum Command {
     Reaper,
 }
 
+/// The exit code for a command line that makes no sense; clap uses the same.
+const EXIT_USAGE: u8 = 2;
+
 const UP_EXAMPLES: &str = "Examples:
   cargo dev up
   cargo dev up --fresh --port 9090
   cargo dev up --data /tmp/outrider --no-seed";
+
+const SEED_EXAMPLES: &str = "Examples:
+  cargo dev seed
+  cargo dev seed --count 20000 --concurrency 64
+  cargo dev seed --count 60000 --rate 1000 --seed 7 --json";
 
 const MIGRATE_EXAMPLES: &str = "Examples:
   DATABASE_URL=postgres://me:secret@db.example/shop outrider migrate
@@ -82,6 +96,10 @@ impl Cli {
         match self.run_async() {
             Ok(code) => code,
             Err(error) => {
+                if let Some(error) = error.downcast_ref::<clap::Error>() {
+                    let _ = error.print();
+                    return ExitCode::from(EXIT_USAGE);
+                }
                 if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
                     return ExitCode::from(interrupted.exit_code());
                 }
@@ -99,6 +117,7 @@ impl Cli {
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
         let work: Pin<Box<dyn Future<Output = Result<ExitCode>>>> = match self.command {
             Command::Up(args) => Box::pin(up::run(args)),
+            Command::Seed(args) => Box::pin(seed::run(args)),
             Command::Migrate(args) => Box::pin(migrate::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Prepare(args) => Box::pin(prepare::run(args)),

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use rustix::process::Signal;
 
 use crate::console::{say, short, shown, step};
 use crate::http::OrdersApi;
@@ -70,7 +69,9 @@ pub async fn run(args: UpArgs) -> Result<ExitCode> {
     {
         eprintln!("outrider: {error:#}");
     }
-    stop(&mut pipeline, &mut signals).await;
+    if !pipeline.is_empty() {
+        stop(&mut pipeline, &mut signals).await;
+    }
     match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.is::<Interrupted>() => Err(error),
@@ -81,6 +82,7 @@ pub async fn run(args: UpArgs) -> Result<ExitCode> {
 /// Stops in order; another signal meanwhile ends everything at once.
 async fn stop(pipeline: &mut Pipeline, signals: &mut StopSignals) {
     let begun = Instant::now();
+    say("stopping everything");
     let stopped = tokio::select! {
         complaints = pipeline.stop() => Some(complaints),
         _ = signals.next() => None,
@@ -123,11 +125,8 @@ impl Up {
         }
         self.say_where_to_go(pipeline, &url);
         tokio::select! {
-            signal = signals.next() => {
-                say(format_args!("{}, stopping", if signal == Signal::INT { "interrupted" } else { "told to stop" }));
-                Ok(())
-            }
-            death = pipeline.death() => Err(death?.error).context("stopping everything"),
+            _ = signals.next() => Ok(()),
+            death = pipeline.death() => Err(death?.error),
         }
     }
 

@@ -29,6 +29,12 @@ pub struct Death {
 }
 
 impl Pipeline {
+    /// Whether nothing was started.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.kafka.is_none() && self.postgres.is_none()
+    }
+
     fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
         self.services
             .iter_mut()
