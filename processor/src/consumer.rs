@@ -1,0 +1,395 @@
+//! The consumer: one task that polls Kafka and never waits for anything else, so that the group never loses it. It routes records
+//! to the workers of their partitions and answers changes of the assignment.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use rdkafka::consumer::{CommitMode, Consumer as _, RebalanceProtocol, StreamConsumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use shared::shutdown::Shutdown;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::MissedTickBehavior;
+
+use self::context::{Change, Context, decline};
+use self::positions::{LostPositions, Positions, Start};
+use self::seat::{Seat, copy, drain};
+use crate::config::Settings;
+use crate::partition::{Ending, Shop};
+use crate::queue::Limits;
+use crate::record::Partition;
+
+mod context;
+pub(crate) mod positions;
+mod seat;
+
+pub(crate) type KafkaConsumer = StreamConsumer<Context>;
+
+/// Condition of [`shared::health::Readiness`]: the group has told us our partitions.
+pub(crate) const ASSIGNMENT: &str = "kafka";
+
+/// How often Kafka is told the positions. Only lag tools look at them, and a new group in another database: not worth a request
+/// a batch.
+const TELL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Records that are routed before the task looks at anything else.
+const BURST_ROWS_MAX: usize = 500;
+
+/// How long closing may take: a last commit, and leaving the group.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the consumer cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumerError {
+    /// Records between a position and what the broker has are lost, or the topic is another one.
+    #[error("{0}")]
+    PositionsLost(LostPositions),
+    /// Kafka's client refuses, for good.
+    #[error("Kafka: {0}")]
+    Kafka(#[from] KafkaError),
+    /// A part of the processor panicked.
+    #[error("a part of the processor has failed: {0}")]
+    Panicked(JoinError),
+}
+
+/// What a task of the consumer's has done.
+#[derive(Debug)]
+pub(crate) enum Done {
+    Worker { partition: Partition, generation: u64, ending: Ending },
+    Found(Result<Vec<Start>, ConsumerError>),
+    FoundAgain { generation: u64, start: Result<Vec<Start>, ConsumerError> },
+    Drained { partitions: TopicPartitionList, seats: Vec<(Partition, Seat)> },
+}
+
+/// The consumer's task.
+pub(crate) struct Consumer {
+    kafka: Arc<KafkaConsumer>,
+    positions: Positions,
+    shop: Arc<Shop>,
+    topics: Vec<Arc<str>>,
+    limits: Limits,
+    drain_timeout: Duration,
+    seats: HashMap<Partition, Seat>,
+    generation: u64,
+    changes: UnboundedReceiver<Change>,
+    /// The change that is under way; it is answered when it is done.
+    unanswered: Option<Change>,
+    /// Workers, and whatever else must not keep the consumer from polling.
+    tasks: JoinSet<Done>,
+}
+
+impl Consumer {
+    /// Joins the group.
+    pub(crate) fn subscribe(
+        mut client: ClientConfig,
+        settings: &Settings,
+        shop: Arc<Shop>,
+    ) -> Result<Self, ConsumerError> {
+        client
+            .set("session.timeout.ms", settings.session_timeout_ms.to_string())
+            .set("heartbeat.interval.ms", (settings.session_timeout_ms / 3).clamp(1, 3_000).to_string())
+            .set("queued.max.messages.kbytes", Settings::PREFETCH_KIB_MAX.to_string())
+            // A partition whose prefetch is full is looked at again after a hundredth and not after a whole second.
+            .set("fetch.queue.backoff.ms", "10");
+        let (sender, changes) = unbounded_channel();
+        let kafka: KafkaConsumer = client.create_with_context(Context::new(sender, shop.metrics.clone()))?;
+        let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
+        kafka.subscribe(&topics)?;
+        let kafka = Arc::new(kafka);
+        let positions = Positions {
+            pool: shop.applier.pool.clone(),
+            group: Arc::clone(&shop.applier.group),
+            kafka: Arc::clone(&kafka),
+            retry_max: settings.retry_max(),
+        };
+        Ok(Self {
+            kafka,
+            positions,
+            shop,
+            topics: topics.into_iter().map(Arc::from).collect(),
+            limits: Limits { rows_max: settings.queue_rows_max, bytes_max: settings.queue_bytes_max },
+            drain_timeout: settings.drain_timeout(),
+            seats: HashMap::new(),
+            generation: 0,
+            changes,
+            unanswered: None,
+            tasks: JoinSet::new(),
+        })
+    }
+
+    /// Works until the shutdown is asked for, then finishes what is under way and leaves the group.
+    pub(crate) async fn run(mut self, shutdown: &Shutdown) -> Result<(), ConsumerError> {
+        let result = self.work(shutdown).await;
+        self.finish().await;
+        // Dropping polls until librdkafka has closed, so not on a thread that other tasks need.
+        let closed = tokio::task::spawn_blocking(move || drop(self));
+        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+            tracing::warn!("the group was not left in time: its other members wait for the session to end");
+        }
+        result
+    }
+
+    async fn work(&mut self, shutdown: &Shutdown) -> Result<(), ConsumerError> {
+        let kafka = Arc::clone(&self.kafka);
+        let shop = Arc::clone(&self.shop);
+        let mut messages = kafka.stream();
+        let mut tell = tokio::time::interval(TELL_INTERVAL);
+        tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.requested() => return Ok(()),
+                Some(change) = self.changes.recv(), if self.unanswered.is_none() => self.begin(change),
+                Some(done) = self.tasks.join_next() => self.finished(done)?,
+                () = shop.room.notified() => self.resume()?,
+                _ = tell.tick() => self.tell(),
+                Some(message) = messages.next() => {
+                    self.route(message).await?;
+                    for _ in 1..BURST_ROWS_MAX {
+                        let Some(Some(message)) = messages.next().now_or_never() else { break };
+                        self.route(message).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts to carry out a change of the assignment.
+    fn begin(&mut self, change: Change) {
+        match &change {
+            Change::Assign(partitions) => {
+                self.shop.metrics.rebalanced("assign");
+                let positions = self.positions.clone();
+                let wanted = self.partitions(partitions);
+                self.tasks.spawn(async move { Done::Found(positions.find(&wanted).await) });
+            }
+            Change::Revoke(partitions) => {
+                self.shop.metrics.rebalanced("revoke");
+                let leaving = self.partitions(partitions).into_iter();
+                let seats: Vec<_> =
+                    leaving.filter_map(|partition| self.seats.remove_entry(&partition)).collect();
+                let (partitions, timeout) = (partitions.clone(), self.drain_timeout);
+                self.tasks.spawn(async move {
+                    drain(&seats.iter().map(|(_, seat)| seat).collect::<Vec<_>>(), timeout).await;
+                    Done::Drained { partitions, seats }
+                });
+            }
+        }
+        self.unanswered = Some(change);
+    }
+
+    fn finished(&mut self, done: Result<Done, JoinError>) -> Result<(), ConsumerError> {
+        match done {
+            Ok(Done::Found(starts)) => self.assign(&starts?),
+            Ok(Done::Drained { partitions, seats }) => self.unassign(&partitions, seats),
+            Ok(Done::Worker { partition, generation, ending: Ending::Fenced }) => {
+                self.find_again(partition, generation);
+                Ok(())
+            }
+            Ok(Done::Worker { ending: Ending::Stopped, .. }) => Ok(()),
+            Ok(Done::FoundAgain { generation, start }) => self.reopen(generation, &start?),
+            Err(error) if error.is_cancelled() => Ok(()),
+            Err(error) => Err(ConsumerError::Panicked(error)),
+        }
+    }
+
+    /// Answers an assignment: exactly the offsets that were found.
+    fn assign(&mut self, starts: &[Start]) -> Result<(), ConsumerError> {
+        let mut list = TopicPartitionList::with_capacity(starts.len());
+        for start in starts {
+            list.add_partition_offset(&start.partition.topic, start.partition.number, start.offset)?;
+            self.open(start);
+        }
+        self.unanswered = None;
+        match self.kafka.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.kafka.incremental_assign(&list)?,
+            _ => self.kafka.assign(&list)?,
+        }
+        self.shop.readiness.met(ASSIGNMENT);
+        self.assignment_changed("assigned", starts.len());
+        Ok(())
+    }
+
+    /// Answers a revocation, after the workers have ended.
+    fn unassign(
+        &mut self,
+        partitions: &TopicPartitionList,
+        mut seats: Vec<(Partition, Seat)>,
+    ) -> Result<(), ConsumerError> {
+        // The pause of a partition would outlive its assignment.
+        let paused = seats.iter().filter(|(_, seat)| seat.queue.is_paused()).map(|(partition, _)| partition);
+        let paused = list_of(paused);
+        if paused.count() > 0 {
+            self.kafka.resume(&paused)?;
+        }
+        if !self.kafka.assignment_lost() {
+            commit(&self.kafka, seats.iter_mut().map(|(partition, seat)| (&*partition, seat)));
+        }
+        self.unanswered = None;
+        match self.kafka.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.kafka.incremental_unassign(partitions)?,
+            _ => self.kafka.unassign()?,
+        }
+        self.assignment_changed("revoked", partitions.count());
+        Ok(())
+    }
+
+    fn assignment_changed(&self, kind: &'static str, partitions: usize) {
+        self.shop.metrics.partitions.set(i64::try_from(self.seats.len()).unwrap_or(i64::MAX));
+        tracing::info!(kind, partitions, held = self.seats.len(), "assignment changed");
+    }
+
+    fn open(&mut self, start: &Start) {
+        self.generation += 1;
+        let seat = Seat::open(start, self.generation, self.limits, &self.shop, &mut self.tasks);
+        self.seats.insert(start.partition.clone(), seat);
+    }
+
+    /// Finds out where a partition is whose position somebody else has moved, and goes there.
+    fn find_again(&mut self, partition: Partition, generation: u64) {
+        if self.seats.get(&partition).is_none_or(|seat| seat.generation != generation) {
+            return; // It has been revoked meanwhile.
+        }
+        let positions = self.positions.clone();
+        self.tasks.spawn(async move {
+            let start = match positions.find(&[partition]).await {
+                Ok(starts) => seek(&positions.kafka, starts).await,
+                Err(error) => Err(error),
+            };
+            Done::FoundAgain { generation, start }
+        });
+    }
+
+    /// Starts a new worker where a partition was found again. Nothing has been delivered since it was paused for the seek.
+    fn reopen(&mut self, generation: u64, starts: &[Start]) -> Result<(), ConsumerError> {
+        for start in starts {
+            if self.seats.get(&start.partition).is_some_and(|seat| seat.generation == generation) {
+                self.open(start);
+                self.kafka.resume(&list_of([&start.partition].into_iter()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a message to the worker of its partition.
+    async fn route(&self, message: Result<BorrowedMessage<'_>, KafkaError>) -> Result<(), ConsumerError> {
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => return self.check(error).await,
+        };
+        let Some(topic) = self.topics.iter().find(|topic| &***topic == message.topic()) else { return Ok(()) };
+        let partition = Partition { topic: Arc::clone(topic), number: message.partition() };
+        // Without a worker the partition is being revoked or sought anew: whoever goes on with it starts at the position in
+        // Postgres, and so reads this record again.
+        let Some(seat) = self.seats.get(&partition).filter(|seat| seat.is_open()) else { return Ok(()) };
+        if seat.queue.push(copy(&message)) {
+            self.shop.metrics.pauses.inc();
+            self.kafka.pause(&list_of([&partition].into_iter()))?;
+        }
+        Ok(())
+    }
+
+    /// Most of librdkafka's errors are news of something that it is mending by itself.
+    async fn check(&self, error: KafkaError) -> Result<(), ConsumerError> {
+        match error {
+            KafkaError::MessageConsumptionFatal(_) => Err(error.into()),
+            // `auto.offset.reset` is `error`. The message does not say which partition it is, so all are looked at.
+            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
+                let partitions: Vec<Partition> = self.seats.keys().cloned().collect();
+                self.positions.find(&partitions).await?;
+                Err(error.into())
+            }
+            _ => {
+                tracing::warn!(error = %error, "Kafka consumer");
+                Ok(())
+            }
+        }
+    }
+
+    /// Resumes the partitions whose queues have room again.
+    fn resume(&self) -> Result<(), ConsumerError> {
+        let room = self.seats.iter().filter(|(_, seat)| seat.queue.wants_resume()).map(|(partition, _)| partition);
+        let room = list_of(room);
+        if room.count() > 0 {
+            self.kafka.resume(&room)?;
+        }
+        Ok(())
+    }
+
+    /// Tells Kafka the positions.
+    fn tell(&mut self) {
+        commit(&self.kafka, self.seats.iter_mut());
+    }
+
+    /// Finishes the transactions under way and tells Kafka where they ended.
+    async fn finish(&mut self) {
+        drain(&self.seats.values().collect::<Vec<_>>(), self.drain_timeout).await;
+        self.tell();
+    }
+
+    fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
+        let partition = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+            let topic = self.topics.iter().find(|topic| &***topic == element.topic());
+            let topic = topic.map_or_else(|| Arc::from(element.topic()), Arc::clone);
+            Partition { topic, number: element.partition() }
+        };
+        list.elements().iter().map(partition).collect()
+    }
+}
+
+impl Drop for Consumer {
+    /// librdkafka's close waits until the changes that it has made known are answered.
+    fn drop(&mut self) {
+        self.kafka.context().close();
+        if let Some(change) = self.unanswered.take() {
+            decline(&*self.kafka, &change);
+        }
+        while let Ok(change) = self.changes.try_recv() {
+            decline(&*self.kafka, &change);
+        }
+    }
+}
+
+fn list_of<'a>(partitions: impl Iterator<Item = &'a Partition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.number);
+    }
+    list
+}
+
+/// Commits what Kafka has not been told of these seats. It is sent before whatever the consumer asks of the group after it, and
+/// nobody waits for the answer.
+fn commit<'a>(kafka: &KafkaConsumer, seats: impl Iterator<Item = (&'a Partition, &'a mut Seat)>) {
+    let mut list = TopicPartitionList::new();
+    for (partition, seat) in seats {
+        if let Some(offset) = seat.untold() {
+            // Fails only for a list that it cannot find its own new element in.
+            let _ = list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(offset));
+        }
+    }
+    if list.count() == 0 {
+        return;
+    }
+    if let Err(error) = kafka.commit(&list, CommitMode::Async) {
+        tracing::debug!(error = %error, "offsets not committed to Kafka");
+    }
+}
+
+/// Sets partitions to where they were found. They are paused first, and stay so: what was fetched before is thrown away, and
+/// nothing of what comes after can be mistaken for it.
+async fn seek(kafka: &Arc<KafkaConsumer>, starts: Vec<Start>) -> Result<Vec<Start>, ConsumerError> {
+    let kafka = Arc::clone(kafka);
+    let sought = tokio::task::spawn_blocking(move || {
+        kafka.pause(&list_of(starts.iter().map(|start| &start.partition)))?;
+        for start in &starts {
+            kafka.seek(&start.partition.topic, start.partition.number, start.offset, CLOSE_TIMEOUT)?;
+        }
+        Ok(starts)
+    });
+    sought.await.map_err(ConsumerError::Panicked)?
+}

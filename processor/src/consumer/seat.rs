@@ -1,0 +1,111 @@
+//! A partition that is assigned: its queue, its worker, and how both are brought to an end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::Done;
+use super::positions::Start;
+use crate::partition::{NOTHING_COMMITTED, Shop, Worker};
+use crate::queue::{Limits, Queue};
+use crate::record::{Record, RecordHeaders};
+
+/// A partition that is assigned.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    /// Tells this seat from an earlier one of the same partition.
+    pub(crate) generation: u64,
+    pub(crate) queue: Arc<Queue>,
+    committed: Arc<AtomicI64>,
+    /// What Kafka was last told.
+    told: i64,
+    stop: CancellationToken,
+    ended: CancellationToken,
+    abort: AbortHandle,
+}
+
+impl Seat {
+    /// Starts a worker at `start`.
+    pub(crate) fn open(
+        start: &Start,
+        generation: u64,
+        limits: Limits,
+        shop: &Arc<Shop>,
+        tasks: &mut JoinSet<Done>,
+    ) -> Self {
+        let queue = Arc::new(Queue::new(limits));
+        let committed = Arc::new(AtomicI64::new(NOTHING_COMMITTED));
+        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+        let worker = Worker {
+            partition: start.partition.clone(),
+            position: start.position,
+            next_offset: start.next_offset,
+            queue: Arc::clone(&queue),
+            committed: Arc::clone(&committed),
+            stop: stop.clone(),
+        };
+        let (shop, partition, end) = (Arc::clone(shop), start.partition.clone(), ended.clone().drop_guard());
+        let abort = tasks.spawn(async move {
+            // Also dropped when the task is aborted or panics.
+            let _end = end;
+            Done::Worker { partition, generation, ending: worker.run(shop).await }
+        });
+        Self { generation, queue, committed, told: NOTHING_COMMITTED, stop, ended, abort }
+    }
+
+    /// Whether records can still be given to it.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.ended.is_cancelled()
+    }
+
+    /// The position that Kafka has not been told yet; counts as told from now on.
+    pub(crate) fn untold(&mut self) -> Option<i64> {
+        let committed = self.committed.load(Ordering::Acquire);
+        (committed != self.told).then(|| {
+            self.told = committed;
+            committed
+        })
+    }
+}
+
+/// Stops the workers of `seats`: each finishes its transaction under way, if that takes no longer than `timeout`, and is
+/// aborted otherwise, which rolls it back.
+pub(crate) async fn drain(seats: &[&Seat], timeout: Duration) {
+    for seat in seats {
+        seat.stop.cancel();
+    }
+    let ended = join_all(seats.iter().map(|seat| seat.ended.cancelled()));
+    if tokio::time::timeout(timeout, ended).await.is_err() {
+        tracing::warn!(timeout_ms = timeout.as_millis(), "transactions under way are given up and rolled back");
+        for seat in seats {
+            seat.abort.abort();
+        }
+        // An aborted task is dropped at its next await, which is where it is waiting now.
+        join_all(seats.iter().map(|seat| seat.ended.cancelled())).await;
+    }
+}
+
+/// Copies a record out of librdkafka's memory.
+pub(crate) fn copy(message: &BorrowedMessage<'_>) -> Record {
+    Record {
+        offset: message.offset(),
+        key: message.key().map(<[u8]>::to_vec),
+        payload: message.payload().map(<[u8]>::to_vec),
+        headers: message.headers().map(headers).unwrap_or_default(),
+    }
+}
+
+fn headers(headers: &impl Headers) -> RecordHeaders {
+    let copy = |index| {
+        headers.try_get(index).map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+    };
+    // rdkafka panics over a header whose name is not UTF-8. One such record must not end the processor: its header is kept
+    // without name and value, and the record is dead-lettered if it was one that matters.
+    let copy = |index| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| copy(index)));
+    (0..headers.count()).filter_map(|index| copy(index).unwrap_or_else(|_| Some(("\u{fffd}".to_owned(), None)))).collect()
+}

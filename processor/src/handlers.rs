@@ -1,0 +1,3 @@
+//! The handlers that come with Outrider.
+
+pub mod orders;

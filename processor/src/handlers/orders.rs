@@ -1,0 +1,122 @@
+//! `order.created`: the order goes from Pending to Processed.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Deserialize;
+use shared::outbox::{self, NewEvent, NewEvents};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::handler::{EventHandler, Handled, HandlerError};
+use crate::record::Event;
+use crate::store::orders::{Changed, Changes, process, versions};
+
+/// The event that [`OrderCreated`] handles.
+pub const ORDER_CREATED: &str = "order.created";
+/// The event that [`OrderCreated`] appends for each order.
+pub const ORDER_PROCESSED: &str = "order.processed";
+
+/// Makes a created order Processed: status, version + 1, one transition and one event `order.processed`.
+///
+/// Refused for good: a payload that is no order, one whose id is not the key, an order that is not in the database. An order
+/// that is past the event's version has been processed or cancelled otherwise: then the event has no effect.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OrderCreated;
+
+/// What is read of an order's document.
+#[derive(Deserialize)]
+struct Order {
+    id: i64,
+    version: i64,
+}
+
+impl EventHandler for OrderCreated {
+    async fn handle(&self, events: &[Event<'_>], connection: &mut PgConnection) -> Result<Handled, HandlerError> {
+        let orders = read(events)?;
+        let changed = process(connection, &changes(&orders)).await?;
+        let missed = missed(&orders, &changed);
+        if !missed.is_empty() {
+            check_missed(&orders, &missed, connection).await?;
+        }
+        // Last in the transaction, after the orders are changed: the append rule.
+        outbox::append(connection, "order", &announcements(events, &orders, changed)).await?;
+        Ok(Handled { superseded: missed.len() })
+    }
+}
+
+/// The order of each event.
+fn read(events: &[Event<'_>]) -> Result<Vec<Order>, HandlerError> {
+    let mut refused = Vec::new();
+    let mut orders = Vec::with_capacity(events.len());
+    for (index, event) in events.iter().enumerate() {
+        match event.json::<Order>() {
+            Err(error) => refused.push((index, error.to_string())),
+            Ok(order) if order.id.to_string() != event.aggregate_id() => {
+                refused.push((index, "the order's id in the payload is not the record's key".to_owned()));
+            }
+            Ok(order) if order.version != event.aggregate_version() => {
+                refused.push((index, "the order's version in the payload is not the event's".to_owned()));
+            }
+            Ok(order) => orders.push(order),
+        }
+    }
+    if refused.is_empty() { Ok(orders) } else { Err(HandlerError::refused(refused)) }
+}
+
+fn changes(orders: &[Order]) -> Changes {
+    let mut sorted: Vec<&Order> = orders.iter().collect();
+    sorted.sort_unstable_by_key(|order| order.id);
+    Changes {
+        order_ids: sorted.iter().map(|order| order.id).collect(),
+        versions: sorted.iter().map(|order| order.version).collect(),
+        event_ids: sorted.iter().map(|_| Uuid::now_v7()).collect(),
+    }
+}
+
+/// Places of the orders that did not change through their event.
+fn missed(orders: &[Order], changed: &[Changed]) -> Vec<usize> {
+    // Of two events for one order and version, the first made the change.
+    let mut made: HashSet<(i64, i64)> = changed.iter().map(|order| (order.id, order.version - 1)).collect();
+    let by_event = |order: &Order| made.remove(&(order.id, order.version));
+    let by_event: Vec<bool> = orders.iter().map(by_event).collect();
+    (0..orders.len()).filter(|place| !by_event[*place]).collect()
+}
+
+/// Refuses the events of orders that are not in the database, or not yet at the event's version: order and event were written
+/// in one transaction, so this is another database than the event's.
+async fn check_missed(
+    orders: &[Order],
+    missed: &[usize],
+    connection: &mut PgConnection,
+) -> Result<(), HandlerError> {
+    let ids: Vec<i64> = missed.iter().map(|place| orders[*place].id).collect();
+    let present: HashMap<i64, i64> = versions(connection, &ids).await?.into_iter().collect();
+    let refusal = |place: &usize| match present.get(&orders[*place].id) {
+        None => Some((*place, "the order is not in the database".to_owned())),
+        Some(version) if *version < orders[*place].version => {
+            Some((*place, format!("the order in the database is only at version {version}")))
+        }
+        Some(_) => None,
+    };
+    let refused: Vec<_> = missed.iter().filter_map(refusal).collect();
+    if refused.is_empty() { Ok(()) } else { Err(HandlerError::refused(refused)) }
+}
+
+/// An `order.processed` for each order that changed, in the order of the events that caused them.
+fn announcements(events: &[Event<'_>], orders: &[Order], changed: Vec<Changed>) -> NewEvents {
+    let mut changed: HashMap<i64, Changed> = changed.into_iter().map(|order| (order.id, order)).collect();
+    let mut new = NewEvents::with_capacity(changed.len());
+    for (event, order) in events.iter().zip(orders) {
+        if let Some(now) = changed.remove(&order.id) {
+            new.push(NewEvent {
+                event_id: now.event_id,
+                aggregate_id: now.id.to_string(),
+                aggregate_version: now.version,
+                event_type: ORDER_PROCESSED,
+                payload: now.document,
+                trace: event.trace(),
+            });
+        }
+    }
+    new
+}

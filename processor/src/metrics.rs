@@ -1,0 +1,142 @@
+//! What the processor counts.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// What came of the records of committed batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Given to their handler, and taken.
+    pub applied: usize,
+    /// Of those applied: without effect, because a later state had overtaken them.
+    pub superseded: usize,
+    /// Known from the inbox.
+    pub repeated: usize,
+    /// Of a type without a handler.
+    pub passed_over: usize,
+    /// Given up.
+    pub dead_lettered: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Label {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+/// The processor's metrics. Cheap to clone: all clones count together.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    events: Family<Label, Counter>,
+    pub(crate) retries: Counter,
+    pub(crate) fenced: Counter,
+    pub(crate) pauses: Counter,
+    pub(crate) commit_failures: Counter,
+    pub(crate) partitions: Gauge,
+    rebalances: Family<Kind, Counter>,
+    batch_rows: Histogram,
+    batch_seconds: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            events: Family::default(),
+            retries: Counter::default(),
+            fenced: Counter::default(),
+            pauses: Counter::default(),
+            commit_failures: Counter::default(),
+            partitions: Gauge::default(),
+            rebalances: Family::default(),
+            batch_rows: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
+            batch_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+        }
+    }
+}
+
+impl Metrics {
+    /// Puts all of them into `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("outrider_processor");
+        registry.register("events", "Records of committed batches, by what came of them", self.events.clone());
+        registry.register("retries", "Batches that were rolled back, to be tried again", self.retries.clone());
+        registry.register("fenced", "Batches that somebody else had applied already", self.fenced.clone());
+        registry.register("pauses", "Times that a partition's queue was full", self.pauses.clone());
+        registry.register(
+            "kafka_commit_failures",
+            "Offset commits to Kafka that failed; Postgres holds the position that counts",
+            self.commit_failures.clone(),
+        );
+        registry.register("partitions", "Partitions that are assigned and worked on", self.partitions.clone());
+        registry.register("rebalances", "Changes of the assignment", self.rebalances.clone());
+        registry.register("batch_rows", "Records of a batch", self.batch_rows.clone());
+        registry.register_with_unit(
+            "batch_duration",
+            "Time from the first attempt at a batch to its commit",
+            Unit::Seconds,
+            self.batch_seconds.clone(),
+        );
+    }
+
+    /// Counts a committed batch of `rows` records.
+    pub(crate) fn record(&self, tally: &Tally, rows: usize, seconds: f64) {
+        for (outcome, count) in [
+            ("applied", tally.applied),
+            ("superseded", tally.superseded),
+            ("repeated", tally.repeated),
+            ("passed_over", tally.passed_over),
+            ("dead_lettered", tally.dead_lettered),
+        ] {
+            self.events.get_or_create(&Label { outcome }).inc_by(count as u64);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a batch has far fewer than 2^52 rows")]
+        self.batch_rows.observe(rows as f64);
+        self.batch_seconds.observe(seconds);
+    }
+
+    /// Counts a change of the assignment: `assign` or `revoke`.
+    pub(crate) fn rebalanced(&self, kind: &'static str) {
+        self.rebalances.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// What came of all records so far.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let count = |outcome| {
+            usize::try_from(self.events.get_or_create(&Label { outcome }).get()).unwrap_or(usize::MAX)
+        };
+        Tally {
+            applied: count("applied"),
+            superseded: count("superseded"),
+            repeated: count("repeated"),
+            passed_over: count("passed_over"),
+            dead_lettered: count("dead_lettered"),
+        }
+    }
+
+    /// How many attempts at a batch were rolled back.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        self.retries.get()
+    }
+
+    /// How many batches somebody else had applied already.
+    #[must_use]
+    pub fn fenced(&self) -> u64 {
+        self.fenced.get()
+    }
+
+    /// How many times a partition was paused because its queue was full.
+    #[must_use]
+    pub fn pauses(&self) -> u64 {
+        self.pauses.get()
+    }
+}

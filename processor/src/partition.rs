@@ -1,0 +1,212 @@
+//! One partition in order: takes what waits in its queue and applies it, batch by batch, until it is stopped.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use shared::backoff::Backoff;
+use shared::health::Readiness;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::apply::{Applier, ApplyError, Constraints};
+use crate::batch::Batch;
+use crate::metrics::{Metrics, Tally};
+use crate::queue::Queue;
+use crate::record::{Partition, Record};
+use crate::store;
+use crate::trace::batch_span;
+
+/// Condition of [`Readiness`]: batches commit.
+pub(crate) const POSTGRES: &str = "postgres";
+
+/// What the workers of all partitions share.
+#[derive(Debug)]
+pub(crate) struct Shop {
+    pub(crate) applier: Applier,
+    pub(crate) metrics: Metrics,
+    pub(crate) readiness: Readiness,
+    pub(crate) batch_rows_max: usize,
+    pub(crate) retry_max: Duration,
+    /// Rung when a worker has made room in its queue.
+    pub(crate) room: Notify,
+}
+
+/// The worker of one partition.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) partition: Partition,
+    /// Position in Postgres; none if it has no row yet.
+    pub(crate) position: Option<i64>,
+    /// The lowest offset that is still to be applied.
+    pub(crate) next_offset: i64,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) committed: Arc<AtomicI64>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Why a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It was told to stop.
+    Stopped,
+    /// Somebody else has moved the position: it must be read anew.
+    Fenced,
+}
+
+/// Value of [`Worker::committed`] before the first commit.
+pub(crate) const NOTHING_COMMITTED: i64 = -1;
+
+impl Worker {
+    /// Works until it is stopped or fenced. A transaction under way is finished first.
+    pub(crate) async fn run(mut self, shop: Arc<Shop>) -> Ending {
+        loop {
+            let mut records = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ending::Stopped,
+                records = self.queue.take(shop.batch_rows_max) => records,
+            };
+            if self.queue.is_paused() {
+                shop.room.notify_one();
+            }
+            // After a seek or a resume records may come that are applied already.
+            records.retain(|record| record.offset >= self.next_offset);
+            if records.is_empty() {
+                continue;
+            }
+            let span = batch_span(&shop.applier.group, &self.partition, records.len());
+            match self.apply(&shop, &records).instrument(span).await {
+                None => return Ending::Stopped,
+                Some(Outcome::Fenced) => return Ending::Fenced,
+                Some(Outcome::Committed { next }) => {
+                    self.position = Some(next);
+                    self.next_offset = next;
+                    self.committed.store(next, Ordering::Release);
+                }
+            }
+        }
+    }
+
+    /// Applies one batch, with as many attempts as it takes. None: it was stopped before it succeeded.
+    ///
+    /// The attempts end with success, fencing or the stop; between two of them there is at most [`Shop::retry_max`]. Other
+    /// partitions go on meanwhile, and this one's queue fills until it is paused.
+    async fn apply(&self, shop: &Shop, records: &[Record]) -> Option<Outcome> {
+        let started = Instant::now();
+        let batch = Batch::read(records, &shop.applier.handlers);
+        let next = batch.next_offset()?;
+        let mut backoff = Backoff::new(FIRST_RETRY, shop.retry_max);
+        let mut constraints = Constraints::AsDeclared;
+        loop {
+            let error = match shop.applier.apply(&self.partition, &batch, self.position, constraints).await {
+                Ok(tally) => {
+                    self.settle(shop, &tally, records, started);
+                    return Some(Outcome::Committed { next });
+                }
+                Err(error) => error,
+            };
+            match &error {
+                ApplyError::Fenced => return Some(self.fenced(shop)),
+                // The next attempt finds out which event it is; no need to wait for it.
+                ApplyError::Deferred(_) if constraints == Constraints::AsDeclared => {
+                    constraints = Constraints::CheckedEarly;
+                    continue;
+                }
+                ApplyError::Unknown(_) => {
+                    if let Some(outcome) = self.find_out(shop, next).await? {
+                        if let Outcome::Committed { .. } = outcome {
+                            // What came of each event is known only to the answer that got lost.
+                            self.settle(shop, &Tally { applied: batch.handled(), ..Tally::default() }, records, started);
+                        }
+                        return Some(outcome);
+                    }
+                }
+                ApplyError::Deferred(_) | ApplyError::RolledBack(_) => {}
+            }
+            if error.is_database_away() {
+                shop.readiness.missing(POSTGRES, "no batch commits");
+            }
+            self.retry_later(shop, &mut backoff, &error).await?;
+        }
+    }
+
+    /// Reads the position after a commit whose answer was lost: at `next` it happened; where it was before (none), the batch is
+    /// to be applied again; elsewhere somebody else has taken over.
+    ///
+    /// The server may still be at that commit while this reads the old position. Then the next attempt waits for its row lock
+    /// and is fenced, and the position is read anew: so this need not be certain.
+    async fn find_out(&self, shop: &Shop, next: i64) -> Option<Option<Outcome>> {
+        let mut backoff = Backoff::new(FIRST_RETRY, shop.retry_max);
+        let partitions = std::slice::from_ref(&self.partition);
+        loop {
+            match store::positions(&shop.applier.pool, &shop.applier.group, partitions).await {
+                Ok(found) => {
+                    let found = found.get(&self.partition).copied();
+                    return Some(match found {
+                        found if found == Some(next) => Some(Outcome::Committed { next }),
+                        found if found == self.position => None,
+                        _ => Some(self.fenced(shop)),
+                    });
+                }
+                Err(error) => self.retry_later(shop, &mut backoff, &error).await?,
+            }
+        }
+    }
+
+    /// Waits before the next attempt. None: it was stopped meanwhile.
+    async fn retry_later(&self, shop: &Shop, backoff: &mut Backoff, error: &(dyn Display + Sync)) -> Option<()> {
+        let delay = backoff.random_delay();
+        shop.metrics.retries.inc();
+        tracing::warn!(
+            messaging.destination.name = &*self.partition.topic,
+            messaging.destination.partition.id = self.partition.number,
+            attempt = backoff.attempts(),
+            retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+            error = %error,
+            "batch rolled back"
+        );
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            () = tokio::time::sleep(delay) => Some(()),
+        }
+    }
+
+    fn fenced(&self, shop: &Shop) -> Outcome {
+        shop.metrics.fenced.inc();
+        tracing::warn!(
+            messaging.destination.name = &*self.partition.topic,
+            messaging.destination.partition.id = self.partition.number,
+            position = self.position,
+            "the position was moved by somebody else: nothing applied, reading it anew"
+        );
+        Outcome::Fenced
+    }
+
+    fn settle(&self, shop: &Shop, tally: &Tally, records: &[Record], started: Instant) {
+        shop.metrics.record(tally, records.len(), started.elapsed().as_secs_f64());
+        shop.readiness.met(POSTGRES);
+        if tally.dead_lettered > 0 {
+            tracing::warn!(
+                messaging.destination.name = &*self.partition.topic,
+                messaging.destination.partition.id = self.partition.number,
+                first_offset = records.first().map(|record| record.offset),
+                last_offset = records.last().map(|record| record.offset),
+                count = tally.dead_lettered,
+                "records given up: see dead_letters"
+            );
+        }
+    }
+}
+
+/// First wait after a failure, before jitter.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+
+/// What came of a batch.
+#[derive(Debug, Clone, Copy)]
+enum Outcome {
+    Committed { next: i64 },
+    Fenced,
+}

@@ -1,0 +1,136 @@
+//! A record as it came from the broker, and an event as a handler sees it.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use shared::event::{DecodeError, Envelope};
+use shared::propagation::TraceHeaders;
+use uuid::Uuid;
+
+/// One partition of one topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition {
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Number of the partition.
+    pub number: i32,
+}
+
+impl std::fmt::Display for Partition {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}/{}", self.topic, self.number)
+    }
+}
+
+/// A record's headers in their order; a name may come more than once.
+pub type RecordHeaders = Vec<(String, Option<Vec<u8>>)>;
+
+/// A record as it came from the broker.
+#[derive(Debug, Clone, Default)]
+pub struct Record {
+    /// Its place in the partition.
+    pub offset: i64,
+    /// Key.
+    pub key: Option<Vec<u8>>,
+    /// Value.
+    pub payload: Option<Vec<u8>>,
+    /// Headers.
+    pub headers: RecordHeaders,
+}
+
+impl Record {
+    /// Bytes that it holds, give or take what the allocator adds.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| {
+            size_of::<(String, Option<Vec<u8>>)>() + name.len() + value.as_ref().map_or(0, Vec::len)
+        });
+        size_of::<Self>()
+            + self.key.as_ref().map_or(0, Vec::len)
+            + self.payload.as_ref().map_or(0, Vec::len)
+            + headers.sum::<usize>()
+    }
+
+    /// What its headers and key say of it.
+    ///
+    /// # Errors
+    /// When something that every event has is missing or cannot be read.
+    pub fn envelope(&self) -> Result<Envelope, DecodeError> {
+        Envelope::decode(
+            self.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())),
+            self.key.as_deref(),
+        )
+    }
+}
+
+/// An event as its handler sees it: a view, cheap to copy.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    pub(crate) envelope: &'a Envelope,
+    pub(crate) payload: Option<&'a [u8]>,
+    pub(crate) trace: &'a TraceHeaders,
+    pub(crate) offset: i64,
+}
+
+/// Why a payload is not what a handler expects.
+#[derive(Debug, thiserror::Error)]
+pub enum PayloadError {
+    /// A tombstone.
+    #[error("the record has no payload")]
+    Missing,
+    /// Not JSON, or not of this form.
+    #[error("the payload is not what is expected: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl<'a> Event<'a> {
+    /// Identity; the same for every repeat.
+    #[must_use]
+    pub const fn id(&self) -> Uuid {
+        self.envelope.event_id
+    }
+
+    /// What happened, for example `order.created`.
+    #[must_use]
+    pub fn event_type(&self) -> &'a str {
+        &self.envelope.event_type
+    }
+
+    /// Which aggregate changed: the record's key.
+    #[must_use]
+    pub fn aggregate_id(&self) -> &'a str {
+        &self.envelope.aggregate_id
+    }
+
+    /// Number of the change of its aggregate, from 1 without gaps.
+    #[must_use]
+    pub const fn aggregate_version(&self) -> i64 {
+        self.envelope.aggregate_version
+    }
+
+    /// The record's value as it is; none for a tombstone.
+    #[must_use]
+    pub const fn payload(&self) -> Option<&'a [u8]> {
+        self.payload
+    }
+
+    /// The payload read as JSON.
+    ///
+    /// # Errors
+    /// When there is none, or it is not of this form.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, PayloadError> {
+        Ok(serde_json::from_slice(self.payload.ok_or(PayloadError::Missing)?)?)
+    }
+
+    /// The trace context to give to whatever this event causes.
+    #[must_use]
+    pub const fn trace(&self) -> &'a TraceHeaders {
+        self.trace
+    }
+
+    /// Its place in the partition.
+    #[must_use]
+    pub const fn offset(&self) -> i64 {
+        self.offset
+    }
+}
