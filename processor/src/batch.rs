@@ -32,7 +32,8 @@ struct Decoded<'a> {
 impl<'a> Batch<'a> {
     /// Reads the headers of `records`.
     pub(crate) fn read(records: &'a [Record], handlers: &Handlers) -> Self {
-        let mut batch = Self { records, decoded: Vec::with_capacity(records.len()), broken: Vec::new(), passed_over: 0 };
+        let mut batch =
+            Self { records, decoded: Vec::with_capacity(records.len()), broken: Vec::new(), passed_over: 0 };
         for (place, record) in records.iter().enumerate() {
             match record.envelope() {
                 Err(error) => batch.broken.push((place, error.to_string())),
@@ -69,7 +70,7 @@ impl<'a> Batch<'a> {
     }
 
     /// The events with a handler whose ids are in `fresh`, in their order. Of an event that is in the batch twice, the first.
-    pub(crate) fn fresh_events<'b>(&'b self, mut fresh: HashSet<Uuid>) -> Vec<Event<'b>> {
+    pub(crate) fn fresh_events(&self, mut fresh: HashSet<Uuid>) -> Vec<Event<'_>> {
         self.decoded
             .iter()
             .filter(|decoded| fresh.remove(&decoded.envelope.event_id))

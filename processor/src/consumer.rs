@@ -170,8 +170,7 @@ impl Consumer {
             Change::Revoke(partitions) => {
                 self.shop.metrics.rebalanced("revoke");
                 let leaving = self.partitions(partitions).into_iter();
-                let seats: Vec<_> =
-                    leaving.filter_map(|partition| self.seats.remove_entry(&partition)).collect();
+                let seats: Vec<_> = leaving.filter_map(|partition| self.seats.remove_entry(&partition)).collect();
                 let (partitions, timeout) = (partitions.clone(), self.drain_timeout);
                 self.tasks.spawn(async move {
                     drain(&seats.iter().map(|(_, seat)| seat).collect::<Vec<_>>(), timeout).await;
