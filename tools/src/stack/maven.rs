@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use super::postgres::remove_if_present;
 use super::process::Launch;
 use super::reaper::Reaper;
+use crate::prerequisites;
 
 /// Pinned, so that Maven does not look for the newest each time.
 const DEPENDENCY_PLUGIN: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1";
@@ -30,6 +31,7 @@ impl Maven<'_> {
     where
         F: FnOnce(&Path) -> Result<()> + Send + 'static,
     {
+        prerequisites::maven()?;
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         (self.announce)(&format!("fetching {name} through Maven, once"));
         let parent = target.parent().context("a folder has a parent")?;
