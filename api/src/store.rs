@@ -133,6 +133,8 @@ pub fn configure(database: DatabaseConfig, limits: &Limits) -> DatabaseConfig {
         // The statements are few and their plans do not depend on the values: plan each once a connection.
         ("plan_cache_mode", "force_generic_plan"),
         ("jit", "off"),
+        // A plan that is kept must not scan a table whole because that one was small when the plan was made.
+        ("enable_seqscan", "off"),
     ])
 }
 

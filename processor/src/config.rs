@@ -110,8 +110,13 @@ impl ProcessorConfig {
         let idle = settings.transaction_idle_ms.to_string();
         Ok(Self {
             admin_bind: env.admin_bind("127.0.0.1:9082")?,
-            database: DatabaseConfig::from_env(env, "outrider-processor")?
-                .with_settings([("idle_in_transaction_session_timeout", &idle)]),
+            database: DatabaseConfig::from_env(env, "outrider-processor")?.with_settings([
+                ("idle_in_transaction_session_timeout", &idle),
+                // Effects look rows up by key. A plan that was made while a table was small and is kept would scan it whole for every
+                // batch until the next ANALYZE: measured, 3,900 orders/s fell to 2,500 within 80,000 orders. A handler that wants a
+                // scan can SET LOCAL.
+                ("enable_seqscan", "off"),
+            ]),
             kafka: KafkaConfig::from_env(env)?,
             settings,
         })
