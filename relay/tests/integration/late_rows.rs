@@ -8,25 +8,25 @@ use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_commit_is_published_once_and_in_order() {
     let fixture = Fixture::new("a_late_commit_is_published").await;
+    let [late, undone, early] = <[String; 3]>::try_from(fixture.keys_of_one_lane(3).await).unwrap();
     let relay = fixture.relay(&[]);
     let mut held = fixture.database.pool.acquire().await.unwrap();
     let mut held = held.begin().await.unwrap();
-    let first = fixture.insert(&mut held, "late", 1).await;
+    fixture.insert(&mut held, &late, 1).await;
     // A row of a subtransaction carries the top-level transaction's id; a row that is rolled back never comes.
     let mut nested = held.begin().await.unwrap();
-    fixture.insert(&mut nested, "late", 2).await;
+    fixture.insert(&mut nested, &late, 2).await;
     nested.commit().await.unwrap();
-    let mut undone = held.begin().await.unwrap();
-    fixture.insert(&mut undone, "undone", 1).await;
-    undone.rollback().await.unwrap();
+    let mut rolled_back = held.begin().await.unwrap();
+    let last = fixture.insert(&mut rolled_back, &undone, 1).await;
+    rolled_back.rollback().await.unwrap();
 
-    fixture.insert_all("early", 1, 20).await;
+    fixture.insert_all(&early, 1, 20).await;
     let records = fixture.published(20).await;
     assert_complete_and_in_order(&records, |_| 20, 1);
-    // The cursor of every lane that has rows is now beyond the late ones.
-    eventually("the cursor has passed the late row", async || {
-        let passed: bool = sqlx::query_scalar("SELECT bool_or(position > $1) FROM relay_lanes")
-            .bind(first)
+    eventually("the cursor of the lane has passed the late rows", async || {
+        let passed: bool = sqlx::query_scalar("SELECT position > $1 FROM relay_lanes WHERE lane = 3")
+            .bind(last)
             .fetch_one(&fixture.database.pool)
             .await
             .unwrap();
@@ -35,9 +35,9 @@ async fn a_late_commit_is_published_once_and_in_order() {
     .await;
 
     held.commit().await.unwrap();
-    fixture.insert_all("late", 3, 4).await;
+    fixture.insert_all(&late, 3, 4).await;
     let records = fixture.published(24).await;
-    assert_complete_and_in_order(&records, |key| if key == "late" { 4 } else { 20 }, 2);
+    assert_complete_and_in_order(&records, |key| if key == late { 4 } else { 20 }, 2);
     all_settled(&fixture).await;
     relay.stop().await;
     assert_no_repeats(&fixture.published(24).await);
@@ -46,17 +46,18 @@ async fn a_late_commit_is_published_once_and_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn late_rows_are_not_lost_by_a_restart_before_they_commit() {
     let fixture = Fixture::new("late_rows_are_not_lost_by_a_restart").await;
+    let [late, early] = <[String; 2]>::try_from(fixture.keys_of_one_lane(2).await).unwrap();
     let relay = fixture.relay(&[]);
     let mut held = fixture.database.pool.acquire().await.unwrap();
     let mut held = held.begin().await.unwrap();
-    fixture.insert(&mut held, "late", 1).await;
-    fixture.insert_all("early", 1, 5).await;
+    fixture.insert(&mut held, &late, 1).await;
+    fixture.insert_all(&early, 1, 5).await;
     fixture.published(5).await;
     relay.stop().await;
     held.commit().await.unwrap();
     let relay = fixture.relay(&[]);
     let records = fixture.published(6).await;
-    assert_complete_and_in_order(&records, |key| if key == "late" { 1 } else { 5 }, 2);
+    assert_complete_and_in_order(&records, |key| if key == late { 1 } else { 5 }, 2);
     assert_no_repeats(&records);
     relay.stop().await;
 }
@@ -97,14 +98,15 @@ async fn more_late_rows_than_one_read_may_bring_are_published_once_and_in_order(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_stays_open_delays_nobody_else() {
     let fixture = Fixture::new("a_transaction_that_stays_open").await;
+    let [held, free] = <[String; 2]>::try_from(fixture.keys_of_one_lane(2).await).unwrap();
     let relay = fixture.relay(&[]);
     let mut writer = fixture.database.pool.acquire().await.unwrap();
     let mut writer = writer.begin().await.unwrap();
-    fixture.insert(&mut writer, "held", 1).await;
+    fixture.insert(&mut writer, &held, 1).await;
     let mut reader = fixture.database.pool.acquire().await.unwrap();
     sqlx::query("BEGIN ISOLATION LEVEL REPEATABLE READ").execute(&mut *reader).await.unwrap();
     sqlx::query("SELECT count(*) FROM outbox").execute(&mut *reader).await.unwrap();
-    fixture.insert_all("free", 1, 100).await;
+    fixture.insert_all(&free, 1, 100).await;
     assert_complete_and_in_order(&fixture.published(100).await, |_| 100, 1);
     writer.rollback().await.unwrap();
     sqlx::query("ROLLBACK").execute(&mut *reader).await.unwrap();

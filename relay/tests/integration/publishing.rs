@@ -79,14 +79,15 @@ async fn an_older_schema_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_database_is_refused_until_it_is_reanchored() {
     let fixture = Fixture::new("a_restored_database_is_refused").await;
+    let [k, late_key] = <[String; 2]>::try_from(fixture.keys_of_one_lane(2).await).unwrap();
     let relay = fixture.relay(&[]);
-    fixture.insert_all("k", 1, 5).await;
+    fixture.insert_all(&k, 1, 5).await;
     fixture.published(5).await;
     // A transaction that is still open when the relay stops, and in the dump: its rows are late, and yet to come.
     let mut late = fixture.database.pool.acquire().await.unwrap();
     let mut late = late.begin().await.unwrap();
-    fixture.insert(&mut late, "late", 1).await;
-    fixture.insert_all("k", 6, 7).await;
+    fixture.insert(&mut late, &late_key, 1).await;
+    fixture.insert_all(&k, 6, 7).await;
     fixture.published(7).await;
     all_settled_but_late(&fixture).await;
     relay.stop().await;
@@ -106,9 +107,9 @@ async fn a_restored_database_is_refused_until_it_is_reanchored() {
 
     sqlx::query("SELECT relay_reanchor()").execute(&fixture.database.pool).await.unwrap();
     let relay = fixture.relay(&[]);
-    fixture.insert_all("k", 8, 9).await;
+    fixture.insert_all(&k, 8, 9).await;
     let records = fixture.published(10).await;
-    assert_complete_and_in_order(&records, |key| if key == "k" { 9 } else { 1 }, 2);
+    assert_complete_and_in_order(&records, |key| if key == k { 9 } else { 1 }, 2);
     all_settled(&fixture).await;
     relay.stop().await;
     assert_no_repeats(&fixture.published(10).await);

@@ -79,6 +79,18 @@ impl Fixture {
         Process { child, log }
     }
 
+    /// `count` keys of one lane: only within a lane can a row be late.
+    pub async fn keys_of_one_lane(&self, count: i64) -> Vec<String> {
+        sqlx::query_scalar(
+            "SELECT 'k' || i FROM generate_series(1, 10000) i WHERE hashtextextended($1 || '/k' || i, 0) & 15 = 3 LIMIT $2",
+        )
+        .bind(&self.aggregate_type)
+        .bind(count)
+        .fetch_all(&self.database.pool)
+        .await
+        .expect("the keys can be found")
+    }
+
     /// Inserts version `version` of `key` in the transaction of `connection`.
     pub async fn insert(&self, connection: &mut PgConnection, key: &str, version: i64) -> i64 {
         insert(connection, &self.aggregate_type, key, version, r#"{"a":  1}"#).await
