@@ -1,19 +1,18 @@
 //! Children and their ends.
 
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use shared::testing::eventually;
+use tools::stack::Launch;
 use tools::stack::reaper::started;
-use tools::stack::{Launch, Process};
 
-use super::reaper;
-
-/// Names the file that [`a_parent`] writes the process numbers of its children to.
-const CHILDREN_FILE: &str = "OUTRIDER_TEST_CHILDREN";
+use super::{OUTRIDER, reaper};
 
 /// A child that would outlive any test.
 fn sleeper() -> Launch {
@@ -96,49 +95,32 @@ async fn who_ends_while_he_should_become_ready_is_not_waited_for() -> Result<()>
     Ok(())
 }
 
-/// Not a test: the process that [`the_children_of_a_killed_parent_end`] kills.
+/// The reaper itself, on the pipe that a parent which was killed leaves behind. That of a whole `up` is in the module `up`.
 #[tokio::test]
-#[ignore = "is run by another test, in a process of its own"]
-async fn a_parent() -> Result<()> {
-    let Some(file) = std::env::var_os(CHILDREN_FILE).map(PathBuf::from) else {
-        return Ok(());
-    };
-    let reaper = reaper()?;
-    let ready = file.with_extension("ready");
-    let mut children = [sleeper().spawn(&reaper)?, sleeper().spawn(&reaper)?, stubborn(&ready).spawn(&reaper)?];
-    exists(&ready).await;
-    children[1].freeze()?;
-    let mut ended = sleeper().spawn(&reaper)?;
-    ended.kill().await?;
-
-    let pids: Vec<String> = children.iter().map(Process::pid).map(|pid| pid.as_raw_nonzero().to_string()).collect();
-    let unfinished = file.with_extension("new");
-    std::fs::write(&unfinished, pids.join("\n"))?;
-    std::fs::rename(unfinished, file)?;
-    tokio::time::timeout(Duration::from_mins(5), std::future::pending::<()>()).await?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn the_children_of_a_killed_parent_end() -> Result<()> {
+async fn the_children_of_a_vanished_parent_end() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let file = folder.path().join("children");
-    let mut parent = Command::new(std::env::current_exe()?)
-        .args(["--ignored", "--exact", "processes::a_parent"])
-        .env(CHILDREN_FILE, &file)
-        .stdout(Stdio::null())
-        .spawn()?;
-    exists(&file).await;
-    let children: Vec<Pid> =
-        std::fs::read_to_string(&file)?.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect();
-    assert_eq!(children.len(), 3);
-    assert!(children.iter().all(|child| started(*child).is_some()));
-
-    parent.kill()?;
-    parent.wait()?;
-    for child in children {
-        let what = format!("the end of child {}", child.as_raw_nonzero());
-        eventually(&what, async || started(child).is_none().then_some(())).await;
+    let ready = folder.path().join("ready");
+    let mut children = Vec::new();
+    for script in [
+        "exec sleep 600".to_owned(),
+        "kill -STOP $$; exec sleep 600".to_owned(),
+        format!("trap '' TERM; touch '{}'; while :; do sleep 1; done", ready.display()),
+    ] {
+        children.push(Command::new("sh").args(["-c", &script]).process_group(0).spawn()?);
     }
+    let mut reaper = Command::new(OUTRIDER).arg("reaper").stdin(Stdio::piped()).process_group(0).spawn()?;
+    let mut pipe = reaper.stdin.take().context("a pipe")?;
+    for child in &children {
+        writeln!(pipe, "+{} TERM", child.id())?;
+    }
+    exists(&ready).await;
+    assert!(children.iter_mut().all(|child| matches!(child.try_wait(), Ok(None))), "all run until then");
+
+    drop(pipe);
+    for child in &mut children {
+        let what = format!("the end of child {}", child.id());
+        eventually(&what, async || child.try_wait().ok().flatten()).await;
+    }
+    assert!(reaper.wait()?.success());
     Ok(())
 }
