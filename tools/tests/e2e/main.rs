@@ -4,6 +4,7 @@ mod command_line;
 mod pipeline;
 mod processes;
 mod servers;
+mod settings;
 mod up;
 
 use std::path::Path;

@@ -1,0 +1,57 @@
+//! `.env.example` names every variable of the services, with its default.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use anyhow::{Context, Result};
+use shared::config::Env;
+
+/// Variables of `.env.example`, those that are commented out included.
+fn example() -> BTreeMap<String, String> {
+    let text = include_str!("../../../.env.example");
+    let assignments = text.lines().filter_map(|line| line.strip_prefix('#').unwrap_or(line).split_once('='));
+    let is_name = |name: &str| name.chars().all(|letter| letter.is_ascii_uppercase() || letter == '_');
+    let assignments = assignments.filter(|(name, _)| is_name(name));
+    assignments.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// The fields of a struct, by its `{:#?}`.
+fn fields(value: &impl Debug) -> Vec<String> {
+    let text = format!("{value:#?}");
+    let names = text.lines().filter_map(|line| line.strip_prefix("    ")?.split_once(": "));
+    let names = names.map(|(name, _)| name).filter(|name| !name.starts_with(' '));
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn the_example_names_every_variable_with_its_default() -> Result<()> {
+    let example = example();
+    let only = |names: &[&str]| Env::from_pairs(example.iter().filter(|(name, _)| names.contains(&name.as_str())));
+    let defaults = only(&["DATABASE_URL", "KAFKA_BROKERS"]);
+    let all = Env::from_pairs(example.iter().filter(|(name, _)| *name != "ADMIN_BIND"));
+
+    let (api, api_example) = (api::Config::from_env(&defaults)?, api::Config::from_env(&all)?);
+    assert_eq!(format!("{:?}", api.limits), format!("{:?}", api_example.limits));
+    assert_eq!(api.bind, api_example.bind);
+    let (relay, relay_example) = (relay::RelayConfig::from_env(&defaults)?, relay::RelayConfig::from_env(&all)?);
+    assert_eq!(format!("{:?}", relay.limits), format!("{:?}", relay_example.limits));
+    assert_eq!(format!("{:?}", relay.kafka), format!("{:?}", relay_example.kafka));
+    let processor = processor::config::ProcessorConfig::from_env(&defaults)?;
+    let processor_example = processor::config::ProcessorConfig::from_env(&all)?;
+    assert_eq!(format!("{:?}", processor.settings), format!("{:?}", processor_example.settings));
+
+    let named = [
+        ("API_", fields(&api.limits)),
+        ("RELAY_", fields(&relay.limits)),
+        ("PROCESSOR_", fields(&processor.settings)),
+        ("KAFKA_", fields(&relay.kafka)),
+    ];
+    for (prefix, fields) in named {
+        assert!(fields.len() > 3, "the fields of {prefix} are found");
+        for field in fields.iter().filter(|field| *field != "drain_secs") {
+            let name = format!("{prefix}{}", field.to_uppercase());
+            example.get(&name).with_context(|| format!("{name} is not in .env.example"))?;
+        }
+    }
+    Ok(())
+}
