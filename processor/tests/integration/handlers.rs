@@ -133,3 +133,23 @@ async fn the_order_of_a_key_holds_across_types() {
     running.stop().await;
     assert_eq!(seen(&world).await, ["0", "1", "2", "3", "4", "5"]);
 }
+
+/// The order handler would be safe by its own guards; this one is not, so it is the inbox that keeps repeats from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_published_again_reaches_its_handler_once() {
+    let world = world("repeats").await;
+    let events: Vec<_> = ["a", "b", "c"].iter().map(|key| event("noted", Uuid::now_v7(), key, "{}")).collect();
+    world.produce(events.iter().chain(&events).cloned());
+    let note = || Note { names: false, calls: Arc::default() };
+    let running = Running::start(Processor::builder(world.config(&[])).handler("noted", note()));
+    world.eventually_at(0, 6).await;
+    world.produce(events.iter().cloned());
+    world.eventually_at(0, 9).await;
+    running.stop().await;
+    // And over a restart.
+    world.produce(events.iter().cloned());
+    let running = Running::start(Processor::builder(world.config(&[])).handler("noted", note()));
+    world.eventually_at(0, 12).await;
+    running.stop().await;
+    assert_eq!(seen(&world).await, ["a", "b", "c"]);
+}
