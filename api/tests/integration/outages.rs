@@ -75,7 +75,7 @@ async fn everyone_who_waits_for_an_absent_postgres_is_answered_soon() {
 #[tokio::test]
 async fn a_connection_that_broke_while_it_rested_costs_no_order() {
     let database = TestDatabase::create("rested").await;
-    let api = Api::start(&database).await;
+    let api = Api::with(&database, |limits| limits.statements_max = 1).await;
     assert_eq!(api.post(ORDER).await.status, 201);
     let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
         WHERE datname = current_database() AND query LIKE '-- insert_orders%' AND state_change < now() - interval '1100 ms'";
