@@ -3,6 +3,9 @@
 //! Each of a few writers takes all that waits (up to a limit), writes it, answers it, and looks again. So an order that comes
 //! alone waits for nobody, and the busier the service, the larger the groups. A job belongs to the batcher from the moment it is
 //! queued: whether its client still listens changes nothing, so an order is written whole or not at all.
+//!
+//! Nobody lingers for more: with 64 connections on 2 cores, waiting 1 or 2 ms for a group to grow took 26,000-34,000 orders/s down
+//! to 12,000-16,000, since the groups grow by themselves. One statement at a time wrote about as much as two, four wrote a fifth less.
 
 mod outage;
 

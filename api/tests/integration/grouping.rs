@@ -1,6 +1,12 @@
 //! Orders that share a statement, and what that must not change.
 
+use api::batcher::Batcher;
+use api::config::Limits;
+use api::domain::NewOrder;
+use api::metrics::Metrics;
+use prometheus_client::registry::Registry;
 use shared::testing::{TestDatabase, eventually};
+use tokio::task::JoinSet;
 
 use crate::http::{open, order_request};
 use crate::service::{Api, ORDER, execute, hold, statement_held, written};
@@ -60,6 +66,35 @@ async fn a_full_queue_answers_503_at_once() {
     }
     assert_eq!(written(&database).await, (3, 3, 3));
     api.stop().await;
+}
+
+#[tokio::test]
+async fn an_order_handed_in_is_written_though_nobody_waits_for_it_any_more() {
+    let database = TestDatabase::create("nobody_waits").await;
+    let limits = Limits { statements_max: 1, statement_timeout_ms: 60_000, ..Limits::default() };
+    let metrics = Metrics::register(&mut Registry::default());
+    let mut writers = JoinSet::new();
+    let batcher = Batcher::start(&database.config("outrider_api"), &limits, &metrics, &mut writers);
+    let held = hold(&database.pool).await;
+    let order = NewOrder::from_json(ORDER.as_bytes()).expect("an order");
+    let mut waiting = Vec::new();
+    for queued in 0..4 {
+        let batcher = batcher.clone();
+        waiting.push(tokio::spawn(async move { batcher.submit(order, None).await }));
+        if queued == 0 {
+            statement_held(&database).await;
+        }
+        eventually("it is queued", async || (metrics.queued.get() == queued).then_some(())).await;
+    }
+    for task in waiting {
+        task.abort();
+        assert!(task.await.expect_err("it was still waiting").is_cancelled());
+    }
+    drop((held, batcher));
+    while let Some(ended) = writers.join_next().await {
+        ended.expect("a writer ends when the queue is empty");
+    }
+    assert_eq!(written(&database).await, (4, 4, 4));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use api::config::Limits;
 use shared::config::Env;
 use shared::db::DatabaseConfig;
 use shared::testing::{TestDatabase, eventually};
@@ -11,7 +12,7 @@ use crate::proxy::{Proxy, Way};
 use crate::service::{Api, ORDER, written};
 
 /// An API whose way to Postgres goes through a proxy, with short time-outs.
-async fn behind_proxy(database: &TestDatabase) -> (Proxy, Api) {
+async fn behind_proxy(database: &TestDatabase, change: impl FnOnce(&mut Limits)) -> (Proxy, Api) {
     let direct = database.config("outrider_api");
     let server = format!("{}:{}", direct.connect_options().get_host(), direct.connect_options().get_port());
     assert!(database.url.contains(&server), "DATABASE_URL names host and port");
@@ -22,6 +23,7 @@ async fn behind_proxy(database: &TestDatabase) -> (Proxy, Api) {
     let api = Api::on(config, |limits| {
         limits.connect_timeout_ms = 300;
         limits.statement_timeout_ms = 300;
+        change(limits);
     })
     .await;
     (proxy, api)
@@ -30,7 +32,7 @@ async fn behind_proxy(database: &TestDatabase) -> (Proxy, Api) {
 #[tokio::test]
 async fn postgres_away_is_a_503_and_comes_back() {
     let database = TestDatabase::create("away").await;
-    let (proxy, api) = behind_proxy(&database).await;
+    let (proxy, api) = behind_proxy(&database, |_| ()).await;
     assert_eq!(api.post(ORDER).await.status, 201);
     let mut accepted = 1;
     for way in [Way::Cut, Way::Frozen] {
@@ -57,7 +59,8 @@ async fn postgres_away_is_a_503_and_comes_back() {
 #[tokio::test]
 async fn everyone_who_waits_for_an_absent_postgres_is_answered_soon() {
     let database = TestDatabase::create("away_queue").await;
-    let (proxy, api) = behind_proxy(&database).await;
+    // If each waited for its own attempt to connect, the last would wait for half a minute.
+    let (proxy, api) = behind_proxy(&database, |limits| limits.batch_rows_max = 1).await;
     proxy.set(Way::Frozen);
     let start = Instant::now();
     let posting: Vec<_> = (0..200).map(|_| api.posting(ORDER)).collect();
@@ -72,7 +75,7 @@ async fn everyone_who_waits_for_an_absent_postgres_is_answered_soon() {
 #[tokio::test]
 async fn a_connection_that_broke_while_it_rested_costs_no_order() {
     let database = TestDatabase::create("rested").await;
-    let api = Api::start(&database).await;
+    let api = Api::with(&database, |limits| limits.statements_max = 1).await;
     assert_eq!(api.post(ORDER).await.status, 201);
     let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
         WHERE datname = current_database() AND query LIKE '-- insert_orders%' AND state_change < now() - interval '1100 ms'";

@@ -6,9 +6,10 @@ use api::config::Limits;
 use api::{Config, Server};
 use shared::db::DatabaseConfig;
 use shared::shutdown::Shutdown;
-use shared::testing::{TestDatabase, eventually};
+use shared::testing::{PATIENCE, TestDatabase, eventually};
 use sqlx::{PgPool, Postgres, Transaction};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::http::{Answer, order_request, request, send};
 
@@ -36,7 +37,8 @@ impl Api {
 
     /// Starts one that goes to its database as `database` says.
     pub async fn on(database: DatabaseConfig, change: impl FnOnce(&mut Limits)) -> Self {
-        let mut limits = Limits { workers: 1, ..Limits::default() };
+        // A statement may wait for a lock that a test holds, on a busy machine.
+        let mut limits = Limits { workers: 1, statement_timeout_ms: 60_000, ..Limits::default() };
         change(&mut limits);
         let shutdown = Shutdown::new();
         let server = Server::start(config(database, limits), &shutdown).await.expect("the API starts");
@@ -74,7 +76,8 @@ impl Api {
     /// Shuts it down in order.
     pub async fn stop(self) {
         self.shutdown.request();
-        self.running.await.expect("no panic").expect("it ends in order");
+        let ended = timeout(PATIENCE, self.running).await.expect("it ends");
+        ended.expect("no panic").expect("it ends in order");
     }
 }
 

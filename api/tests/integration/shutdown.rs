@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::http::{open, request, send};
+use crate::http::{open, order_request, request, send};
 use crate::service::{Api, ORDER, config, hold, statement_held, written};
 
 #[tokio::test]
@@ -38,6 +38,40 @@ async fn queued_orders_are_answered_on_shutdown() {
     }
     api.running.await.expect("no panic").expect("it ends in order");
     assert_eq!(written(&database).await, (6, 6, 6));
+}
+
+#[tokio::test]
+async fn orders_taken_are_written_even_when_the_time_to_answer_them_is_over() {
+    let database = TestDatabase::create("drain_over").await;
+    let api = Api::with(&database, |limits| {
+        limits.statements_max = 1;
+        limits.batch_rows_max = 1;
+        limits.drain_secs = 1;
+    })
+    .await;
+    let held = hold(&database.pool).await;
+    let mut clients = vec![open(api.address, &order_request(ORDER)).await];
+    statement_held(&database).await;
+    for _ in 0..3 {
+        clients.push(open(api.address, &order_request(ORDER)).await);
+    }
+    api.queued(3).await;
+    api.shutdown.request();
+    for mut client in clients {
+        let mut answer = Vec::new();
+        // Closed or reset: either way nobody is answered any more.
+        let _ = client.read_to_end(&mut answer).await;
+        assert!(answer.is_empty());
+    }
+    // That something does not happen shows only by waiting: a service that forgot its queue would end here.
+    let mut running = api.running;
+    assert!(
+        timeout(Duration::from_secs(3), &mut running).await.is_err(),
+        "it must not end before its orders are written"
+    );
+    drop(held);
+    running.await.expect("no panic").expect("it ends in order");
+    assert_eq!(written(&database).await, (4, 4, 4));
 }
 
 #[tokio::test]
