@@ -3,6 +3,7 @@
 mod command_line;
 mod processes;
 mod servers;
+mod up;
 
 use std::path::Path;
 
