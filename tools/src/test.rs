@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use rustix::process::Signal;
 
+use crate::prerequisites;
 use crate::signals::StopSignals;
 use crate::stack::Reaper;
 use crate::stack::throwaway::{Supply, Throwaway};
@@ -39,6 +40,9 @@ pub async fn run(args: TestArgs) -> Result<ExitCode> {
 }
 
 async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, args: TestArgs) -> Result<ExitCode> {
+    if given("KAFKA_BROKERS").is_none() {
+        prerequisites::java()?;
+    }
     let database_url = match given("DATABASE_URL") {
         Some(url) => url,
         None => timed("Postgres", servers.start_postgres(supply)).await?,
