@@ -218,7 +218,7 @@ impl Report {
     fn print(&self) {
         let rate = self.rate.map_or_else(String::new, |rate| format!(", {rate} a second"));
         say(format_args!(
-            "{} orders to {} in {:.1} s: {} at a time{rate}, seed {}",
+            "{} orders posted to {} in {:.1} s, {} at a time{rate}, seed {}",
             self.count, self.url, self.seconds, self.concurrency, self.seed
         ));
         say(format_args!("accepted    {:>10}  {:.0} orders/s", self.accepted, self.accepted_per_second));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rand::RngExt;
 
 pub mod kafka;
@@ -77,7 +77,20 @@ pub fn reachable(wanted: &Path, user: Option<User>) -> Result<PathBuf> {
         return Ok(wanted);
     }
     let name = format!("outrider-{:016x}", fnv1a(wanted.as_os_str().as_encoded_bytes()));
-    Ok(Path::new("/var/tmp").join(name))
+    let moved = Path::new("/var/tmp").join(name);
+    check_ours(&moved)?;
+    Ok(moved)
+}
+
+/// Fails when something of somebody else's is where everybody may put things: programs in there are run by us.
+fn check_ours(folder: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    match std::fs::symlink_metadata(folder) {
+        Ok(metadata) if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() => {
+            bail!("{} is somebody else's; remove it", folder.display())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn is_open_to_all(folder: &Path) -> bool {

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use rustix::process::Signal;
 
+use crate::prerequisites;
 use crate::signals::StopSignals;
 use crate::stack::Reaper;
 use crate::stack::throwaway::{Supply, Throwaway};
@@ -39,6 +40,9 @@ pub async fn run(args: TestArgs) -> Result<ExitCode> {
 }
 
 async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, args: TestArgs) -> Result<ExitCode> {
+    if given("KAFKA_BROKERS").is_none() {
+        prerequisites::java()?;
+    }
     let database_url = match given("DATABASE_URL") {
         Some(url) => url,
         None => timed("Postgres", servers.start_postgres(supply)).await?,
@@ -47,7 +51,13 @@ async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, a
         Some(brokers) => brokers,
         None => timed("Kafka", servers.start_kafka(supply)).await?,
     };
-    let whole = if names_packages(&args.args) { None } else { Some("--workspace") };
+    let whole = if names_packages(&args.args) {
+        // The end-to-end tests run the services, which cargo builds for the tests of the whole workspace only.
+        workspace.cargo().args(["build", "--workspace", "--bins"]).run(&supply.reaper).await?;
+        None
+    } else {
+        Some("--workspace")
+    };
     let mut cargo = workspace
         .cargo()
         .arg("test")

@@ -45,6 +45,10 @@ pub struct UpArgs {
     #[arg(long)]
     fresh: bool,
 
+    /// Run the services as they were built last, and build nothing
+    #[arg(long)]
+    no_build: bool,
+
     /// Send no orders
     #[arg(long)]
     no_seed: bool,
@@ -131,13 +135,16 @@ impl Up {
     }
 
     async fn start(&self, pipeline: &mut Pipeline) -> Result<()> {
-        let port = choose_port(self.args.port)?;
+        // Told before the long steps, and chosen after them: somebody may take a free port meanwhile.
+        if let Some(port) = self.args.port {
+            check_port(port)?;
+        }
         if self.args.fresh {
             self.data.wipe()?;
         }
         self.data.set_logs_aside()?;
         step("prerequisites", async { self.check_prerequisites() }).await?;
-        if let Some(arguments) = self.executables.build_arguments() {
+        if let Some(arguments) = self.build_arguments() {
             step("build", self.build(arguments)).await?;
         }
         let database_url = step("postgres", Box::pin(self.start_postgres(pipeline))).await?;
@@ -151,7 +158,15 @@ impl Up {
             kafka_brokers,
             env: Vec::new(),
         };
+        let port = match self.args.port {
+            Some(port) => port,
+            None => find_port()?,
+        };
         step("services", self.start_services(pipeline, &surroundings, port)).await
+    }
+
+    fn build_arguments(&self) -> Option<Vec<String>> {
+        if self.args.no_build { None } else { self.executables.build_arguments() }
     }
 
     fn check_prerequisites(&self) -> Result<((), String)> {
@@ -163,7 +178,7 @@ impl Up {
                 found.push("Maven".to_owned());
             }
         }
-        if self.executables.build_arguments().is_some() {
+        if self.build_arguments().is_some() {
             prerequisites::c_compiler()?;
             found.push("C compiler".to_owned());
         }
@@ -243,19 +258,20 @@ impl Up {
     }
 }
 
-fn choose_port(wanted: Option<u16>) -> Result<u16> {
-    match wanted {
-        Some(port) if is_free(port) => Ok(port),
-        Some(port) => {
-            bail!("port {port} of 127.0.0.1 is taken; choose another, or leave out --port to let one be found")
-        }
-        None if is_free(PORT) => Ok(PORT),
-        None => {
-            let port = free_port()?;
-            say(format_args!("port {PORT} is taken, the API gets {port} (--port chooses another)"));
-            Ok(port)
-        }
+fn check_port(port: u16) -> Result<()> {
+    if is_free(port) {
+        return Ok(());
     }
+    bail!("port {port} of 127.0.0.1 is taken; choose another, or leave out --port to let one be found")
+}
+
+fn find_port() -> Result<u16> {
+    if is_free(PORT) {
+        return Ok(PORT);
+    }
+    let port = free_port()?;
+    say(format_args!("port {PORT} is taken, the API gets {port} (--port chooses another)"));
+    Ok(port)
 }
 
 async fn apply_migrations(url: &str) -> Result<((), String)> {

@@ -12,7 +12,7 @@ use shared::config::Env;
 use shared::kafka::KafkaConfig;
 
 use super::free_port;
-use super::maven::Maven;
+use super::maven::{Maven, Wanted};
 use super::postgres::remove_if_present;
 use super::process::{Launch, Process};
 use super::reaper::Reaper;
@@ -47,19 +47,9 @@ impl Jars {
     pub async fn find(cache: &Path, java: &Path, maven: &Maven<'_>) -> Result<Self> {
         let folder = std::path::absolute(Self::folder_in(cache))?;
         if !Self::are_fetched(cache) {
-            maven
-                .fetch(POM, "copy-dependencies", &folder, move |fetched| {
-                    // Maven puts them side by side; they belong one level down, where Kafka's own archive has them.
-                    let jars: Vec<PathBuf> =
-                        fs::read_dir(fetched)?.filter_map(Result::ok).map(|entry| entry.path()).collect();
-                    let libs = fetched.join("libs");
-                    fs::create_dir(&libs)?;
-                    for jar in jars {
-                        fs::rename(&jar, libs.join(jar.file_name().unwrap_or_default()))?;
-                    }
-                    Ok(())
-                })
-                .await?;
+            let what = format!("Kafka {}", Kafka::VERSION);
+            let wanted = Wanted { what: &what, pom: POM, goal: "copy-dependencies" };
+            maven.fetch(&wanted, &folder, put_into_libs).await?;
         }
         Ok(Self { folder, java: java.to_owned() })
     }
@@ -73,6 +63,17 @@ impl Jars {
     pub fn launch(&self, name: &str, options: &[&str], main_class: &str) -> Launch {
         Launch::new(name, &self.java).args(options).arg("-cp").arg(self.folder.join("libs/*")).arg(main_class)
     }
+}
+
+/// Maven puts the jars side by side; they belong one level down, where Kafka's own archive has them.
+fn put_into_libs(fetched: &Path) -> Result<()> {
+    let jars: Vec<PathBuf> = fs::read_dir(fetched)?.filter_map(Result::ok).map(|entry| entry.path()).collect();
+    let libs = fetched.join("libs");
+    fs::create_dir(&libs)?;
+    for jar in jars {
+        fs::rename(&jar, libs.join(jar.file_name().unwrap_or_default()))?;
+    }
+    Ok(())
 }
 
 /// What to start.

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::postgres::remove_if_present;
 use super::process::Launch;
 use super::reaper::Reaper;
 use crate::prerequisites;
@@ -24,49 +23,51 @@ pub struct Maven<'a> {
     pub reaper: &'a Reaper,
 }
 
+/// What to fetch.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// What it is called.
+    pub what: &'a str,
+    /// A project that depends on it.
+    pub pom: &'a str,
+    /// The goal of Maven's dependency plugin that puts it into a folder.
+    pub goal: &'a str,
+}
+
 impl Maven<'_> {
-    /// Fetches the dependencies of the project `pom` into the folder `target`: `goal` of the dependency plugin puts
-    /// them there, `finish` does the rest. The folder appears only when all of it has succeeded.
-    pub async fn fetch<F>(&self, pom: &str, goal: &str, target: &Path, finish: F) -> Result<()>
-    where
-        F: FnOnce(&Path) -> Result<()> + Send + 'static,
-    {
+    /// Fetches something into the folder `target`; `finish` does what is left to do there. The folder appears only when
+    /// all of it has succeeded.
+    pub async fn fetch(&self, wanted: &Wanted<'_>, target: &Path, finish: fn(&Path) -> Result<()>) -> Result<()> {
         prerequisites::maven()?;
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        (self.announce)(&format!("fetching {name} through Maven, once"));
+        (self.announce)(&format!("fetching {} through Maven, once", wanted.what));
         let parent = target.parent().context("a folder has a parent")?;
         fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-        let project = tempfile::tempdir().context("no room for a temporary folder")?;
-        let project_file = project.path().join("pom.xml");
-        fs::write(&project_file, pom)?;
-
-        let unfinished = parent.join(format!("{name}.{}.part", std::process::id()));
-        remove_if_present(&unfinished)?;
-        let fetched = Launch::new("mvn", "mvn")
-            .args(["--batch-mode", "--quiet", "--file"])
-            .arg(&project_file)
-            .arg(format!("{DEPENDENCY_PLUGIN}:{goal}"))
+        // Beside the target, so that it can be renamed; gone when we are interrupted.
+        let place = tempfile::Builder::new()
+            .prefix("fetching-")
+            .tempdir_in(parent)
+            .with_context(|| format!("cannot create a folder in {}", parent.display()))?;
+        let project = place.path().join("pom.xml");
+        fs::write(&project, wanted.pom)?;
+        let fetched = place.path().join("fetched");
+        Launch::new("mvn", "mvn")
+            .args(["--batch-mode", "--quiet", "-Dstyle.color=never", "--file"])
+            .arg(&project)
+            .arg(format!("{DEPENDENCY_PLUGIN}:{}", wanted.goal))
             .arg("-DincludeScope=runtime")
-            .arg(format!("-DoutputDirectory={}", unfinished.display()))
-            .current_dir(project.path())
+            .arg(format!("-DoutputDirectory={}", fetched.display()))
+            .current_dir(place.path())
             .log(&self.log)
             .run(self.reaper)
-            .await;
-        let folder = unfinished.clone();
-        let finished = match fetched {
-            Ok(()) => tokio::task::spawn_blocking(move || finish(&folder)).await?,
-            Err(error) => Err(error.context("Maven could not fetch it; is the network reachable?")),
-        };
-        if let Err(error) = finished {
-            remove_if_present(&unfinished)?;
-            return Err(error);
+            .await
+            .with_context(|| format!("Maven can't fetch {}; is the network reachable?", wanted.what))?;
+        let folder = fetched.clone();
+        tokio::task::spawn_blocking(move || finish(&folder)).await??;
+        match fs::rename(&fetched, target) {
+            // Somebody else was quicker; theirs is as good.
+            Err(_) if target.exists() => Ok(()),
+            renamed => renamed.with_context(|| format!("cannot create {}", target.display())),
         }
-        // Somebody else may have been quicker; theirs is as good.
-        if fs::rename(&unfinished, target).is_err() && !target.exists() {
-            remove_if_present(target)?;
-            fs::rename(&unfinished, target).with_context(|| format!("cannot create {}", target.display()))?;
-        }
-        remove_if_present(&unfinished)
     }
 }
 

@@ -7,7 +7,8 @@ use anyhow::Result;
 
 use super::OUTRIDER;
 
-fn outrider(line: &str) -> Command {
+/// A run of the executable under test, without what the tests' own environment says.
+pub(super) fn outrider(line: &str) -> Command {
     let mut command = Command::new(OUTRIDER);
     command.args(line.split_whitespace());
     for name in ["DATABASE_URL", "KAFKA_BROKERS", "JAVA_HOME"] {

@@ -1,104 +1,192 @@
-//! `outrider up`, as a newcomer meets it, and what it leaves behind.
+//! `outrider up`, from nothing to processed orders, and the ways in which it ends.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Output};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use shared::testing::eventually;
-use tools::stack::free_port;
+use tempfile::TempDir;
+use tools::stack::postgres::connect;
+use tools::stack::{free_port, make_passable};
 
-use super::OUTRIDER;
+use super::command_line::outrider;
 
-/// An `up` in a data folder of its own.
+/// A running `outrider up`, in a folder of its own. It is killed when this is dropped, and its children by its reaper.
 struct Up {
-    child: Child,
-    output: PathBuf,
-    data: PathBuf,
-    _folder: tempfile::TempDir,
+    process: Child,
+    folder: TempDir,
 }
 
 impl Up {
-    fn start(arguments: &[&str]) -> Result<Self> {
-        // Postgres, run as another user where we are root, must reach its folder.
-        let folder = tempfile::Builder::new().prefix("outrider-up-").tempdir_in("/var/tmp")?;
-        let (data, output) = (folder.path().join("data"), folder.path().join("output"));
-        let file = File::create(&output)?;
-        let mut command = Command::new(OUTRIDER);
-        command.arg("up").arg("--data").arg(&data).args(arguments);
-        for name in ["DATABASE_URL", "KAFKA_BROKERS"] {
-            command.env_remove(name);
-        }
-        let child = command.stdout(file.try_clone()?).stderr(file).spawn()?;
-        Ok(Self { child, output, data, _folder: folder })
+    /// Starts it, and waits until it says where to go.
+    async fn start(options: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        make_passable(folder.path())?;
+        let output = File::create(folder.path().join("output"))?;
+        // The default port may be somebody's, or that of another test.
+        let process = outrider(&format!("up --no-build --port {} {options} --data", free_port()?))
+            .arg(folder.path().join("data"))
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()?;
+        let mut up = Self { process, folder };
+        up.settle().await;
+        Ok(up)
+    }
+
+    /// Waits for the last line that it prints until it is told to stop.
+    async fn settle(&mut self) {
+        let settled = eventually("outrider up is ready, or ends", async || {
+            let ended = !matches!(self.process.try_wait(), Ok(None));
+            (ended || self.output().contains("Ctrl-C stops everything")).then_some(!ended)
+        });
+        assert!(settled.await, "{}", self.output());
     }
 
     fn output(&self) -> String {
-        std::fs::read_to_string(&self.output).unwrap_or_default()
+        fs::read_to_string(self.folder.path().join("output")).unwrap_or_default()
     }
 
-    async fn says(&mut self, text: &str) {
-        eventually(text, async || {
-            assert!(matches!(self.child.try_wait(), Ok(None)), "it ended: {}", self.output());
-            self.output().contains(text).then_some(())
-        })
-        .await;
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// What follows a word at the beginning of a line.
+    fn told(&self, word: &str) -> Result<String> {
+        let output = self.output();
+        let line = output.lines().find_map(|line| line.trim_start().strip_prefix(word));
+        Ok(line.with_context(|| format!("no line {word:?} in\n{output}"))?.trim().to_owned())
+    }
+
+    /// All addresses that it has named: those of the api, the admin ports, Kafka and Postgres.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let output = self.output();
+        let ends = output.split("127.0.0.1:").skip(1);
+        let mut ports: Vec<u16> = ends
+            .filter_map(|rest| rest.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok())
+            .collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports.into_iter().map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect()
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+        let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).context("a process number")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    async fn exit_code(&mut self) -> Option<i32> {
+        eventually("the end of outrider up", async || self.process.try_wait().ok().flatten()).await.code()
     }
 }
 
 impl Drop for Up {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
-/// Command lines of running processes that name `folder`, and environments that do.
-fn processes_of(folder: &Path) -> Vec<String> {
-    let folder = folder.display().to_string();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let mut found = Vec::new();
-    for entry in entries.flatten() {
-        let read = |name: &str| {
-            String::from_utf8_lossy(&std::fs::read(entry.path().join(name)).unwrap_or_default()).into_owned()
-        };
-        let line = read("cmdline");
-        // The services know the folder by their open log only.
-        let log = std::fs::read_link(entry.path().join("fd/1")).unwrap_or_default().display().to_string();
-        if line.contains(&folder) || log.starts_with(&folder) {
-            found.push(line.replace('\0', " "));
-        }
+/// Waits until nobody listens at any of these addresses.
+async fn all_closed(addresses: Vec<SocketAddr>) {
+    for address in addresses {
+        let closed = async || TcpStream::connect(address).is_err().then_some(());
+        eventually(&format!("nobody listens on {address}"), closed).await;
     }
-    found
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[tokio::test]
-async fn up_shows_ten_orders_processed_and_leaves_nothing_running() -> Result<()> {
-    let port = free_port()?.to_string();
-    let mut up = Up::start(&["--port", &port])?;
-    up.says(&format!("\nready http://127.0.0.1:{port}\n")).await;
-    up.says("10 of 10 orders Processed").await;
-    assert!(processes_of(&up.data).len() >= 5, "servers and services run");
+async fn ten_orders_and_then_many_are_processed_once_each_and_nothing_is_left_running() -> Result<()> {
+    let mut up = Up::start("").await?;
+    let output = up.output();
+    let ready = output.lines().position(|line| line == format!("ready {}", up.told("ready").unwrap_or_default()));
+    let orders: Vec<usize> = output
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.starts_with("order ") && line.contains("Pending -> Processed"))
+        .map(|(number, _)| number)
+        .collect();
+    assert_eq!(orders.len(), 10, "{output}");
+    assert!(ready < orders.first().copied(), "{output}");
+    assert!(!output.contains('\x1b'), "control characters in a file:\n{output}");
+
+    let seed = outrider("seed --count 200 --json --url").arg(up.told("ready")?).output()?;
+    assert_eq!(seed.status.code(), Some(0), "{}", stdout(&seed));
+
+    let mut connection = connect(&up.told("database   psql")?).await?;
+    let (orders, created, processed): (i64, i64, i64) = sqlx::query_as(
+        "SELECT (SELECT count(*) FROM orders WHERE status = 'Processed' AND version = 2),
+                (SELECT count(*) FROM order_transitions WHERE version = 1 AND to_status = 'Pending'),
+                (SELECT count(*) FROM order_transitions
+                  WHERE version = 2 AND from_status = 'Pending' AND to_status = 'Processed')",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    assert_eq!((orders, created, processed), (210, 210, 210));
+
+    let second = outrider("up --no-build --data").arg(up.data()).output()?;
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another outrider up"));
+
+    let addresses = up.addresses();
+    assert!(addresses.len() >= 6, "{addresses:?}");
     up.signal(Signal::TERM)?;
-    let status = eventually("the end of up", async || up.child.try_wait().ok().flatten()).await;
-    assert!(status.success(), "{status}: {}", up.output());
-    assert_eq!(processes_of(&up.data), [] as [String; 0]);
+    assert_eq!(up.exit_code().await, Some(0), "{}", up.output());
+    assert!(up.output().contains("\nstopped in "), "{}", up.output());
+    all_closed(addresses).await;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_killed_up_leaves_nothing_running() -> Result<()> {
-    let port = free_port()?.to_string();
-    let mut up = Up::start(&["--port", &port, "--no-seed"])?;
-    up.says(&format!("\nready http://127.0.0.1:{port}\n")).await;
+async fn nothing_outlives_a_killed_up_and_its_data_can_be_used_again() -> Result<()> {
+    let mut up = Up::start("--no-seed").await?;
+    let addresses = up.addresses();
     up.signal(Signal::KILL)?;
-    up.child.wait()?;
-    let data = up.data.clone();
-    eventually("the end of all children", async || processes_of(&data).is_empty().then_some(())).await;
+    assert_eq!(up.exit_code().await, None);
+
+    // At once: it has to wait for what the first has left.
+    let output = File::create(up.folder.path().join("output"))?;
+    up.process = outrider("up --no-build --data").arg(up.data()).stdout(output.try_clone()?).stderr(output).spawn()?;
+    up.settle().await;
+    assert!(up.output().contains("10 of 10 orders Processed"), "{}", up.output());
+    let new = up.addresses();
+    all_closed(addresses.into_iter().filter(|address| !new.contains(address)).collect()).await;
+    up.signal(Signal::INT)?;
+    assert_eq!(up.exit_code().await, Some(0), "{}", up.output());
+    all_closed(new).await;
     Ok(())
+}
+
+#[tokio::test]
+async fn a_service_that_dies_is_reported_and_takes_the_rest_along() -> Result<()> {
+    let mut up = Up::start("--no-seed").await?;
+    let addresses = up.addresses();
+    let admin = up.told("relay")?;
+    let port = admin.split([':', '/']).nth(4).context("a port")?.to_owned();
+    let victim = listener(&port)?;
+    kill_process(victim, Signal::KILL)?;
+    assert_eq!(up.exit_code().await, Some(1));
+    let output = up.output();
+    assert!(output.contains("relay ended with signal 9"), "{output}");
+    assert!(output.contains("the end of") && output.contains("relay.log:\n    "), "{output}");
+    all_closed(addresses).await;
+    Ok(())
+}
+
+/// The process whose admin port is this one, by its environment.
+fn listener(port: &str) -> Result<Pid> {
+    let ps = std::process::Command::new("ps").args(["eww", "-A", "-o", "pid=,command="]).output()?;
+    let wanted = format!("ADMIN_BIND=127.0.0.1:{port}");
+    stdout(&ps)
+        .lines()
+        .find(|line| line.contains(&wanted))
+        .and_then(|line| Pid::from_raw(line.split_whitespace().next()?.parse().ok()?))
+        .with_context(|| format!("no process with {wanted}"))
 }

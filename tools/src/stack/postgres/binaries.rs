@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::super::maven::{self, Maven};
+use super::super::maven::{self, Maven, Wanted};
 use super::super::{make_passable, reachable, unprivileged_user};
 
 /// The oldest major version that the migrations and the services are tried with.
@@ -165,18 +165,18 @@ fn versioned(parent: &str, prefix: &str, inner: &str) -> Vec<PathBuf> {
 
 /// Fetches the archive that fits this machine and unpacks it, unless that was done before.
 async fn fetch(cache: &Path, maven: &Maven<'_>) -> Result<Binaries> {
-    let wanted = cache.join(format!("postgres-{ARCHIVE_VERSION}"));
     // Root runs the programs as another user, who has to get at them.
-    let home = match reachable(&wanted, unprivileged_user()?)? {
-        same if same == std::path::absolute(&wanted)? => same,
-        moved => moved.with_extension(ARCHIVE_VERSION),
-    };
+    let home = reachable(&cache.join(format!("postgres-{ARCHIVE_VERSION}")), unprivileged_user()?)?;
     if let Some(binaries) = Binaries::at(&home.join("bin")) {
         return Ok(binaries);
     }
     let artifact = format!("embedded-postgres-binaries-{}", platform()?);
-    let pom = maven::pom("io.zonky.test.postgres", &artifact, ARCHIVE_VERSION);
-    maven.fetch(&pom, "unpack-dependencies", &home, unpack).await?;
+    let wanted = Wanted {
+        what: &format!("Postgres {ARCHIVE_VERSION}"),
+        pom: &maven::pom("io.zonky.test.postgres", &artifact, ARCHIVE_VERSION),
+        goal: "unpack-dependencies",
+    };
+    maven.fetch(&wanted, &home, unpack).await?;
     make_passable(&home)?;
     Binaries::at(&home.join("bin"))
         .with_context(|| format!("the fetched Postgres in {} does not run here", home.display()))
