@@ -170,7 +170,11 @@ async fn check_constraints(connection: &mut PgConnection) -> Result<(), sqlx::Er
 fn refused_or_unknown(error: sqlx::Error) -> ApplyError {
     match shared::db::sql_state(&error) {
         Some(state) if ["22", "23", "40"].iter().any(|class| state.starts_with(class)) => {
-            if state.starts_with("40") { error.into() } else { ApplyError::Deferred(error) }
+            if state.starts_with("40") {
+                error.into()
+            } else {
+                ApplyError::Deferred(error)
+            }
         }
         _ => ApplyError::Unknown(error),
     }

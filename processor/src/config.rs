@@ -145,7 +145,10 @@ impl Settings {
             return bad("SESSION_TIMEOUT_MS", "must be at least 1");
         }
         if settings.transaction_idle_ms == 0 {
-            return bad("TRANSACTION_IDLE_MS", "must be at least 1: without it a frozen processor stops its partitions");
+            return bad(
+                "TRANSACTION_IDLE_MS",
+                "must be at least 1: without it a frozen processor stops its partitions",
+            );
         }
         if settings.retry_max_ms == 0 {
             return bad("RETRY_MAX_MS", "must be at least 1: without a wait a failing batch would busy the database");

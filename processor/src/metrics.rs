@@ -110,9 +110,8 @@ impl Metrics {
     /// What came of all records so far.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        let count = |outcome| {
-            usize::try_from(self.events.get_or_create(&Label { outcome }).get()).unwrap_or(usize::MAX)
-        };
+        let count =
+            |outcome| usize::try_from(self.events.get_or_create(&Label { outcome }).get()).unwrap_or(usize::MAX);
         Tally {
             applied: count("applied"),
             superseded: count("superseded"),

@@ -118,7 +118,12 @@ impl Worker {
                     if let Some(outcome) = self.find_out(shop, next).await? {
                         if let Outcome::Committed { .. } = outcome {
                             // What came of each event is known only to the answer that got lost.
-                            self.settle(shop, &Tally { applied: batch.handled(), ..Tally::default() }, records, started);
+                            self.settle(
+                                shop,
+                                &Tally { applied: batch.handled(), ..Tally::default() },
+                                records,
+                                started,
+                            );
                         }
                         return Some(outcome);
                     }

@@ -40,14 +40,14 @@ impl Seat {
     ) -> Self {
         let queue = Arc::new(Queue::new(limits));
         let committed = Arc::new(AtomicI64::new(NOTHING_COMMITTED));
-        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+        let (halt, ended) = (CancellationToken::new(), CancellationToken::new());
         let worker = Worker {
             partition: start.partition.clone(),
             position: start.position,
             next_offset: start.next_offset,
             queue: Arc::clone(&queue),
             committed: Arc::clone(&committed),
-            stop: stop.clone(),
+            stop: halt.clone(),
         };
         let (shop, partition, end) = (Arc::clone(shop), start.partition.clone(), ended.clone().drop_guard());
         let abort = tasks.spawn(async move {
@@ -55,7 +55,7 @@ impl Seat {
             let _end = end;
             Done::Worker { partition, generation, ending: worker.run(shop).await }
         });
-        Self { generation, queue, committed, told: NOTHING_COMMITTED, stop, ended, abort }
+        Self { generation, queue, committed, told: NOTHING_COMMITTED, stop: halt, ended, abort }
     }
 
     /// Whether records can still be given to it.
@@ -101,11 +101,11 @@ pub(crate) fn copy(message: &BorrowedMessage<'_>) -> Record {
 }
 
 fn headers(headers: &impl Headers) -> RecordHeaders {
-    let copy = |index| {
-        headers.try_get(index).map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
-    };
+    let copy = |index| headers.try_get(index).map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)));
     // rdkafka panics over a header whose name is not UTF-8. One such record must not end the processor: its header is kept
     // without name and value, and the record is dead-lettered if it was one that matters.
     let copy = |index| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| copy(index)));
-    (0..headers.count()).filter_map(|index| copy(index).unwrap_or_else(|_| Some(("\u{fffd}".to_owned(), None)))).collect()
+    (0..headers.count())
+        .filter_map(|index| copy(index).unwrap_or_else(|_| Some(("\u{fffd}".to_owned(), None))))
+        .collect()
 }

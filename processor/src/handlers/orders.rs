@@ -84,11 +84,7 @@ fn missed(orders: &[Order], changed: &[Changed]) -> Vec<usize> {
 
 /// Refuses the events of orders that are not in the database, or not yet at the event's version: order and event were written
 /// in one transaction, so this is another database than the event's.
-async fn check_missed(
-    orders: &[Order],
-    missed: &[usize],
-    connection: &mut PgConnection,
-) -> Result<(), HandlerError> {
+async fn check_missed(orders: &[Order], missed: &[usize], connection: &mut PgConnection) -> Result<(), HandlerError> {
     let ids: Vec<i64> = missed.iter().map(|place| orders[*place].id).collect();
     let present: HashMap<i64, i64> = versions(connection, &ids).await?.into_iter().collect();
     let refusal = |place: &usize| match present.get(&orders[*place].id) {
