@@ -1,1 +1,10 @@
-//! Real Postgres, real Kafka.
+//! The processor on a real Postgres and a real Kafka: every test has a database, a topic and a group of its own.
+
+mod commits;
+mod dead_letters;
+mod effects;
+mod failures;
+mod fencing;
+mod membership;
+mod proxy;
+mod support;
