@@ -139,3 +139,119 @@ impl<'a> Isolation<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use shared::event::{AGGREGATE_VERSION, CE_TYPE, ID};
+    use sqlx::PgConnection;
+
+    use super::*;
+    use crate::handler::{EventHandler, Handled, HandlerError};
+
+    struct Nothing;
+
+    impl EventHandler for Nothing {
+        async fn handle(&self, _: &[Event<'_>], _: &mut PgConnection) -> Result<Handled, HandlerError> {
+            Ok(Handled::default())
+        }
+    }
+
+    fn record(offset: i64, id: u128, event_type: &str) -> Record {
+        let headers =
+            [(ID, Uuid::from_u128(id).to_string()), (CE_TYPE, event_type.into()), (AGGREGATE_VERSION, "1".into())];
+        let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), Some(value.into_bytes())));
+        Record { offset, key: Some(b"k".to_vec()), payload: None, headers: headers.collect() }
+    }
+
+    fn handlers() -> Handlers {
+        let mut handlers = Handlers::default();
+        handlers.insert("a", Nothing);
+        handlers.insert("b", Nothing);
+        handlers
+    }
+
+    fn offsets(events: &[Event<'_>]) -> Vec<i64> {
+        events.iter().map(Event::offset).collect()
+    }
+
+    #[test]
+    fn records_are_sorted_by_what_is_to_be_done_with_them() {
+        let records = [record(3, 1, "a"), Record { offset: 5, ..Record::default() }, record(9, 2, "other")];
+        let batch = Batch::read(&records, &handlers());
+        assert_eq!((batch.handled(), batch.passed_over, batch.broken.len()), (1, 1, 1));
+        assert_eq!(batch.broken[0].0, 1);
+        assert_eq!(batch.next_offset(), Some(10), "after the last record, gaps or not");
+    }
+
+    #[test]
+    fn of_an_event_that_is_twice_in_a_batch_the_first_counts() {
+        let records = [record(0, 7, "a"), record(1, 8, "a"), record(2, 7, "a"), record(3, 9, "a")];
+        let batch = Batch::read(&records, &handlers());
+        let fresh = HashSet::from([7, 8].map(Uuid::from_u128));
+        assert_eq!(offsets(&batch.fresh_events(fresh)), [0, 1]);
+    }
+
+    #[test]
+    fn runs_keep_the_order_across_types() {
+        let types = ["a", "a", "b", "other", "b", "a"];
+        let records: Vec<Record> = types.iter().zip(0_u8..).map(|(name, n)| record(n.into(), n.into(), name)).collect();
+        let batch = Batch::read(&records, &handlers());
+        let events = batch.fresh_events(batch.event_ids().into_iter().collect());
+        let runs: Vec<Vec<i64>> = runs(&events).map(offsets).collect();
+        assert_eq!(runs, [vec![0, 1], vec![2, 4], vec![5]]);
+    }
+
+    /// Isolates the events at `bad` of `count`; returns what was applied, what was refused, and the number of attempts.
+    fn isolate(count: u8, bad: &[i64], named: bool) -> (Vec<i64>, Vec<i64>, usize) {
+        let records: Vec<Record> = (0..count).map(|n| record(n.into(), n.into(), "a")).collect();
+        let batch = Batch::read(&records, &handlers());
+        let events = batch.fresh_events(batch.event_ids().into_iter().collect());
+        let mut isolation = Isolation::of(&events);
+        let (mut applied, mut attempts) = (Vec::new(), 0);
+        while let Some(set) = isolation.next_set() {
+            attempts += 1;
+            let places = set.iter().enumerate().filter(|(_, event)| bad.contains(&event.offset()));
+            let found: Vec<(usize, String)> = places.map(|(place, _)| (place, "bad".into())).collect();
+            if found.is_empty() {
+                applied.extend(offsets(&set));
+            } else if named {
+                isolation.split(set, found, String::new());
+            } else {
+                isolation.split(set, Vec::new(), "bad".into());
+            }
+        }
+        let mut refused: Vec<i64> = isolation.refused.iter().map(|(offset, _)| *offset).collect();
+        refused.sort_unstable();
+        (applied, refused, attempts)
+    }
+
+    #[test]
+    fn named_events_are_taken_out_at_once() {
+        assert_eq!(isolate(6, &[1, 4], true), (vec![0, 2, 3, 5], vec![1, 4], 2));
+    }
+
+    #[test]
+    fn an_unnamed_event_is_found_by_halving_and_the_others_keep_their_order() {
+        for bad in 0..33 {
+            let (applied, refused, attempts) = isolate(33, &[bad], false);
+            assert_eq!(applied, (0..33).filter(|offset| *offset != bad).collect::<Vec<i64>>());
+            assert_eq!(refused, [bad]);
+            assert!(attempts <= 13, "{attempts} attempts");
+        }
+        let all: Vec<i64> = (0..50).collect();
+        let (applied, refused, attempts) = isolate(50, &all, false);
+        assert_eq!((applied.len(), refused.len()), (0, 50));
+        assert!(attempts <= 100, "{attempts} attempts");
+    }
+
+    #[test]
+    fn a_named_place_that_is_not_in_the_set_counts_for_nothing() {
+        let records = [record(0, 0, "a"), record(1, 1, "a")];
+        let batch = Batch::read(&records, &handlers());
+        let events = batch.fresh_events(batch.event_ids().into_iter().collect());
+        let mut isolation = Isolation::of(&events);
+        let set = isolation.next_set().expect("the first set");
+        isolation.split(set, vec![(2, "bad".into())], "bad".into());
+        assert_eq!(isolation.next_set().map(|set| offsets(&set)), Some(vec![0]));
+    }
+}

@@ -62,6 +62,7 @@ pub(crate) enum Done {
     Worker { partition: Partition, generation: u64, ending: Ending },
     Found(Result<Vec<Start>, ConsumerError>),
     FoundAgain { generation: u64, start: Result<Vec<Start>, ConsumerError> },
+    Failed(ConsumerError),
     Drained { partitions: TopicPartitionList, seats: Vec<(Partition, Seat)> },
 }
 
@@ -148,10 +149,10 @@ impl Consumer {
                 () = shop.room.notified() => self.resume()?,
                 _ = tell.tick() => self.tell(),
                 Some(message) = messages.next() => {
-                    self.route(message).await?;
+                    self.route(message)?;
                     for _ in 1..BURST_ROWS_MAX {
                         let Some(Some(message)) = messages.next().now_or_never() else { break };
-                        self.route(message).await?;
+                        self.route(message)?;
                     }
                 }
             }
@@ -189,6 +190,7 @@ impl Consumer {
                 self.find_again(partition, generation);
                 Ok(())
             }
+            Ok(Done::Failed(error)) => Err(error),
             Ok(Done::Worker { ending: Ending::Stopped, .. }) => Ok(()),
             Ok(Done::FoundAgain { generation, start }) => self.reopen(generation, &start?),
             Err(error) if error.is_cancelled() => Ok(()),
@@ -275,10 +277,10 @@ impl Consumer {
     }
 
     /// Gives a message to the worker of its partition.
-    async fn route(&self, message: Result<BorrowedMessage<'_>, KafkaError>) -> Result<(), ConsumerError> {
+    fn route(&mut self, message: Result<BorrowedMessage<'_>, KafkaError>) -> Result<(), ConsumerError> {
         let message = match message {
             Ok(message) => message,
-            Err(error) => return self.check(error).await,
+            Err(error) => return self.check(error),
         };
         let Some(topic) = self.topics.iter().find(|topic| &***topic == message.topic()) else { return Ok(()) };
         let partition = Partition { topic: Arc::clone(topic), number: message.partition() };
@@ -293,14 +295,17 @@ impl Consumer {
     }
 
     /// Most of librdkafka's errors are news of something that it is mending by itself.
-    async fn check(&self, error: KafkaError) -> Result<(), ConsumerError> {
+    fn check(&mut self, error: KafkaError) -> Result<(), ConsumerError> {
         match error {
             KafkaError::MessageConsumptionFatal(_) => Err(error.into()),
             // `auto.offset.reset` is `error`. The message does not say which partition it is, so all are looked at.
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
+                let positions = self.positions.clone();
                 let partitions: Vec<Partition> = self.seats.keys().cloned().collect();
-                self.positions.find(&partitions).await?;
-                Err(error.into())
+                self.tasks.spawn(async move {
+                    Done::Failed(positions.find(&partitions).await.err().unwrap_or_else(|| error.into()))
+                });
+                Ok(())
             }
             _ => {
                 tracing::warn!(error = %error, "Kafka consumer");

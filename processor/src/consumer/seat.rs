@@ -40,14 +40,14 @@ impl Seat {
     ) -> Self {
         let queue = Arc::new(Queue::new(limits));
         let committed = Arc::new(AtomicI64::new(NOTHING_COMMITTED));
-        let (stopping, ended) = (CancellationToken::new(), CancellationToken::new());
+        let (halt, ended) = (CancellationToken::new(), CancellationToken::new());
         let worker = Worker {
             partition: start.partition.clone(),
             position: start.position,
             next_offset: start.next_offset,
             queue: Arc::clone(&queue),
             committed: Arc::clone(&committed),
-            stop: stopping.clone(),
+            stop: halt.clone(),
         };
         let (shop, partition, end) = (Arc::clone(shop), start.partition.clone(), ended.clone().drop_guard());
         let abort = tasks.spawn(async move {
@@ -55,7 +55,7 @@ impl Seat {
             let _end = end;
             Done::Worker { partition, generation, ending: worker.run(shop).await }
         });
-        Self { generation, queue, committed, told: NOTHING_COMMITTED, stop: stopping, ended, abort }
+        Self { generation, queue, committed, told: NOTHING_COMMITTED, stop: halt, ended, abort }
     }
 
     /// Whether records can still be given to it.

@@ -8,13 +8,15 @@ use processor::config::ProcessorConfig;
 use processor::handlers::orders::{ORDER_CREATED, OrderCreated};
 use processor::metrics::Metrics;
 use processor::{Processor, ProcessorError};
-use prometheus_client::registry::Registry;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use shared::config::Env;
 use shared::kafka::KafkaConfig;
 use shared::shutdown::Shutdown;
 use shared::testing::{TestDatabase, eventually, kafka_brokers, unique};
+use sqlx::AssertSqlSafe;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -184,6 +186,35 @@ impl World {
         .expect("a position")
     }
 
+    /// Makes a table that the processor may use.
+    pub async fn table(&self, definition: &str) {
+        let name = definition.split(' ').next().expect("a name");
+        let sql = format!("CREATE TABLE {definition}; GRANT ALL ON {name} TO outrider_processor");
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.database.pool).await.expect("a table");
+    }
+
+    /// How a client reaches the brokers as one of the group.
+    pub fn consumer_config(&self) -> ClientConfig {
+        self.kafka.consumer("test", &self.group)
+    }
+
+    /// How many members the group has.
+    pub fn members(&self) -> usize {
+        self.groups(|_| true)
+    }
+
+    /// Waits until the group has settled on `count` members.
+    pub async fn eventually_settled(&self, count: usize) {
+        let what = format!("the group has settled on {count} members");
+        eventually(&what, async || (self.groups(|state| state == "Stable") == count).then_some(())).await;
+    }
+
+    fn groups(&self, counts: impl Fn(&str) -> bool) -> usize {
+        let client: BaseConsumer = self.kafka.client("test").create().expect("a client");
+        let list = client.fetch_group_list(Some(&self.group), Duration::from_secs(10)).expect("the broker answers");
+        list.groups().iter().filter(|group| counts(group.state())).map(|group| group.members().len()).sum()
+    }
+
     /// Starts the real binary; `more` variables win.
     pub fn spawn(&self, more: &[(&str, &str)]) -> Process {
         let child = Command::new(env!("CARGO_BIN_EXE_outrider-processor"))
@@ -226,14 +257,6 @@ pub fn event(event_type: &str, event_id: Uuid, key: &str, payload: &str) -> Prod
     }
 }
 
-/// The metrics as the admin port shows them.
-fn metrics_text(metrics: &Metrics) -> String {
-    let (mut registry, mut text) = (Registry::default(), String::new());
-    metrics.register(&mut registry);
-    prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
-    text
-}
-
 /// A processor in this process.
 pub struct Running {
     pub metrics: Metrics,
@@ -250,13 +273,6 @@ impl Running {
             async move { processor.run(&shutdown).await }
         });
         Self { metrics, shutdown, task }
-    }
-
-    /// How many partitions it holds.
-    pub fn partitions(&self) -> i64 {
-        let text = metrics_text(&self.metrics);
-        let line = text.lines().find_map(|line| line.strip_prefix("outrider_processor_partitions "));
-        line.and_then(|count| count.parse().ok()).unwrap_or(0)
     }
 
     /// Shuts it down in order.
@@ -284,6 +300,11 @@ impl Process {
     /// Waits until it ends by itself. Returns whether that was in order.
     pub async fn ended(&mut self) -> bool {
         eventually("the process ends", async || self.0.try_wait().expect("a child")).await.success()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.0.id()
     }
 }
 

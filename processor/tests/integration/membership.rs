@@ -1,0 +1,42 @@
+//! Several processors share a topic.
+
+use shared::testing::eventually;
+
+use crate::support::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processors_share_partitions_and_when_one_is_killed_nothing_is_lost_or_done_twice() {
+    let world = World::new("shared", 4).await;
+    world.created_orders(100).await;
+    let first = world.spawn(&[]);
+    let mut second = world.spawn(&[]);
+    world.eventually_settled(2).await;
+    // Amid a backlog, in small batches so that it lasts.
+    world.created_orders(3_000).await;
+    eventually("some are Processed", async || (world.processed().await > 500).then_some(())).await;
+    second.kill();
+    world.created_orders(100).await;
+    world.eventually_processed(3_200).await;
+    drop(first);
+    world.assert_processed_once(3_200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processors_that_come_and_go_lose_and_repeat_nothing() {
+    let world = World::new("coming", 4).await;
+    let small = [("PROCESSOR_BATCH_ROWS_MAX", "5"), ("PROCESSOR_QUEUE_ROWS_MAX", "20")];
+    world.created_orders(500).await;
+    let mut running = world.start(&small);
+    for round in 1..=4 {
+        world.eventually_settled(1).await;
+        let next = world.start(&small);
+        world.created_orders(500).await;
+        eventually("half are Processed", async || (world.processed().await > round * 500 - 250).then_some(())).await;
+        running.stop().await;
+        running = next;
+    }
+    world.eventually_processed(2_500).await;
+    running.stop().await;
+    world.assert_processed_once(2_500).await;
+    assert_eq!(world.members(), 0, "all have left the group");
+}
