@@ -333,6 +333,8 @@ impl Consumer {
     async fn finish(&mut self) {
         drain(&self.seats.values().collect::<Vec<_>>(), self.drain_timeout).await;
         self.tell();
+        // A task that is only told to end still shares the consumer, which then would not be closed by dropping it here.
+        self.tasks.shutdown().await;
     }
 
     fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
@@ -355,6 +357,9 @@ impl Drop for Consumer {
         while let Ok(change) = self.changes.try_recv() {
             decline(&*self.kafka, &change);
         }
+        // librdkafka's close by itself does not leave the group when it holds no partition (2.12, rd_kafka_cgrp_revoke_all_rejoin),
+        // and the next rebalance of the others would wait for a member that is gone until its session ends.
+        self.kafka.unsubscribe();
     }
 }
 

@@ -133,6 +133,12 @@ impl Metrics {
         self.fenced.get()
     }
 
+    /// How many changes of the assignment there were.
+    #[must_use]
+    pub fn rebalances(&self) -> u64 {
+        ["assign", "revoke"].map(|kind| self.rebalances.get_or_create(&Kind { kind }).get()).iter().sum()
+    }
+
     /// How many times a partition was paused because its queue was full.
     #[must_use]
     pub fn pauses(&self) -> u64 {

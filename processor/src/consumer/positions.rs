@@ -55,6 +55,9 @@ impl Positions {
     /// # Errors
     /// When a position is not within what the broker has.
     pub(crate) async fn find(&self, partitions: &[Partition]) -> Result<Vec<Start>, ConsumerError> {
+        if partitions.is_empty() {
+            return Ok(Vec::new()); // More processors than partitions: no reason to wait for Postgres.
+        }
         let mut backoff = Backoff::new(Duration::from_millis(50), self.retry_max);
         loop {
             let error = match self.read(partitions).await {
@@ -126,7 +129,7 @@ fn ask_broker(kafka: &KafkaConsumer, partitions: &[Partition]) -> Result<Vec<Bro
     for partition in partitions {
         asked.add_partition(&partition.topic, partition.number);
     }
-    let committed = if partitions.is_empty() { asked } else { kafka.committed_offsets(asked, BROKER_TIMEOUT)? };
+    let committed = kafka.committed_offsets(asked, BROKER_TIMEOUT)?;
     let view = |partition: &Partition| {
         let (low, high) = kafka.fetch_watermarks(&partition.topic, partition.number, BROKER_TIMEOUT)?;
         let committed = committed.find_partition(&partition.topic, partition.number);

@@ -40,3 +40,18 @@ async fn processors_that_come_and_go_lose_and_repeat_nothing() {
     world.assert_processed_once(2_500).await;
     assert_eq!(world.members(), 0, "all have left the group");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_processor_without_a_partition_leaves_the_group_when_it_is_shut_down() {
+    let world = World::new("spare", 1).await;
+    let first = world.start(&[]);
+    world.eventually_settled(1).await;
+    let spare = world.start(&[]);
+    world.eventually_settled(2).await;
+    eventually("it knows that it has nothing", async || (spare.metrics.rebalances() >= 1).then_some(())).await;
+    // Sticky: the one that came first keeps the partition.
+    spare.stop().await;
+    assert_eq!(world.members(), 1);
+    first.stop().await;
+    assert_eq!(world.members(), 0);
+}

@@ -49,7 +49,10 @@ pub struct Produced {
 impl World {
     /// An empty one, its topic with `partitions`.
     pub async fn new(test: &str, partitions: i32) -> Self {
-        let database = TestDatabase::create(test).await;
+        // `RUST_LOG=processor=debug` shows what the processors of a failing test have to say.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        let database = TestDatabase::create(&format!("processor_{test}")).await;
         let count = partitions.to_string();
         let brokers = kafka_brokers();
         let env = Env::from_pairs([("KAFKA_BROKERS", brokers.as_str()), ("KAFKA_TOPIC_PARTITIONS", &count)]);
