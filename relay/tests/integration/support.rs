@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Headers;
+use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 use relay::RelayConfig;
 use rustix::process::{Pid, Signal, kill_process};
@@ -218,8 +219,9 @@ fn read_topic(topic: &str, distinct: usize) -> Vec<Record> {
         .expect("a consumer");
     let start = Instant::now();
     let partitions = loop {
-        let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5)).expect("the topic's metadata");
-        match metadata.topics().first().map_or(0, |topic| topic.partitions().len()) {
+        let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5));
+        let partitions = |metadata: &Metadata| metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+        match metadata.as_ref().map_or(0, partitions) {
             0 => assert!(start.elapsed() < PATIENCE, "the topic {topic} does not appear"),
             partitions => break i32::try_from(partitions).expect("few partitions"),
         }
@@ -237,17 +239,23 @@ fn read_topic(topic: &str, distinct: usize) -> Vec<Record> {
         assert!(start.elapsed() < PATIENCE, "{} of {distinct} events were published", seen.len());
         take(&consumer, &mut records, &mut seen);
     }
-    let end: i64 = (0..partitions)
-        .map(|partition| {
-            let (low, high) = consumer.fetch_watermarks(topic, partition, Duration::from_secs(5)).expect("watermarks");
-            high - low
-        })
-        .sum();
+    let end: i64 = (0..partitions).map(|partition| end_of(&consumer, topic, partition, start)).sum();
     while i64::try_from(records.len()).expect("few records") < end {
         assert!(start.elapsed() < PATIENCE, "{} of {end} records were read", records.len());
         take(&consumer, &mut records, &mut seen);
     }
     records
+}
+
+/// How many records a partition holds. A topic that has just been made may not have a leader for each of its partitions yet.
+fn end_of(consumer: &BaseConsumer, topic: &str, partition: i32, start: Instant) -> i64 {
+    loop {
+        match consumer.fetch_watermarks(topic, partition, Duration::from_secs(5)) {
+            Ok((low, high)) => return high - low,
+            Err(error) => assert!(start.elapsed() < PATIENCE, "no end of partition {partition}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn take(consumer: &BaseConsumer, records: &mut Vec<Record>, seen: &mut HashSet<String>) {
