@@ -1,5 +1,7 @@
 //! Effects are exactly once.
 
+use std::time::Duration;
+
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use uuid::Uuid;
@@ -96,6 +98,20 @@ async fn the_position_in_postgres_wins_when_kafkas_offsets_are_lost() {
     running.stop().await;
     assert_eq!((tally.applied, tally.superseded), (1, 0), "the old ones were not even read");
     world.assert_processed_once(11).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_is_told_where_the_partitions_are() {
+    let world = World::new("told", 1).await;
+    world.created_orders(10).await;
+    let running = world.start(&[]);
+    world.eventually_processed(10).await;
+    running.stop().await;
+    let kafka: BaseConsumer = world.consumer_config().create().expect("a consumer");
+    let mut list = TopicPartitionList::new();
+    list.add_partition(&world.topic, 0);
+    let told = kafka.committed_offsets(list, Duration::from_secs(10)).expect("the broker answers");
+    assert_eq!(told.elements()[0].offset(), Offset::Offset(10));
 }
 
 #[tokio::test(flavor = "multi_thread")]
