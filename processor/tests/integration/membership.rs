@@ -27,6 +27,7 @@ async fn processors_that_come_and_go_lose_and_repeat_nothing() {
     let small = [("PROCESSOR_BATCH_ROWS_MAX", "5"), ("PROCESSOR_QUEUE_ROWS_MAX", "20")];
     world.created_orders(500).await;
     let mut running = world.start(&small);
+    let mut all = vec![running.metrics.clone()];
     for round in 1..=4 {
         world.eventually_settled(1).await;
         let next = world.start(&small);
@@ -34,11 +35,15 @@ async fn processors_that_come_and_go_lose_and_repeat_nothing() {
         eventually("half are Processed", async || (world.processed().await > round * 500 - 250).then_some(())).await;
         running.stop().await;
         running = next;
+        all.push(running.metrics.clone());
     }
     world.eventually_processed(2_500).await;
     running.stop().await;
     world.assert_processed_once(2_500).await;
     assert_eq!(world.members(), 0, "all have left the group");
+    let tallies: Vec<_> = all.iter().map(processor::metrics::Metrics::tally).collect();
+    assert_eq!(tallies.iter().map(|tally| tally.applied).sum::<usize>(), 2_500);
+    assert_eq!(tallies.iter().map(|tally| tally.superseded + tally.repeated).sum::<usize>(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
