@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use rdkafka::consumer::{CommitMode, Consumer as _, RebalanceProtocol, StreamConsumer};
+use rdkafka::consumer::{Consumer as _, RebalanceProtocol, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, TopicPartitionList};
 use shared::shutdown::Shutdown;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinError, JoinSet};
@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::context::{Change, Context, decline};
 use self::positions::{LostPositions, Positions, Start};
+use self::requests::{commit, list_of};
 use self::seat::{Seat, copy, drain};
 use crate::config::Settings;
 use crate::partition::{Ending, Shop};
@@ -25,6 +26,7 @@ use crate::record::Partition;
 
 mod context;
 pub(crate) mod positions;
+mod requests;
 mod seat;
 
 pub(crate) type KafkaConsumer = StreamConsumer<Context>;
@@ -38,6 +40,9 @@ const TELL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Records that are routed before the task looks at anything else.
 const BURST_ROWS_MAX: usize = 500;
+
+/// How long to wait before a partition that could not be sought is tried again.
+const SEEK_RETRY: Duration = Duration::from_millis(200);
 
 /// How long closing may take: a last commit, and leaving the group.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,7 +66,8 @@ pub enum ConsumerError {
 pub(crate) enum Done {
     Worker { partition: Partition, generation: u64, ending: Ending },
     Found(Result<Vec<Start>, ConsumerError>),
-    FoundAgain { generation: u64, start: Result<Vec<Start>, ConsumerError> },
+    FoundAgain { generation: u64, starts: Result<Vec<Start>, ConsumerError> },
+    Sought { generation: u64, starts: Vec<Start>, result: Result<(), KafkaError> },
     Failed(ConsumerError),
     Drained { partitions: TopicPartitionList, seats: Vec<(Partition, Seat)> },
 }
@@ -79,6 +85,8 @@ pub(crate) struct Consumer {
     changes: UnboundedReceiver<Change>,
     /// The change that is under way; it is answered when it is done.
     unanswered: Option<Change>,
+    /// Partitions that are being sought, which takes a moment; a change of the assignment waits for it.
+    seeking: usize,
     /// Workers, and whatever else must not keep the consumer from polling.
     tasks: JoinSet<Done>,
 }
@@ -118,6 +126,7 @@ impl Consumer {
             generation: 0,
             changes,
             unanswered: None,
+            seeking: 0,
             tasks: JoinSet::new(),
         })
     }
@@ -144,7 +153,7 @@ impl Consumer {
             tokio::select! {
                 biased;
                 () = shutdown.requested() => return Ok(()),
-                Some(change) = self.changes.recv(), if self.unanswered.is_none() => self.begin(change),
+                Some(change) = self.changes.recv(), if self.unanswered.is_none() && self.seeking == 0 => self.begin(change),
                 Some(done) = self.tasks.join_next() => self.finished(done)?,
                 () = shop.room.notified() => self.resume()?,
                 _ = tell.tick() => self.tell(),
@@ -187,12 +196,16 @@ impl Consumer {
             Ok(Done::Found(starts)) => self.assign(&starts?),
             Ok(Done::Drained { partitions, seats }) => self.unassign(&partitions, seats),
             Ok(Done::Worker { partition, generation, ending: Ending::Fenced }) => {
-                self.find_again(partition, generation);
+                self.find_again(partition, generation, Duration::ZERO);
                 Ok(())
             }
             Ok(Done::Failed(error)) => Err(error),
             Ok(Done::Worker { ending: Ending::Stopped, .. }) => Ok(()),
-            Ok(Done::FoundAgain { generation, start }) => self.reopen(generation, &start?),
+            Ok(Done::FoundAgain { generation, starts }) => {
+                self.seek(generation, starts?);
+                Ok(())
+            }
+            Ok(Done::Sought { generation, starts, result }) => self.sought(generation, &starts, &result),
             Err(error) if error.is_cancelled() => Ok(()),
             Err(error) => Err(ConsumerError::Panicked(error)),
         }
@@ -221,11 +234,10 @@ impl Consumer {
         partitions: &TopicPartitionList,
         mut seats: Vec<(Partition, Seat)>,
     ) -> Result<(), ConsumerError> {
-        // The pause of a partition would outlive its assignment.
-        let paused = seats.iter().filter(|(_, seat)| seat.queue.is_paused()).map(|(partition, _)| partition);
-        let paused = list_of(paused);
-        if paused.count() > 0 {
-            self.kafka.resume(&paused)?;
+        // A pause would outlive the assignment; to resume what is not paused does no harm where nothing is read any more.
+        let left = list_of(seats.iter().map(|(partition, _)| partition));
+        if left.count() > 0 {
+            self.kafka.resume(&left)?;
         }
         if !self.kafka.assignment_lost() {
             commit(&self.kafka, seats.iter_mut().map(|(partition, seat)| (&*partition, seat)));
@@ -250,30 +262,54 @@ impl Consumer {
         self.seats.insert(start.partition.clone(), seat);
     }
 
-    /// Finds out where a partition is whose position somebody else has moved, and goes there.
-    fn find_again(&mut self, partition: Partition, generation: u64) {
-        if self.seats.get(&partition).is_none_or(|seat| seat.generation != generation) {
-            return; // It has been revoked meanwhile.
-        }
+    /// Finds out, after `delay`, where a partition is whose position somebody else has moved, and goes there.
+    fn find_again(&mut self, partition: Partition, generation: u64, delay: Duration) {
         let positions = self.positions.clone();
         self.tasks.spawn(async move {
-            let start = match positions.find(&[partition]).await {
-                Ok(starts) => seek(&positions.kafka, starts).await,
-                Err(error) => Err(error),
-            };
-            Done::FoundAgain { generation, start }
+            tokio::time::sleep(delay).await;
+            Done::FoundAgain { generation, starts: positions.find(&[partition]).await }
         });
     }
 
-    /// Starts a new worker where a partition was found again. Nothing has been delivered since it was paused for the seek.
-    fn reopen(&mut self, generation: u64, starts: &[Start]) -> Result<(), ConsumerError> {
+    /// Sets a partition to where it was found.
+    fn seek(&mut self, generation: u64, starts: Vec<Start>) {
+        if !self.are_of(generation, &starts) {
+            return; // It has been revoked meanwhile.
+        }
+        self.seeking += 1;
+        let kafka = Arc::clone(&self.kafka);
+        self.tasks.spawn_blocking(move || {
+            let result = requests::seek(&kafka, &starts);
+            Done::Sought { generation, starts, result }
+        });
+    }
+
+    /// Starts a new worker where a partition has been set to. It was paused for that, so nothing has been delivered since.
+    fn sought(
+        &mut self,
+        generation: u64,
+        starts: &[Start],
+        result: &Result<(), KafkaError>,
+    ) -> Result<(), ConsumerError> {
+        self.seeking -= 1;
         for start in starts {
-            if self.seats.get(&start.partition).is_some_and(|seat| seat.generation == generation) {
-                self.open(start);
-                self.kafka.resume(&list_of([&start.partition].into_iter()))?;
+            match result {
+                Ok(()) => {
+                    self.open(start);
+                    self.kafka.resume(&list_of([&start.partition]))?;
+                }
+                Err(error) => {
+                    tracing::warn!(error = %error, partition = %start.partition, "position not sought, trying again");
+                    self.find_again(start.partition.clone(), generation, SEEK_RETRY);
+                }
             }
         }
         Ok(())
+    }
+
+    fn are_of(&self, generation: u64, starts: &[Start]) -> bool {
+        let seat = |start: &Start| self.seats.get(&start.partition);
+        starts.iter().all(|start| seat(start).is_some_and(|seat| seat.generation == generation))
     }
 
     /// Gives a message to the worker of its partition.
@@ -289,7 +325,7 @@ impl Consumer {
         let Some(seat) = self.seats.get(&partition).filter(|seat| seat.is_open()) else { return Ok(()) };
         if seat.queue.push(copy(&message)) {
             self.shop.metrics.pauses.inc();
-            self.kafka.pause(&list_of([&partition].into_iter()))?;
+            self.kafka.pause(&list_of([&partition]))?;
         }
         Ok(())
     }
@@ -316,8 +352,10 @@ impl Consumer {
 
     /// Resumes the partitions whose queues have room again.
     fn resume(&self) -> Result<(), ConsumerError> {
-        let room = self.seats.iter().filter(|(_, seat)| seat.queue.wants_resume()).map(|(partition, _)| partition);
-        let room = list_of(room);
+        // Not one that is being sought: it is resumed where its new worker starts. Before that, records would have nobody to
+        // go to, and would be missing.
+        let room = self.seats.iter().filter(|(_, seat)| seat.is_open() && seat.queue.wants_resume());
+        let room = list_of(room.map(|(partition, _)| partition));
         if room.count() > 0 {
             self.kafka.resume(&room)?;
         }
@@ -361,44 +399,4 @@ impl Drop for Consumer {
         // and the next rebalance of the others would wait for a member that is gone until its session ends.
         self.kafka.unsubscribe();
     }
-}
-
-fn list_of<'a>(partitions: impl Iterator<Item = &'a Partition>) -> TopicPartitionList {
-    let mut list = TopicPartitionList::new();
-    for partition in partitions {
-        list.add_partition(&partition.topic, partition.number);
-    }
-    list
-}
-
-/// Commits what Kafka has not been told of these seats. It is sent before whatever the consumer asks of the group after it, and
-/// nobody waits for the answer.
-fn commit<'a>(kafka: &KafkaConsumer, seats: impl Iterator<Item = (&'a Partition, &'a mut Seat)>) {
-    let mut list = TopicPartitionList::new();
-    for (partition, seat) in seats {
-        if let Some(offset) = seat.untold() {
-            // Fails only for a list that it cannot find its own new element in.
-            let _ = list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(offset));
-        }
-    }
-    if list.count() == 0 {
-        return;
-    }
-    if let Err(error) = kafka.commit(&list, CommitMode::Async) {
-        tracing::debug!(error = %error, "offsets not committed to Kafka");
-    }
-}
-
-/// Sets partitions to where they were found. They are paused first, and stay so: what was fetched before is thrown away, and
-/// nothing of what comes after can be mistaken for it.
-async fn seek(kafka: &Arc<KafkaConsumer>, starts: Vec<Start>) -> Result<Vec<Start>, ConsumerError> {
-    let kafka = Arc::clone(kafka);
-    let sought = tokio::task::spawn_blocking(move || {
-        kafka.pause(&list_of(starts.iter().map(|start| &start.partition)))?;
-        for start in &starts {
-            kafka.seek(&start.partition.topic, start.partition.number, start.offset, CLOSE_TIMEOUT)?;
-        }
-        Ok(starts)
-    });
-    sought.await.map_err(ConsumerError::Panicked)?
 }

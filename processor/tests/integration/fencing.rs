@@ -75,6 +75,29 @@ async fn a_partition_that_is_set_back_is_read_again_without_a_second_effect() {
     world.assert_processed_once(8).await;
 }
 
+/// A stress of the way back after a fence, with queues that are full and paused.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_set_back_again_and_again_lose_nothing() {
+    let world = World::new("shaken", 2).await;
+    world.created_orders(600).await;
+    let running = world.start(&[("PROCESSOR_QUEUE_ROWS_MAX", "20"), ("PROCESSOR_BATCH_ROWS_MAX", "10")]);
+    for round in 1..=6 {
+        // In the middle of batches, with queues that are full and paused.
+        eventually("it goes on", async || (world.processed().await >= round * 50).then_some(())).await;
+        sqlx::query("UPDATE consumer_offsets SET next_offset = greatest(next_offset - 50, 0)")
+            .execute(&world.database.pool)
+            .await
+            .expect("set back");
+    }
+    world.eventually_processed(600).await;
+    let (tally, fenced) = (running.metrics.tally(), running.metrics.fenced());
+    running.stop().await;
+    assert!(fenced >= 6, "fenced {fenced} times");
+    assert!(tally.repeated > 0);
+    assert_eq!((tally.applied, tally.superseded), (600, 0));
+    world.assert_processed_once(600).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_processor_that_wakes_after_its_partitions_have_moved_changes_nothing() {
     let world = World::new("frozen", 2).await;
