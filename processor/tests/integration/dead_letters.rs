@@ -20,7 +20,7 @@ async fn letters(world: &World) -> Vec<(i64, Option<String>, String, serde_json:
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_records_are_dead_lettered_and_their_neighbours_are_processed() {
     let world = World::new("broken", 1).await;
-    let orders = world.orders(8).await;
+    let orders = world.orders(9).await;
     let whole = |index: usize| orders[index].created(1);
     let created = |key: &str, payload: &str| event("order.created", Uuid::now_v7(), key, payload);
     let header = |name, value: &[u8]| vec![(name, value.to_vec())];
@@ -33,6 +33,7 @@ async fn broken_records_are_dead_lettered_and_their_neighbours_are_processed() {
         created("999999", &orders[0].payload.replace(&format!("\"id\":{}", orders[0].id), "\"id\":999999")),
         created("7777777", &orders[0].payload),
         created("\0", "{\"id\": \"\0\"}"),
+        Produced { headers: vec![("ce_type", b"type\0".to_vec()), ("x", b"a\0".to_vec())], ..whole(0) },
     ];
     let unknown = event("type\0", Uuid::now_v7(), "1", "{}");
     let records: Vec<Produced> = broken
@@ -44,14 +45,14 @@ async fn broken_records_are_dead_lettered_and_their_neighbours_are_processed() {
         .collect();
     world.produce(records);
     let running = world.start(&[]);
-    world.eventually_at(0, 17).await;
+    world.eventually_at(0, 19).await;
     let tally = running.metrics.tally();
     running.stop().await;
-    world.assert_processed_once(8).await;
-    assert_eq!((tally.applied, tally.dead_lettered, tally.passed_over), (8, 8, 1));
+    world.assert_processed_once(9).await;
+    assert_eq!((tally.applied, tally.dead_lettered, tally.passed_over), (9, 9, 1));
 
     let letters = letters(&world).await;
-    assert_eq!(letters.iter().map(|letter| letter.0).collect::<Vec<_>>(), [0, 2, 4, 6, 8, 10, 12, 14]);
+    assert_eq!(letters.iter().map(|letter| letter.0).collect::<Vec<_>>(), [0, 2, 4, 6, 8, 10, 12, 14, 16]);
     for (letter, reason) in letters.iter().zip([
         "the header 'id' is missing",
         "the header 'id' is not a UUID",
@@ -61,11 +62,14 @@ async fn broken_records_are_dead_lettered_and_their_neighbours_are_processed() {
         "the order is not in the database",
         "the order's id in the payload is not the record's key",
         "the payload is not what is expected",
+        "the header 'id' is missing",
     ]) {
         assert!(letter.2.starts_with(reason), "{} does not start with {reason}", letter.2);
     }
     assert_eq!(letters[0].3, json!([]));
     assert_eq!(letters[1].3, json!([["id", {"hex": "ff0001"}]]));
+    assert_eq!(letters[8].1.as_deref(), Some("type\\u0000"));
+    assert_eq!(letters[8].3, json!([["ce_type", {"hex": "7479706500"}], ["x", {"hex": "6100"}]]));
     assert_eq!(letters[3].1.as_deref(), Some("order.created"));
     let payload: Vec<u8> = sqlx::query_scalar("SELECT payload FROM dead_letters WHERE record_offset = 6")
         .fetch_one(&world.database.pool)
