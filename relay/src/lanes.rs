@@ -2,35 +2,20 @@
 //!
 //! All events of one aggregate are in one lane, and one relay at a time publishes a lane, in the order of the outbox ids: this
 //! is what keeps order per key with many relays. How far a lane is published is its [`Cursor`], which rows that commit late do not
-//! slip past. [`Progress`] moves the cursor over what Kafka has acknowledged; [`fair_share`] says how many lanes a relay should hold.
+//! slip past. [`HeldLanes`] says what to read and what of it to publish, [`Progress`] moves the cursor over what Kafka has acknowledged; [`fair_share`] says how many lanes a relay should hold.
 
 pub mod cursor;
+pub mod held;
 pub mod progress;
-
-use std::collections::HashSet;
+pub mod ticket;
 
 pub use cursor::{Cursor, Snapshot};
+pub use held::{HeldLane, HeldLanes, RowKey};
 pub use progress::Progress;
+pub use ticket::Ticket;
 
 /// Number of lanes; as many as `outbox.lane` has values.
 pub const LANES: usize = 16;
-
-/// A lane that this relay holds, as of its lease.
-#[derive(Debug)]
-pub struct HeldLane {
-    /// Which one, 0 to 15.
-    pub lane: i16,
-    /// Its fencing token: a write to its row must name it.
-    pub token: i64,
-    /// Where the next read goes on: all up to here has been handed to the producer.
-    pub read: Cursor,
-    /// What of it Kafka has acknowledged.
-    pub progress: Progress,
-    /// Whether it is to be given to another relay: nothing more is read, and once all is acknowledged it is released.
-    pub draining: bool,
-    /// Keys (aggregate type and id) whose events wait in `relay_parked`.
-    pub parked: HashSet<(String, String)>,
-}
 
 /// Where a lane is kept among the sixteen. The database's CHECK lets no number below 0 through.
 #[must_use]

@@ -3,11 +3,12 @@
 //!
 //! Read [`worker`] first: it is the loop. [`lanes`] is the theory behind it.
 
+pub mod batch;
 pub mod config;
 pub mod lanes;
 pub mod metrics;
 pub mod outbox;
-pub mod publisher;
+mod publisher;
 pub mod retention;
 pub mod session;
 pub mod worker;

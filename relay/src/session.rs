@@ -2,11 +2,19 @@
 //!
 //! Whatever fails, fails the session as a whole. The next one starts from what is settled in Postgres, with raised tokens and a new
 //! producer, so there is no half-broken state to reason about. In particular nothing in memory outlives a lost connection: after a
-//! fail-over the new primary may know less than this relay has seen.
+//! fail-over the new primary may know less than this relay has seen. For the same reason there is only one connection: two of them
+//! could end at two servers.
+//!
+//! The session reads and settles; a thread of its own ([`sender`]) hands what was read to the producer meanwhile.
 
+mod lease;
 mod leases;
-mod publish;
+mod parking;
+mod reading;
+mod sender;
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
@@ -15,12 +23,18 @@ use sqlx::{PgPool, Postgres};
 
 use crate::config::RelayConfig;
 use crate::lanes::cursor::BadSnapshot;
-use crate::lanes::{HeldLane, LANES, Snapshot};
+use crate::lanes::{HeldLanes, Ticket};
 use crate::metrics::Metrics;
 use crate::outbox;
-use crate::publisher::{Publisher, Ticket};
+use crate::publisher::destinations::{Denied, Destinations};
+use crate::publisher::outcomes::{Failure, Outcomes, Refused, is_of_topic};
+use crate::publisher::{Batching, Publisher};
 
-pub use publish::Found;
+use lease::Lease;
+use sender::{Pipe, Sender};
+
+/// How long a session looks for the records that it is to send one at a time: their lanes may have gone to another relay.
+const SUSPICION_MAX: Duration = Duration::from_secs(30);
 
 /// Why a session ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -34,16 +48,13 @@ pub enum SessionError {
     /// Another relay has taken a lane: this one was frozen or cut off for longer than its lease.
     #[error("lane {0} was taken by another relay")]
     LaneLost(i16),
-    /// The leases could be renewed, but not in time to send under them.
-    #[error("the lease was renewed too late to send under it")]
-    LeaseTooOld,
     /// Kafka did not acknowledge a record in time, or refused it after it was sent.
     #[error("Kafka did not take a record: {0}")]
     Delivery(KafkaError),
     /// The producer could not be made, or is of no use any more.
     #[error("the producer failed: {0}")]
     Producer(KafkaError),
-    /// A topic could not be made.
+    /// A topic could not be looked at or made.
     #[error("topic '{topic}' could not be made: {error}")]
     Topic {
         /// Its name.
@@ -51,6 +62,12 @@ pub enum SessionError {
         /// What the brokers say.
         error: KafkaError,
     },
+    /// A topic takes smaller batches than this session's producer makes.
+    #[error("a topic takes batches of at most {0} bytes")]
+    SmallerBatches(usize),
+    /// The thread that sends could not be started.
+    #[error("no thread to send from: {0}")]
+    Thread(std::io::Error),
     /// The cursors speak of another Postgres cluster: going on could skip rows. Not cured by trying again.
     #[error(
         "the cursors in relay_lanes speak of another Postgres cluster ({stored}, this is {current}): this database was restored from a dump. \
@@ -67,25 +84,78 @@ pub enum SessionError {
     Snapshot(#[from] BadSnapshot),
 }
 
+impl From<Failure> for SessionError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Kafka(error) => Self::Delivery(error),
+            Failure::Topic { topic, error } => Self::Topic { topic, error },
+            Failure::SmallerBatches(bytes) => Self::SmallerBatches(bytes),
+        }
+    }
+}
+
+/// What one session has learned for the next.
+#[derive(Debug, Clone)]
+pub struct Lessons {
+    /// Bytes that a batch may have.
+    batch_bytes: usize,
+    /// Rows (lane and outbox id) that a broker has refused, perhaps only for the company in their batch.
+    suspects: HashSet<(i16, i64)>,
+    /// Topics that a broker refuses records of.
+    denied: Denied,
+}
+
+impl Default for Lessons {
+    fn default() -> Self {
+        Self { batch_bytes: 1_000_000, suspects: HashSet::new(), denied: Denied::new() }
+    }
+}
+
+impl Lessons {
+    /// Whether the next session sends some records one at a time.
+    #[must_use]
+    pub fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    /// The suspects were looked at: those that were refused are parked now.
+    pub fn forget_suspects(&mut self) {
+        self.suspects.clear();
+    }
+
+    /// A topic takes batches of so many bytes, whose framing is part of it.
+    pub fn shrink_batches(&mut self, bytes: usize) {
+        self.batch_bytes = self.batch_bytes.min(bytes.saturating_sub(512)).max(1);
+    }
+
+    fn learn(&mut self, refused: Vec<Refused>, lanes: &HeldLanes) {
+        for Refused { ticket, code, topic } in refused {
+            if is_of_topic(code) {
+                self.denied.insert(topic, (format!("a broker said: {code}"), Instant::now()));
+            } else if let Some(row) = lanes.row_of(ticket) {
+                self.suspects.insert(row);
+            }
+        }
+    }
+}
+
 /// The state of one session.
 pub struct Session<'a> {
     config: &'a RelayConfig,
     metrics: &'a Metrics,
     connection: PoolConnection<Postgres>,
-    publisher: Publisher,
+    outcomes: Arc<Outcomes>,
+    lease: Arc<Lease>,
+    pipe: Pipe,
     system_identifier: i64,
-    /// The lanes held, by their number.
-    lanes: [Option<HeldLane>; LANES],
-    /// Until when the leases hold, by this process's clock and at the worst.
-    lease_until: Instant,
+    lanes: HeldLanes,
     next_balance: Instant,
     next_settle: Instant,
     /// Whether Kafka has acknowledged something since the last settle.
     unsettled: bool,
-    /// The snapshot of the last read, when that read found all there was.
-    exhausted: Option<String>,
-    /// A read whose late rows were too many for one: the last id read, the snapshot to read through, and the lanes that take part.
-    rest: Option<(i64, Snapshot, Vec<i16>)>,
+    /// New rows to ask for of each lane: fewer when they are large.
+    lane_rows: i64,
+    begun: Instant,
     /// Room for acknowledgements, reused.
     acknowledged: Vec<Ticket>,
 }
@@ -95,68 +165,95 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// When Postgres does not answer, or the cursors speak of another cluster.
-    pub async fn start(config: &'a RelayConfig, pool: &PgPool, metrics: &'a Metrics) -> Result<Self, SessionError> {
+    pub async fn start(
+        config: &'a RelayConfig,
+        pool: &PgPool,
+        metrics: &'a Metrics,
+        lessons: &Lessons,
+    ) -> Result<Self, SessionError> {
         let mut connection = pool.acquire().await?;
         // A connection that was given up in the middle of a statement must not be used again.
         connection.close_on_drop();
         let system_identifier = outbox::system_identifier(&mut connection).await?;
-        let producer = config.kafka.producer("outrider-relay", config.limits.message_timeout());
-        let publisher = Publisher::new(&producer, &config.limits.source).map_err(SessionError::Producer)?;
+        let (outcomes, lease) = (Arc::new(Outcomes::default()), Arc::new(Lease::new()));
+        let limits = &config.limits;
+        let batching = if lessons.has_suspects() { Batching::Single } else { Batching::Full(lessons.batch_bytes) };
+        let producer = config.kafka.producer("outrider-relay", limits.message_timeout());
+        let publisher = Publisher::new(producer, batching, Arc::clone(&outcomes)).map_err(SessionError::Producer)?;
+        let (source, denied) = (limits.source.clone(), lessons.denied.clone());
+        let pipe = Pipe::start(Sender {
+            publisher,
+            outcomes: Arc::clone(&outcomes),
+            lease: Arc::clone(&lease),
+            destinations: Destinations::new(config.kafka.clone(), source, lessons.batch_bytes, denied),
+            lease_needed: limits.lease_needed_to_send(),
+            suspects: lessons.suspects.clone(),
+        });
         let now = Instant::now();
         let mut session = Self {
             config,
             metrics,
             connection,
-            publisher,
+            outcomes,
+            lease,
+            pipe: pipe.map_err(SessionError::Thread)?,
             system_identifier,
-            lanes: [const { None }; LANES],
-            lease_until: now,
+            lanes: HeldLanes::default(),
             next_balance: now,
             next_settle: now,
             unsettled: false,
-            exhausted: None,
-            rest: None,
+            lane_rows: limits.lane_rows_max,
+            begun: now,
             acknowledged: Vec::new(),
         };
         session.keep_leases().await?;
         Ok(session)
     }
 
-    /// Ends the session. What the producer has not sent is thrown away, which takes up to half a second.
-    pub async fn end(self) {
-        let Self { publisher, .. } = self;
-        let _ = tokio::task::spawn_blocking(move || drop(publisher)).await;
+    /// Ends the session, and notes for the next one what brokers have refused. What the producer has not sent is thrown away, which
+    /// takes up to half a second.
+    pub async fn end(self, lessons: &mut Lessons) {
+        let Self { pipe, outcomes, lanes, .. } = self;
+        let _ = tokio::task::spawn_blocking(move || pipe.close()).await;
+        lessons.learn(outcomes.take_refused(), &lanes);
     }
 
-    /// Takes what Kafka has acknowledged.
+    /// Takes what Kafka has acknowledged, and writes what it refuses into `relay_parked`.
     ///
     /// # Errors
-    /// When a record has failed.
-    pub fn collect(&mut self) -> Result<(), SessionError> {
-        self.publisher.take_acknowledged(&mut self.acknowledged);
+    /// When a record has failed, or Postgres does.
+    pub async fn collect(&mut self) -> Result<(), SessionError> {
+        self.outcomes.take_acknowledged(&mut self.acknowledged);
         for ticket in &self.acknowledged {
-            if let Some(lane) = self.lanes.get_mut(ticket.lane()).and_then(Option::as_mut) {
-                lane.progress.acknowledge(ticket.sequence());
-            }
+            self.lanes.acknowledge(*ticket);
         }
         self.metrics.published.inc_by(self.acknowledged.len() as u64);
         self.unsettled |= !self.acknowledged.is_empty();
-        self.publisher.failure().map_or(Ok(()), |error| Err(SessionError::Delivery(error)))
+        self.park().await?;
+        self.outcomes.failure().map_or(Ok(()), |failure| Err(failure.into()))
+    }
+
+    /// Whether a session that sends some records one at a time has done so, or did not meet them again for long.
+    #[must_use]
+    pub fn has_no_suspects(&self) -> bool {
+        self.outcomes.is_clear() || self.begun.elapsed() > SUSPICION_MAX
     }
 
     /// Records that Kafka has yet to acknowledge.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.held().map(|lane| lane.progress.in_flight()).sum()
+        self.lanes.in_flight()
     }
 
-    /// Resolves when Kafka has acknowledged or refused something.
+    /// Whether another read must wait: for acknowledgements, or for the sender.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.in_flight() >= self.config.limits.in_flight_max || self.pipe.is_full()
+    }
+
+    /// Resolves when Kafka has acknowledged or refused something, or the sender has room.
     pub async fn outcome(&self) {
-        self.publisher.outcome().await;
-    }
-
-    fn held(&self) -> impl Iterator<Item = &HeldLane> {
-        self.lanes.iter().flatten()
+        self.outcomes.changed().await;
     }
 }
 

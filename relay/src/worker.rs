@@ -11,8 +11,9 @@ use shared::shutdown::Shutdown;
 use sqlx::PgPool;
 
 use crate::config::RelayConfig;
+use crate::lanes::held::Found;
 use crate::metrics::Metrics;
-use crate::session::{Found, Session, SessionError};
+use crate::session::{Lessons, Session, SessionError};
 use crate::{KAFKA, POSTGRES};
 
 /// One relay.
@@ -37,24 +38,31 @@ impl Worker {
     /// When going on could lose events: the database is a restored copy whose cursors speak of another cluster.
     pub async fn run(&self, shutdown: &Shutdown) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut lessons = Lessons::default();
         while !shutdown.is_requested() {
-            let error = match Session::start(&self.config, &self.pool, &self.metrics).await {
+            let ended = match Session::start(&self.config, &self.pool, &self.metrics, &lessons).await {
                 Ok(mut session) => {
-                    let worked = self.work(&mut session, shutdown, &mut backoff).await;
+                    let careful = lessons.has_suspects();
+                    lessons.forget_suspects();
+                    let worked = self.work(&mut session, careful, shutdown, &mut backoff).await;
                     if let Err(SessionError::Delivery(_)) = &worked {
                         // Postgres is well: what Kafka did acknowledge need not be published again. If this fails too, it will be.
                         let _ = session.keep_leases().await;
                     }
-                    session.end().await;
-                    worked.err()
+                    session.end(&mut lessons).await;
+                    worked
                 }
-                Err(error) => Some(error),
+                Err(error) => Err(error),
             };
             self.metrics.lanes_held.set(0);
-            match error {
-                None => break,
-                Some(error @ SessionError::OtherCluster { .. }) => return Err(error.into()),
-                Some(error) => self.recover(&error, shutdown, &mut backoff).await,
+            match ended {
+                Ok(()) => {}
+                Err(error @ SessionError::OtherCluster { .. }) => return Err(error.into()),
+                Err(SessionError::SmallerBatches(bytes)) => {
+                    tracing::warn!(bytes, "a topic takes smaller batches only: publishing with such from now on");
+                    lessons.shrink_batches(bytes);
+                }
+                Err(error) => self.recover(&error, shutdown, &mut backoff).await,
             }
         }
         Ok(())
@@ -77,10 +85,12 @@ impl Worker {
         shutdown.sleep(delay).await;
     }
 
-    /// One session's work: returns when the shutdown is asked for and all is given back.
+    /// One session's work: returns when the shutdown is asked for and all is given back, or when a session that was to be `careful`
+    /// has been so for long enough.
     async fn work(
         &self,
         session: &mut Session<'_>,
+        careful: bool,
         shutdown: &Shutdown,
         backoff: &mut Backoff,
     ) -> Result<(), SessionError> {
@@ -90,8 +100,12 @@ impl Worker {
         let mut wait = shortest;
         while !shutdown.is_requested() {
             session.keep_leases_if_due().await?;
-            session.collect()?;
-            if session.in_flight() >= limits.in_flight_max {
+            session.collect().await?;
+            if careful && session.has_no_suspects() {
+                // What was refused is parked; the next session sends in full batches again.
+                return session.drain().await;
+            }
+            if session.is_full() {
                 let _ = tokio::time::timeout(longest, session.outcome()).await;
                 continue;
             }
@@ -111,6 +125,7 @@ impl Worker {
                 break;
             }
         }
-        session.drain().await
+        session.drain().await?;
+        session.leave().await
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -48,6 +48,9 @@ enum SecurityProtocol {
     Ssl,
     SaslSsl,
 }
+
+/// Memory for records that are not acknowledged. A producer that has filled it makes its callers wait.
+const PRODUCER_QUEUE_KBYTES: &str = "131072";
 
 const fn yes() -> bool {
     true
@@ -176,6 +179,7 @@ impl KafkaConfig {
             .set("batch.size", "1000000")
             .set("batch.num.messages", "10000")
             .set("queue.buffering.max.messages", "500000")
+            .set("queue.buffering.max.kbytes", PRODUCER_QUEUE_KBYTES)
             // A topic that has just been made is not an unknown one.
             .set("topic.metadata.propagation.max.ms", "10000");
         client
@@ -229,6 +233,18 @@ impl KafkaConfig {
         Ok(())
     }
 
+    /// Whether missing topics are made.
+    #[must_use]
+    pub const fn creates_topics(&self) -> bool {
+        self.create_topics
+    }
+
+    /// A client to look at topics with, and to make them. It connects when it is first used.
+    #[must_use]
+    pub fn topics(&self, client_id: &str) -> Topics {
+        Topics { config: self.clone(), client_id: client_id.to_owned() }
+    }
+
     /// Waits with backoff until a broker answers. Returns whether one did: it did not if the shutdown was asked for first.
     pub async fn wait_until_up(&self, client_id: &str, shutdown: &Shutdown) -> bool {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
@@ -255,6 +271,92 @@ impl KafkaConfig {
             }
         }
     }
+}
+
+/// How long brokers may take to answer a question about a topic.
+const TOPIC_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Looks at topics, one at a time.
+#[derive(Debug, Clone)]
+pub struct Topics {
+    config: KafkaConfig,
+    client_id: String,
+}
+
+/// What the brokers say of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TopicState {
+    /// It can be written to, as far as is known.
+    There {
+        /// `max.message.bytes`: the largest batch of records it takes. None if we may not know.
+        message_bytes_max: Option<usize>,
+    },
+    /// There is none of that name.
+    Missing,
+    /// We may not look at it or make it, and trying again will not help.
+    Refused(String),
+}
+
+impl Topics {
+    /// Looks at a topic.
+    ///
+    /// # Errors
+    /// When the brokers do not answer within ten seconds.
+    pub async fn look(&self, topic: &str) -> Result<TopicState, KafkaError> {
+        let admin: AdminClient<DefaultClientContext> = self.config.client(&self.client_id).create()?;
+        let (admin, code) = {
+            let topic = topic.to_owned();
+            let asked = tokio::task::spawn_blocking(move || {
+                let code = admin.inner().fetch_metadata(Some(&topic), TOPIC_PATIENCE).map(|metadata| {
+                    metadata.topics().first().and_then(|topic| topic.error().map(RDKafkaErrorCode::from))
+                });
+                (admin, code)
+            });
+            asked.await.map_err(|_| KafkaError::Canceled)?
+        };
+        match code? {
+            None | Some(RDKafkaErrorCode::NoError) => {
+                Ok(TopicState::There { message_bytes_max: message_bytes_max(&admin, topic).await })
+            }
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(TopicState::Missing),
+            Some(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic)) => {
+                Ok(TopicState::Refused(format!("is refused to us: {code}")))
+            }
+            Some(code) => Err(KafkaError::MetadataFetch(code)),
+        }
+    }
+
+    /// Makes a topic, by `KAFKA_TOPIC_PARTITIONS` and `KAFKA_TOPIC_REPLICATION`. It may be there already.
+    ///
+    /// # Errors
+    /// When the brokers do not answer within ten seconds, or cannot make it now.
+    pub async fn create(&self, topic: &str) -> Result<TopicState, KafkaError> {
+        use RDKafkaErrorCode as Code;
+        match self.config.ensure_topics(&self.client_id, &[topic]).await {
+            Ok(()) => self.look(topic).await.map(|state| match state {
+                // Not every broker knows of it yet.
+                TopicState::Missing => TopicState::There { message_bytes_max: None },
+                state => state,
+            }),
+            Err(KafkaError::AdminOp(
+                code @ (Code::TopicAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::PolicyViolation
+                | Code::InvalidTopic
+                | Code::InvalidPartitions
+                | Code::InvalidReplicationFactor
+                | Code::InvalidConfig),
+            )) => Ok(TopicState::Refused(format!("is missing and cannot be made: {code}"))),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The largest batch that a topic takes. Without the right to ask, its default is assumed by whoever asked.
+async fn message_bytes_max(admin: &AdminClient<DefaultClientContext>, topic: &str) -> Option<usize> {
+    let options = AdminOptions::new().request_timeout(Some(TOPIC_PATIENCE));
+    let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.ok()?;
+    described.first()?.as_ref().ok()?.get("max.message.bytes")?.value.as_ref()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
-use crate::{migrate, prepare, seed, stack, test, up};
+use crate::{bench, migrate, prepare, seed, stack, test, up};
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
 #[derive(Debug, Parser)]
@@ -48,6 +48,12 @@ enum Command {
     /// one who may create databases) and `KAFKA_BROKERS` in the environment replace them.
     #[command(after_help = TEST_EXAMPLES)]
     Test(test::TestArgs),
+
+    /// Measure this build on this machine
+    ///
+    /// With a Postgres and a Kafka of its own, and the services as processes, built for release. Results are kept in
+    /// `tools/src/bench/README.md`.
+    Bench(bench::BenchArgs),
 
     /// Describe the checked queries in `.sqlx`, so that a build needs no database
     #[command(after_help = PREPARE_EXAMPLES)]
@@ -120,6 +126,7 @@ impl Cli {
             Command::Seed(args) => Box::pin(seed::run(args)),
             Command::Migrate(args) => Box::pin(migrate::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
+            Command::Bench(args) => Box::pin(bench::run(args)),
             Command::Prepare(args) => Box::pin(prepare::run(args)),
             Command::Reaper => return Ok(ExitCode::SUCCESS),
         };

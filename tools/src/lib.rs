@@ -1,7 +1,8 @@
-//! The `outrider` command line: for developers (`up`, `seed`, `test`, `prepare`) and operators (`migrate`).
+//! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `prepare`) and operators (`migrate`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
 
+pub mod bench;
 pub mod cli;
 pub mod console;
 pub mod http;

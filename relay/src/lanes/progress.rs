@@ -19,6 +19,8 @@ pub struct Progress {
     base: u64,
     slots: VecDeque<Slot>,
     reads: VecDeque<Read>,
+    /// Sequence number of the first new row of the read under way.
+    fresh: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -41,22 +43,43 @@ impl Progress {
     /// The progress of a lane that was taken at `cursor`.
     #[must_use]
     pub const fn new(cursor: Cursor) -> Self {
-        Self { cursor, base: 0, slots: VecDeque::new(), reads: VecDeque::new() }
+        Self { cursor, base: 0, slots: VecDeque::new(), reads: VecDeque::new(), fresh: None }
     }
 
-    /// The rows of a read are about to be handed to the producer: `late` ids, then `fresh` ones, each in ascending order; once
-    /// they are all acknowledged, the lane is at `cursor`. Returns the sequence number of the first row; the others follow.
-    pub fn begin_read(&mut self, late: &[i64], fresh: &[i64], cursor: Cursor) -> u64 {
-        let first = self.base + self.slots.len() as u64;
-        let slots = late.iter().chain(fresh).map(|id| Slot { id: *id, acknowledged: false });
-        self.slots.extend(slots);
-        self.reads.push_back(Read {
-            fresh: first + late.len() as u64,
-            end: first + (late.len() + fresh.len()) as u64,
-            cursor,
-        });
+    /// A late row of the read under way is about to be handed to the producer. Returns its sequence number.
+    pub fn push_late(&mut self, id: i64) -> u64 {
+        debug_assert!(self.fresh.is_none(), "of one key, late rows come before new ones");
+        self.push(id)
+    }
+
+    /// A new row of the read under way, after its late ones. Returns its sequence number.
+    pub fn push_fresh(&mut self, id: i64) -> u64 {
+        let sequence = self.push(id);
+        self.fresh.get_or_insert(sequence);
+        sequence
+    }
+
+    fn push(&mut self, id: i64) -> u64 {
+        self.slots.push_back(Slot { id, acknowledged: false });
+        self.next() - 1
+    }
+
+    /// All rows of the read are known; once they are all acknowledged, the lane is at `cursor`.
+    pub fn end_read(&mut self, cursor: Cursor) {
+        let end = self.next();
+        self.reads.push_back(Read { fresh: self.fresh.take().unwrap_or(end), end, cursor });
         self.advance();
-        first
+    }
+
+    fn next(&self) -> u64 {
+        self.base + self.slots.len() as u64
+    }
+
+    /// The outbox id of row `sequence`, unless it has been acknowledged and passed over.
+    #[must_use]
+    pub fn id_of(&self, sequence: u64) -> Option<i64> {
+        let index = usize::try_from(sequence.checked_sub(self.base)?).ok()?;
+        self.slots.get(index).map(|slot| slot.id)
     }
 
     /// Row `sequence` has been acknowledged. A repeated acknowledgement changes nothing.
@@ -114,6 +137,36 @@ mod tests {
     fn at(position: i64, xmax: i64) -> Cursor {
         let seen = Snapshot::parse(format!("1:{xmax}:")).unwrap();
         Cursor { position, seen: Some(Arc::new(seen)) }
+    }
+
+    impl Progress {
+        fn begin_read(&mut self, late: &[i64], fresh: &[i64], cursor: Cursor) -> u64 {
+            let first = self.next();
+            for id in late {
+                self.push_late(*id);
+            }
+            for id in fresh {
+                self.push_fresh(*id);
+            }
+            self.end_read(cursor);
+            first
+        }
+    }
+
+    #[test]
+    fn late_rows_of_a_read_in_parts_move_nothing_before_its_end() {
+        let mut progress = Progress::new(at(9, 10));
+        progress.push_late(4);
+        progress.acknowledge(0);
+        assert_eq!((progress.cursor(), progress.in_flight()), (&at(9, 10), 0));
+        progress.push_late(6);
+        progress.push_fresh(11);
+        assert_eq!((progress.id_of(0), progress.id_of(1), progress.id_of(3)), (None, Some(6), None));
+        progress.end_read(at(11, 20));
+        progress.acknowledge(1);
+        assert_eq!(progress.cursor(), &at(9, 20));
+        progress.acknowledge(2);
+        assert_eq!(progress.cursor(), &at(11, 20));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Keeping leases: renewing and settling, taking lanes, giving lanes to relays that have fewer, and handing all back at the end.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::sender::Work;
 use super::{Session, SessionError, in_time};
-use crate::lanes::{self, Cursor, HeldLane, Progress, Snapshot, fair_share};
+use crate::lanes::{Cursor, HeldLane, Snapshot, fair_share};
 use crate::outbox::{self, ClaimedLane};
 
 impl Session<'_> {
@@ -34,15 +34,15 @@ impl Session<'_> {
         let relays = self.renew().await?;
         self.release_drained().await?;
         let share = fair_share(relays);
-        let held = self.held().filter(|lane| !lane.draining).count();
+        let held = self.lanes.iter().filter(|lane| !lane.draining).count();
         if held < share {
             self.claim(share - held).await?;
         }
-        for lane in self.lanes.iter_mut().flatten().filter(|lane| !lane.draining).skip(share) {
+        for lane in self.lanes.iter_mut().filter(|lane| !lane.draining).skip(share) {
             lane.draining = true;
             tracing::info!(relay.lane = lane.lane, relay.count = relays, "giving a lane to another relay");
         }
-        self.metrics.lanes_held.set(i64::try_from(self.held().count()).unwrap_or(i64::MAX));
+        self.metrics.lanes_held.set(i64::try_from(self.lanes.iter().count()).unwrap_or(i64::MAX));
         Ok(())
     }
 
@@ -53,7 +53,7 @@ impl Session<'_> {
     pub(super) async fn renew(&mut self) -> Result<usize, SessionError> {
         let limits = &self.config.limits;
         let start = Instant::now();
-        let held: Vec<&HeldLane> = self.lanes.iter().flatten().collect();
+        let held: Vec<&HeldLane> = self.lanes.iter().collect();
         let renewal = outbox::renew_and_settle(
             &mut self.connection,
             &self.config.relay,
@@ -68,7 +68,7 @@ impl Session<'_> {
             return Err(SessionError::LaneLost(lost.lane));
         }
         // The database dated the lease at some moment after `start`, so it holds at least until then.
-        self.lease_until = start + limits.lease();
+        self.lease.extend(start + limits.lease());
         self.unsettled = false;
         let took = start.elapsed();
         self.metrics.settle_seconds.inc_by(took.as_secs_f64());
@@ -79,7 +79,7 @@ impl Session<'_> {
 
     async fn claim(&mut self, count: usize) -> Result<(), SessionError> {
         let limits = &self.config.limits;
-        let held: Vec<i16> = self.held().map(|lane| lane.lane).collect();
+        let held: Vec<i16> = self.lanes.iter().map(|lane| lane.lane).collect();
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         let claimed = outbox::claim_lanes(&mut self.connection, &self.config.relay, limits.lease(), &held, count);
         let claimed = in_time(limits.lease(), claimed).await?;
@@ -90,22 +90,19 @@ impl Session<'_> {
         let parked = outbox::parked_keys(&mut self.connection, &numbers);
         let parked = in_time(limits.lease(), parked).await?;
         for lane in claimed {
-            let number = lane.lane;
-            let mut held = held_lane(lane, self.system_identifier)?;
-            let keys = parked.iter().filter(|(lane, ..)| *lane == number);
-            held.parked.extend(keys.map(|(_, aggregate_type, id)| (aggregate_type.clone(), id.clone())));
-            if let Some(slot) = self.lanes.get_mut(lanes::index(number)) {
-                *slot = Some(held);
-            }
+            let keys = parked.iter().filter(|(of, ..)| *of == lane.lane);
+            let keys = keys.map(|(_, aggregate_type, id)| (aggregate_type.clone(), id.clone())).collect();
+            // The sender knows the lane's parked keys before it sees its first event.
+            self.pipe.send(Work::Lane(lane.lane, keys)).await;
+            self.lanes.insert(held_lane(lane, self.system_identifier)?);
         }
-        self.exhausted = None;
         tracing::info!(relay.lanes = ?numbers, "lanes taken");
         Ok(())
     }
 
     async fn release_drained(&mut self) -> Result<(), SessionError> {
         let drained: Vec<&HeldLane> =
-            self.held().filter(|lane| lane.draining && lane.progress.in_flight() == 0).collect();
+            self.lanes.iter().filter(|lane| lane.draining && lane.progress.in_flight() == 0).collect();
         if drained.is_empty() {
             return Ok(());
         }
@@ -114,32 +111,38 @@ impl Session<'_> {
     }
 
     async fn release(&mut self, numbers: &[i16]) -> Result<(), SessionError> {
-        let lanes: Vec<&HeldLane> = self.lanes.iter().flatten().filter(|lane| numbers.contains(&lane.lane)).collect();
+        let lanes: Vec<&HeldLane> = self.lanes.iter().filter(|lane| numbers.contains(&lane.lane)).collect();
         let released = outbox::release_lanes(&mut self.connection, &self.config.relay, &lanes);
         let released = in_time(self.config.limits.lease(), released).await?;
         if usize::try_from(released) != Ok(lanes.len()) {
             return Err(SessionError::LaneLost(numbers.first().copied().unwrap_or(-1)));
         }
-        for slot in &mut self.lanes {
-            if slot.as_ref().is_some_and(|lane| numbers.contains(&lane.lane)) {
-                *slot = None;
-            }
+        for number in numbers {
+            self.lanes.remove(*number);
         }
         Ok(())
     }
 
-    /// Waits until Kafka has acknowledged all that was handed to it, as long as that may take, then settles and gives all lanes back.
+    /// Waits until Kafka has acknowledged all that was read, as long as that may take, and settles it.
     ///
     /// # Errors
-    /// When Postgres or Kafka fails meanwhile; the leases then end by themselves.
+    /// When Postgres or Kafka fails meanwhile.
     pub async fn drain(&mut self) -> Result<(), SessionError> {
         let deadline = Instant::now() + self.config.limits.lease_needed_to_send();
         while self.in_flight() > 0 && Instant::now() < deadline {
             let _ = tokio::time::timeout(Duration::from_millis(100), self.outcome()).await;
-            self.collect()?;
+            self.collect().await?;
             self.keep_leases_if_due().await?;
         }
-        let numbers: Vec<i16> = self.held().map(|lane| lane.lane).collect();
+        self.renew().await.map(|_| ())
+    }
+
+    /// Gives all lanes back.
+    ///
+    /// # Errors
+    /// When Postgres fails; the leases then end by themselves.
+    pub async fn leave(&mut self) -> Result<(), SessionError> {
+        let numbers: Vec<i16> = self.lanes.iter().map(|lane| lane.lane).collect();
         self.release(&numbers).await?;
         in_time(self.config.limits.lease(), outbox::leave(&mut self.connection, &self.config.relay)).await?;
         tracing::info!(relay.lanes = ?numbers, "lanes given back");
@@ -153,13 +156,5 @@ fn held_lane(lane: ClaimedLane, system_identifier: i64) -> Result<HeldLane, Sess
         return Err(SessionError::OtherCluster { stored, current: system_identifier });
     }
     let seen = lane.seen.map(Snapshot::parse).transpose()?.map(Arc::new);
-    let cursor = Cursor { position: lane.position, seen };
-    Ok(HeldLane {
-        lane: lane.lane,
-        token: lane.token,
-        read: cursor.clone(),
-        progress: Progress::new(cursor),
-        draining: false,
-        parked: HashSet::new(),
-    })
+    Ok(HeldLane::new(lane.lane, lane.token, Cursor { position: lane.position, seen }))
 }

@@ -70,10 +70,9 @@ async fn two_relays_share_the_lanes_and_keep_each_keys_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_is_written_only_under_its_present_token() {
-    use std::collections::HashSet;
     use std::time::Duration;
 
-    use relay::lanes::{Cursor, HeldLane, Progress};
+    use relay::lanes::{Cursor, HeldLane};
     use relay::outbox;
 
     let fixture = Fixture::new("a_lane_is_written_only_under_its_token").await;
@@ -82,14 +81,7 @@ async fn a_lane_is_written_only_under_its_present_token() {
     let old = outbox::claim_lanes(&mut connection, "old", lease, &[], 1).await.unwrap().remove(0);
     let new = outbox::claim_lanes(&mut connection, "new", Duration::from_mins(1), &[], 1).await.unwrap().remove(0);
     assert_eq!((new.lane, new.token), (old.lane, old.token + 1));
-    let held = HeldLane {
-        lane: old.lane,
-        token: old.token,
-        read: Cursor::START,
-        progress: Progress::new(Cursor::START),
-        draining: false,
-        parked: HashSet::new(),
-    };
+    let held = HeldLane::new(old.lane, old.token, Cursor::START);
     let before = lane_row(&fixture, old.lane).await;
     let renewal = outbox::renew_and_settle(&mut connection, "old", lease, &[&held], 1).await.unwrap();
     assert_eq!(renewal.lanes, [] as [i16; 0]);

@@ -49,14 +49,19 @@ impl Throwaway {
 
     /// Starts Postgres and says where it is: the URL of its database `postgres`, as superuser.
     pub async fn start_postgres(&mut self, supply: &Supply) -> Result<String> {
+        self.start_postgres_with(supply, false, Vec::new()).await
+    }
+
+    /// The same with further settings, and durable if asked for.
+    pub async fn start_postgres_with(
+        &mut self,
+        supply: &Supply,
+        durable: bool,
+        settings: Vec<(String, String)>,
+    ) -> Result<String> {
         let folder = self.folder.path().join("postgres");
         let binaries = supply.postgres(&self.folder.path().join("maven.log"), &folder).await?;
-        let options = PostgresOptions {
-            folder,
-            log: self.folder.path().join("postgres.log"),
-            durable: false,
-            settings: Vec::new(),
-        };
+        let options = PostgresOptions { folder, log: self.folder.path().join("postgres.log"), durable, settings };
         let postgres = Postgres::start(&binaries, &options, &supply.reaper).await?;
         Ok(self.postgres.insert(postgres).url("postgres"))
     }

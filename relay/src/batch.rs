@@ -1,0 +1,142 @@
+//! Events on their way from the database to the producer, without an allocation of their own.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::lanes::{RowKey, Ticket};
+
+/// An event as it is to be published. Borrows its texts.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    /// `outbox.event_id`.
+    pub event_id: Uuid,
+    /// `outbox.aggregate_type`.
+    pub aggregate_type: &'a str,
+    /// `outbox.aggregate_id`.
+    pub aggregate_id: &'a str,
+    /// `outbox.aggregate_version`.
+    pub aggregate_version: i64,
+    /// `outbox.type`.
+    pub event_type: &'a str,
+    /// `outbox.payload`, as its writer wrote it.
+    pub payload: &'a str,
+    /// `outbox.headers`, JSON text of an object.
+    pub headers: &'a str,
+    /// `outbox.occurred_at`.
+    pub occurred_at: DateTime<Utc>,
+}
+
+/// The rows of one read. All their texts lie in one string, so that a row costs no allocation.
+#[derive(Debug, Default)]
+pub struct Batch {
+    texts: String,
+    rows: Vec<Row>,
+    keys: Vec<RowKey>,
+    /// In the order of the rows; none for a row that is not to be published.
+    pub tickets: Vec<Option<Ticket>>,
+}
+
+#[derive(Debug)]
+struct Row {
+    event_id: Uuid,
+    aggregate_version: i64,
+    occurred_at: DateTime<Utc>,
+    /// Where its texts begin.
+    start: usize,
+    /// Where they end: aggregate type, aggregate id, type, payload, headers.
+    ends: [usize; 5],
+}
+
+impl Batch {
+    /// Adds a row.
+    pub fn push(&mut self, key: RowKey, event: &Event<'_>) {
+        let start = self.texts.len();
+        let texts = [event.aggregate_type, event.aggregate_id, event.event_type, event.payload, event.headers];
+        let ends = texts.map(|text| {
+            self.texts.push_str(text);
+            self.texts.len()
+        });
+        self.keys.push(key);
+        self.rows.push(Row {
+            event_id: event.event_id,
+            aggregate_version: event.aggregate_version,
+            occurred_at: event.occurred_at,
+            start,
+            ends,
+        });
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Bytes of all texts.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Where the rows were found.
+    #[must_use]
+    pub fn keys(&self) -> &[RowKey] {
+        &self.keys
+    }
+
+    /// The rows that are to be published, in their order.
+    pub fn events(&self) -> impl Iterator<Item = (RowKey, Ticket, Event<'_>)> {
+        let rows = self.rows.iter().zip(&self.keys).zip(&self.tickets);
+        rows.filter_map(|((row, key), ticket)| ticket.map(|ticket| (*key, ticket, self.event(row))))
+    }
+
+    fn event(&self, row: &Row) -> Event<'_> {
+        let [aggregate_type, aggregate_id, event_type, payload, headers] = row.ends;
+        let text = |from: usize, to: usize| self.texts.get(from..to).unwrap_or_default();
+        Event {
+            event_id: row.event_id,
+            aggregate_type: text(row.start, aggregate_type),
+            aggregate_id: text(aggregate_type, aggregate_id),
+            aggregate_version: row.aggregate_version,
+            event_type: text(aggregate_id, event_type),
+            payload: text(event_type, payload),
+            headers: text(payload, headers),
+            occurred_at: row.occurred_at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_out_as_they_went_in_and_only_those_with_a_ticket() {
+        let event = |aggregate_id| Event {
+            event_id: Uuid::nil(),
+            aggregate_type: "order",
+            aggregate_id,
+            aggregate_version: 3,
+            event_type: "order.created",
+            payload: "{\"é\":1}",
+            headers: "{}",
+            occurred_at: DateTime::UNIX_EPOCH,
+        };
+        let mut batch = Batch::default();
+        for (id, key) in [(5, "7"), (6, "8"), (9, "")] {
+            batch.push(RowKey { id, txid: 1, lane: 2 }, &event(key));
+        }
+        batch.tickets = vec![Some(Ticket::new(2, 0)), None, Some(Ticket::new(2, 1))];
+        let out: Vec<_> = batch.events().collect();
+        assert_eq!(out.iter().map(|(key, ..)| key.id).collect::<Vec<_>>(), [5, 9]);
+        let (_, _, last) = out[1];
+        assert_eq!((last.aggregate_type, last.aggregate_id, last.event_type), ("order", "", "order.created"));
+        assert_eq!((last.payload, last.headers), ("{\"é\":1}", "{}"));
+    }
+}

@@ -1,0 +1,61 @@
+//! The integer that travels with a record through the producer and comes back with its outcome.
+
+use super::LANES;
+
+/// Lane and sequence number of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ticket(usize);
+
+/// Bits of a ticket that are the sequence number: enough for a million records a second over thirty thousand years.
+const SEQUENCE_BITS: u32 = 60;
+
+const _: () = assert!(
+    usize::BITS == 64 && LANES <= 16,
+    "a ticket fits into a pointer: four bits of lane and the sequence number"
+);
+
+impl Ticket {
+    /// The ticket of record `sequence` of the lane with this index.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits, see above")]
+    pub const fn new(lane: usize, sequence: u64) -> Self {
+        Self((lane << SEQUENCE_BITS) | sequence as usize)
+    }
+
+    /// The ticket that became this integer.
+    #[must_use]
+    pub const fn from_integer(integer: usize) -> Self {
+        Self(integer)
+    }
+
+    /// As it travels.
+    #[must_use]
+    pub const fn to_integer(self) -> usize {
+        self.0
+    }
+
+    /// The lane's index.
+    #[must_use]
+    pub const fn lane(self) -> usize {
+        self.0 >> SEQUENCE_BITS
+    }
+
+    /// The sequence number.
+    #[must_use]
+    pub const fn sequence(self) -> u64 {
+        (self.0 & ((1 << SEQUENCE_BITS) - 1)) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_keeps_lane_and_sequence() {
+        for (lane, sequence) in [(0, 0), (15, (1 << SEQUENCE_BITS) - 1), (7, 123_456)] {
+            let ticket = Ticket::from_integer(Ticket::new(lane, sequence).to_integer());
+            assert_eq!((ticket.lane(), ticket.sequence()), (lane, sequence));
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The thread that hands events to the producer, so that the next read is under way meanwhile.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::lease::Lease;
+use crate::batch::{Batch, Event};
+use crate::lanes::{RowKey, Ticket};
+use crate::publisher::destinations::Destinations;
+use crate::publisher::outcomes::{Failure, Outcomes, Parked};
+use crate::publisher::{Publisher, SendError};
+
+/// Reads that wait for the sender. With the one it works on and the one that is being read, this bounds the memory for rows.
+pub(super) const BATCHES_WAITING: usize = 2;
+
+/// Between two tries to hand over a record while the producer's queue is full.
+const QUEUE_FULL_WAIT: Duration = Duration::from_millis(1);
+
+/// What the sender is told, in this order.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// A lane was taken, and these keys of it (aggregate type and id) are parked.
+    Lane(i16, Vec<(String, String)>),
+    /// Events to publish.
+    Batch(Batch),
+}
+
+/// What the sender needs.
+pub(super) struct Sender {
+    pub publisher: Publisher,
+    pub outcomes: Arc<Outcomes>,
+    pub lease: Arc<Lease>,
+    pub destinations: Destinations,
+    /// How much of its lease a lane must still have when a record of it is handed over.
+    pub lease_needed: Duration,
+    /// Rows (lane and outbox id) of which one or more will be refused: they are sent one at a time.
+    pub suspects: HashSet<(i16, i64)>,
+}
+
+/// The thread and the way to it.
+pub(super) struct Pipe {
+    work: mpsc::Sender<Work>,
+    thread: Option<JoinHandle<()>>,
+    lease: Arc<Lease>,
+}
+
+impl Pipe {
+    /// Starts the thread. It ends when the lease is closed or this is dropped.
+    pub(super) fn start(sender: Sender) -> std::io::Result<Self> {
+        let (work, receiver) = mpsc::channel(BATCHES_WAITING);
+        let lease = Arc::clone(&sender.lease);
+        let handle = Handle::current();
+        let thread = std::thread::Builder::new().name("sender".to_owned()).spawn(move || {
+            Run { sender, handle, parked: HashMap::new() }.work(receiver);
+        })?;
+        Ok(Self { work, thread: Some(thread), lease })
+    }
+
+    /// Whether a batch would have to wait for room.
+    pub(super) fn is_full(&self) -> bool {
+        self.work.capacity() == 0
+    }
+
+    /// Hands over work. If the thread has ended, the outcomes say why.
+    pub(super) async fn send(&self, work: Work) {
+        let _ = self.work.send(work).await;
+    }
+
+    /// Ends the thread and its producer. What was not sent is thrown away, which takes up to half a second. Blocks.
+    pub(super) fn close(mut self) {
+        self.lease.close();
+        let Self { work, thread, .. } = &mut self;
+        // The thread may be waiting for work.
+        drop(std::mem::replace(work, mpsc::channel(1).0));
+        if let Some(thread) = thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.lease.close();
+    }
+}
+
+/// The thread's state.
+struct Run {
+    sender: Sender,
+    handle: Handle,
+    /// By lane, the keys whose events wait in `relay_parked`.
+    parked: HashMap<i16, HashSet<(String, String)>>,
+}
+
+impl Run {
+    fn work(mut self, mut receiver: mpsc::Receiver<Work>) {
+        while let Some(work) = receiver.blocking_recv() {
+            // There is room for another batch.
+            self.sender.outcomes.nudge();
+            let done = match work {
+                Work::Lane(lane, keys) => {
+                    self.parked.insert(lane, keys.into_iter().collect());
+                    Ok(())
+                }
+                Work::Batch(batch) => self.batch(&batch),
+            };
+            match done {
+                Ok(()) => {}
+                Err(Stop::Closed) => return,
+                Err(Stop::Failed(failure)) => return self.sender.outcomes.fail(failure),
+            }
+        }
+    }
+
+    fn batch(&mut self, batch: &Batch) -> Result<(), Stop> {
+        for (row, ticket, event) in batch.events() {
+            if self.is_parked(row.lane, &event) {
+                self.sender.outcomes.park(Parked { ticket, id: row.id, reason: None });
+            } else if let Some(reason) = self.send(row, ticket, &event)? {
+                tracing::error!(
+                    event.id = %event.event_id,
+                    outbox.id = row.id,
+                    reason,
+                    "Kafka refuses an event for good: its key is parked, see `outrider parked list`"
+                );
+                let key = (event.aggregate_type.to_owned(), event.aggregate_id.to_owned());
+                self.parked.entry(row.lane).or_default().insert(key);
+                self.sender.outcomes.park(Parked { ticket, id: row.id, reason: Some(reason) });
+            }
+        }
+        Ok(())
+    }
+
+    fn is_parked(&self, lane: i16, event: &Event<'_>) -> bool {
+        // Almost always there is none.
+        self.parked.get(&lane).is_some_and(|keys| {
+            !keys.is_empty() && keys.contains(&(event.aggregate_type.to_owned(), event.aggregate_id.to_owned()))
+        })
+    }
+
+    /// Hands an event to the producer, waiting for room in its queue. Returns a reason if Kafka will never take it.
+    fn send(&mut self, row: RowKey, ticket: Ticket, event: &Event<'_>) -> Result<Option<String>, Stop> {
+        let Sender { publisher, outcomes, lease, destinations, lease_needed, suspects } = &mut self.sender;
+        if !destinations.is_known(event.aggregate_type) {
+            self.handle.block_on(destinations.find(event.aggregate_type)).map_err(Stop::Failed)?;
+        }
+        let to = match destinations.known(event.aggregate_type) {
+            Ok(destination) => destination,
+            Err(reason) => return Ok(Some(reason.to_owned())),
+        };
+        let bytes = event.payload.len() + event.aggregate_id.len() + event.headers.len();
+        if bytes > to.bytes_max {
+            return Ok(Some(format!("it is larger than max.message.bytes of the topic '{}'", to.topic)));
+        }
+        let alone = !suspects.is_empty() && suspects.remove(&(row.lane, row.id));
+        if alone {
+            outcomes.expect_alone(ticket);
+        }
+        loop {
+            if !lease.allows(*lease_needed) {
+                return Err(Stop::Closed);
+            }
+            match publisher.send(to, event, ticket) {
+                Ok(()) => break,
+                Err(SendError::Refused(reason)) => return Ok(Some(reason)),
+                Err(SendError::Broken(error)) => return Err(Stop::Failed(Failure::Kafka(error))),
+                // Every record in the queue ends within the message time-out, so this does too.
+                Err(SendError::QueueFull) => std::thread::sleep(QUEUE_FULL_WAIT),
+            }
+        }
+        if !alone {
+            return Ok(None);
+        }
+        let outcome = outcomes.outcome_alone().ok_or(Stop::Closed)?;
+        if suspects.is_empty() {
+            outcomes.clear();
+        }
+        Ok(outcome.err().map(|code| format!("a broker said: {code}")))
+    }
+}
+
+/// Why the thread ends.
+enum Stop {
+    /// The session has ended.
+    Closed,
+    /// The session must end.
+    Failed(Failure),
+}

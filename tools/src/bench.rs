@@ -1,0 +1,68 @@
+//! `outrider bench`: figures of this build on this machine, on a real Postgres and a real Kafka, with the services as processes.
+//!
+//! A benchmark is no test: it says what it measured and whether that is within its bound, and fails only when something does not
+//! work. `bench/README.md` keeps the results with their machine and commit.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::signals::StopSignals;
+
+mod cpu;
+mod figure;
+mod ground;
+mod load;
+mod producer_performance;
+mod relay;
+mod topic;
+
+pub use figure::{Bound, Figure};
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// How fast and how calmly the relay publishes
+    #[command(after_help = relay::EXAMPLES)]
+    Relay(RelayArgs),
+}
+
+/// How to measure the relay.
+#[derive(Debug, Args)]
+pub struct RelayArgs {
+    /// All of it, but small and with the build at hand: shows that it works, and no figures to speak of
+    #[arg(long)]
+    quick: bool,
+
+    /// Print the figures as a JSON list
+    #[arg(long)]
+    json: bool,
+
+    /// Only the parts with these names: drain, held, backlog, writers, latency, idle, classic
+    #[arg(long, value_name = "PART", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(relay::PARTS))]
+    only: Vec<String>,
+
+    /// Measure the executables in this folder, instead of building this checkout
+    #[arg(long, value_name = "FOLDER")]
+    binaries: Option<std::path::PathBuf>,
+}
+
+/// Measures, and prints the figures.
+pub async fn run(args: BenchArgs) -> Result<ExitCode> {
+    let What::Relay(args) = args.what;
+    let mut signals = StopSignals::listen()?;
+    let figures = signals.interrupts(Box::pin(relay::measure(&args))).await?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&figures)?);
+    } else {
+        print!("{}", figure::table(&figures));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,52 @@
+//! CPU time of processes with all of their threads and children, from `/proc`.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Pid;
+
+/// CPU time that a process and its living children have used, to the nanosecond. A child that has ended is not counted.
+pub fn of_tree(root: Pid) -> Result<Duration> {
+    let root = root.as_raw_nonzero().get();
+    let mut nanos = of_process(root)?;
+    for entry in fs::read_dir("/proc").context("there is no /proc: CPU time can be measured on Linux only")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        // One that has ended since the folder was listed has no file any more.
+        if fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| parent(&stat) == Some(root)) {
+            nanos += of_process(pid).unwrap_or(0);
+        }
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
+/// The first field of `schedstat` is the time on the CPU, for each thread.
+fn of_process(pid: i32) -> Result<u64> {
+    let mut nanos = 0;
+    for entry in fs::read_dir(format!("/proc/{pid}/task")).context("the process has ended")? {
+        let schedstat = fs::read_to_string(entry?.path().join("schedstat")).unwrap_or_default();
+        nanos += schedstat.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(nanos)
+}
+
+/// The parent in `stat`: the second field after the name, which is in brackets and may hold anything.
+fn parent(stat: &str) -> Option<i32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_work_is_counted() -> Result<()> {
+        let before = of_tree(rustix::process::getpid())?;
+        let sum: u64 = (0..20_000_000_u64).map(std::hint::black_box).sum();
+        assert!(sum > 0);
+        assert!(of_tree(rustix::process::getpid())? > before);
+        assert_eq!(parent("12 (a (b) c) S 7 1"), Some(7));
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! Where a benchmark takes place: a Postgres and a Kafka of its own, and a fresh database and topic for each part.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Pid;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, PgPool};
+
+use super::topic::Topic;
+use crate::migrate;
+use crate::stack::service::Surroundings;
+use crate::stack::throwaway::{Supply, Throwaway};
+use crate::stack::{Kind, Service};
+use crate::workspace::{Executables, Workspace};
+
+/// Postgres as it would be set up for a service, and durable: a benchmark with `fsync` off flatters.
+const POSTGRES_SETTINGS: [(&str, &str); 4] =
+    [("shared_buffers", "2GB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "30min"), ("wal_compression", "on")];
+
+/// Servers, executables, and room for logs.
+pub struct Ground {
+    servers: Throwaway,
+    /// Where the servers' programs come from, and who ends them.
+    pub supply: Supply,
+    binaries: PathBuf,
+    postgres_url: String,
+    /// As in `KAFKA_BROKERS`.
+    pub brokers: String,
+}
+
+impl Ground {
+    /// Builds the services (for release, unless `quick`; not at all when `binaries` holds them) and starts the servers.
+    pub async fn open(quick: bool, binaries: Option<PathBuf>) -> Result<Self> {
+        let own = Executables::own()?;
+        let supply = Supply {
+            cache: crate::workspace::dev_folder()?,
+            announce: |line| eprintln!("{line}"),
+            reaper: crate::stack::Reaper::start(own.outrider())?,
+        };
+        let binaries = match binaries {
+            Some(binaries) => binaries,
+            None if quick => own.folder().to_owned(),
+            None => build_for_release(&own, &supply).await?,
+        };
+        let mut servers = Throwaway::new()?;
+        let settings = if quick { &POSTGRES_SETTINGS[..0] } else { &POSTGRES_SETTINGS };
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let postgres_url = servers.start_postgres_with(&supply, true, settings).await?;
+        let brokers = servers.start_kafka(&supply).await?;
+        Ok(Self { servers, supply, binaries, postgres_url, brokers })
+    }
+
+    /// The folder for whatever a part writes.
+    #[must_use]
+    pub fn folder(&self) -> &std::path::Path {
+        self.servers.folder()
+    }
+
+    /// A fresh database and topic, without a relay.
+    pub async fn scene(&self, name: &str) -> Result<Scene> {
+        let (server, _) = self.postgres_url.rsplit_once('/').context("the URL ends in a database")?;
+        let admin = pool(&self.postgres_url).await?;
+        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE \"{name}\""))).execute(&admin).await?;
+        let url = format!("{server}/{name}");
+        let options: PgConnectOptions = url.parse()?;
+        migrate::migrate(&options).await?;
+        let surroundings = Surroundings {
+            binaries: self.binaries.clone(),
+            logs: self.servers.folder().to_owned(),
+            database_url: url.clone(),
+            kafka_brokers: self.brokers.clone(),
+            takes_role: true,
+            env: vec![("RUST_LOG".to_owned(), "info".to_owned())],
+        };
+        let topic = Topic::create(&self.brokers, &format!("{name}s")).await?;
+        Ok(Scene { name: name.to_owned(), pool: pool(&url).await?, admin, surroundings, topic, relays: Vec::new() })
+    }
+
+    /// The process of Postgres; its children are the connections.
+    pub fn postgres(&mut self) -> Result<Pid> {
+        Ok(self.servers.postgres().context("Postgres was started")?.process().pid())
+    }
+
+    /// The process of Kafka.
+    pub fn kafka(&mut self) -> Result<Pid> {
+        Ok(self.servers.kafka().context("Kafka was started")?.process().pid())
+    }
+}
+
+/// A database, a topic and the relays between them, for one part of a benchmark.
+pub struct Scene {
+    /// The aggregate type; the topic's name is one `s` longer.
+    pub name: String,
+    /// Connections as the owner of the tables.
+    pub pool: PgPool,
+    admin: PgPool,
+    surroundings: Surroundings,
+    /// Where the events go.
+    pub topic: Topic,
+    relays: Vec<Service>,
+}
+
+impl Scene {
+    /// Starts a relay and waits until it is ready.
+    pub async fn start_relay(&mut self, ground: &Ground, env: &[(&str, &str)]) -> Result<Pid> {
+        let name = format!("{}-relay-{}", self.name, self.relays.len());
+        let mut relay = Service::start(Kind::Relay, &name, &self.surroundings, env, &ground.supply.reaper)?;
+        relay.wait_ready().await?;
+        let pid = relay.process().pid();
+        self.relays.push(relay);
+        Ok(pid)
+    }
+
+    /// Stops the relays in good order.
+    pub async fn stop_relays(&mut self) -> Result<()> {
+        for mut relay in self.relays.drain(..) {
+            relay.stop().await?;
+        }
+        Ok(())
+    }
+
+    /// Where the database is.
+    #[must_use]
+    pub fn database_url(&self) -> &str {
+        &self.surroundings.database_url
+    }
+
+    /// Stops the relays and drops the database, so that its pages and files are out of the way of the next part.
+    pub async fn close(mut self) -> Result<()> {
+        self.stop_relays().await?;
+        self.pool.close().await;
+        let drop = format!("DROP DATABASE \"{}\" WITH (FORCE)", self.name);
+        sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&self.admin).await?;
+        Ok(())
+    }
+}
+
+async fn pool(url: &str) -> Result<PgPool> {
+    let options: PgConnectOptions = url.parse()?;
+    let options = options.application_name("outrider-bench").disable_statement_logging();
+    let pool = PgPoolOptions::new().max_connections(16).acquire_timeout(Duration::from_secs(10));
+    pool.connect_with(options).await.context("the server has just answered")
+}
+
+/// A release build takes minutes the first time, so that cargo's own progress is shown.
+async fn build_for_release(own: &Executables, supply: &Supply) -> Result<PathBuf> {
+    let workspace = Workspace::required()?;
+    let target = own.folder().parent().context("our executable is in a folder of cargo's")?;
+    let _ = Stdio::inherit();
+    eprintln!("building the services for release");
+    workspace
+        .cargo()
+        .args(["build", "--release", "--workspace", "--bins", "--locked", "--target-dir"])
+        .arg(target)
+        .run(&supply.reaper)
+        .await?;
+    Ok(target.join("release"))
+}

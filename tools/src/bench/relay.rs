@@ -1,0 +1,153 @@
+//! The relay's figures, part by part.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::figure::{Bound, Figure, median};
+use super::ground::{Ground, Scene};
+use super::{RelayArgs, cpu, load, producer_performance};
+
+mod classic;
+mod held;
+mod idle;
+mod latency;
+mod writers;
+
+/// The parts, as `--only` names them.
+pub const PARTS: [&str; 7] = ["drain", "held", "backlog", "writers", "latency", "idle", "classic"];
+
+/// What `--help` shows.
+pub const EXAMPLES: &str = "Examples:
+  cargo dev bench relay                          some 15 minutes on two cores, and a release build before that
+  cargo dev bench relay --only drain,latency
+  cargo dev bench relay --quick --json";
+
+/// How large the parts are.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    drain_rows: u64,
+    held_rows: u64,
+    deep_rows: u64,
+    shallow_rows: u64,
+    rounds: usize,
+    settles: u32,
+    seconds: u64,
+}
+
+const FULL: Scale = Scale {
+    drain_rows: 1_000_000,
+    held_rows: 500_000,
+    deep_rows: 10_000_000,
+    shallow_rows: 100_000,
+    rounds: 5,
+    settles: 7_200,
+    seconds: 20,
+};
+const QUICK: Scale = Scale {
+    drain_rows: 20_000,
+    held_rows: 5_000,
+    deep_rows: 20_000,
+    shallow_rows: 2_000,
+    rounds: 1,
+    settles: 50,
+    seconds: 2,
+};
+
+/// Measures the parts that were asked for.
+pub async fn measure(args: &RelayArgs) -> Result<Vec<Figure>> {
+    let scale = if args.quick { QUICK } else { FULL };
+    let mut ground = Ground::open(args.quick, args.binaries.clone()).await?;
+    let mut figures = Vec::new();
+    for part in PARTS {
+        if !args.only.is_empty() && !args.only.iter().any(|only| only == part) {
+            continue;
+        }
+        eprintln!("{part}");
+        let found = match part {
+            "drain" => drain(&mut ground, scale).await,
+            "held" => held::measure(&mut ground, scale).await,
+            "backlog" => depth(&mut ground, scale).await,
+            "writers" => writers::measure(&ground, scale).await,
+            "latency" => latency::measure(&ground, scale).await,
+            "idle" => idle::measure(&mut ground, scale).await,
+            _ => classic::measure(&ground, scale).await,
+        };
+        figures.extend(found.with_context(|| format!("the part {part} failed"))?);
+    }
+    Ok(figures)
+}
+
+/// How fast a backlog goes out, against what the broker takes at most in the same run.
+async fn drain(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
+    let (mut rates, mut most) = (Vec::new(), Vec::new());
+    for round in 0..scale.rounds.min(3) {
+        let mut scene = ground.scene(&format!("drain{round}")).await?;
+        let relay = scene.start_relay(ground, &[]).await?;
+        let pids = [("relay", relay), ("Postgres", ground.postgres()?), ("Kafka", ground.kafka()?)];
+        let used = || pids.iter().map(|(_, pid)| cpu::of_tree(*pid)).collect::<Result<Vec<_>>>();
+        load::backlog(&scene.pool, &scene.name, scale.drain_rows).await?;
+        let (before, begun) = (used()?, Instant::now());
+        scene.topic.reaches(scale.drain_rows).await?;
+        let took = begun.elapsed();
+        let after = used()?;
+        let rate = per_second(scale.drain_rows, took);
+        let order = scene.topic.check(scale.drain_rows)?;
+        let shares: Vec<String> = pids
+            .iter()
+            .zip(before.iter().zip(&after))
+            .map(|((name, _), (before, after))| {
+                format!(
+                    "{name} {:.2}",
+                    (*after - *before).as_secs_f64() * 1e6 / per_second(scale.drain_rows, Duration::from_secs(1))
+                )
+            })
+            .collect();
+        eprintln!("  {rate:.0} events/s; CPU in us an event: {}; {order:?}", shares.join(", "));
+        scene.close().await?;
+        let name = format!("load{round}s");
+        super::topic::Topic::create(&ground.brokers, &name).await?;
+        let performance = producer_performance::run(ground, &name, scale.drain_rows * 2).await?;
+        eprintln!("  {performance:.0} records/s by ProducerPerformance");
+        rates.push(rate);
+        most.push(performance);
+    }
+    let (rate, most) = (median(&rates), median(&most));
+    Ok(vec![
+        Figure::new("drain of a backlog of 1 M", rate, "events/s", Bound::AtLeast(250_000.0)),
+        Figure::new("ProducerPerformance in the same run", most, "records/s", Bound::Shown),
+        Figure::new("drain as a share of ProducerPerformance", rate / most * 100.0, "%", Bound::AtLeast(50.0)),
+    ])
+}
+
+/// Whether a deep backlog goes out as fast as a shallow one.
+async fn depth(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
+    let mut scene = ground.scene("depth").await?;
+    scene.start_relay(ground, &[]).await?;
+    let mut shallow = Vec::new();
+    for _ in 0..scale.rounds * 3 {
+        shallow.push(drain_once(&scene, scale.shallow_rows).await?);
+    }
+    let deep = drain_once(&scene, scale.deep_rows).await?;
+    let shallow = median(&shallow);
+    eprintln!("  {shallow:.0} events/s from {}, {deep:.0} from {}", scale.shallow_rows, scale.deep_rows);
+    scene.close().await?;
+    Ok(vec![
+        Figure::new("drain of a backlog of 100 k", shallow, "events/s", Bound::Shown),
+        Figure::new("drain of a backlog of 10 M", deep, "events/s", Bound::Shown),
+        Figure::new("rate an event of 10 M against 100 k", deep / shallow * 100.0, "%", Bound::AtLeast(90.0)),
+    ])
+}
+
+/// Commits a backlog and waits until all of it is in the topic. Returns events a second.
+async fn drain_once(scene: &Scene, count: u64) -> Result<f64> {
+    let there = scene.topic.len()?;
+    load::backlog(&scene.pool, &scene.name, count).await?;
+    let begun = Instant::now();
+    scene.topic.reaches(there + count).await?;
+    Ok(per_second(count, begun.elapsed()))
+}
+
+fn per_second(count: u64, time: Duration) -> f64 {
+    crate::report::per_second(count, time)
+}
