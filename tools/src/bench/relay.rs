@@ -81,6 +81,10 @@ pub async fn measure(args: &RelayArgs) -> Result<Vec<Figure>> {
 /// How fast a backlog goes out, against what the broker takes at most in the same run.
 async fn drain(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
     let (mut rates, mut most) = (Vec::new(), Vec::new());
+    // Kafka compiles itself while it works: the first million records cost it four times as much as the third.
+    let warm_up = ground.scene("warmup").await?;
+    producer_performance::run(ground, "warmups", scale.drain_rows * 3).await?;
+    warm_up.close().await?;
     for round in 0..scale.rounds.min(3) {
         let mut scene = ground.scene(&format!("drain{round}")).await?;
         let relay = scene.start_relay(ground, &[]).await?;
