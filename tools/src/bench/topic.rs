@@ -56,12 +56,19 @@ impl Topic {
 
     /// How many records it holds.
     pub fn len(&self) -> Result<u64> {
-        let mut sum = 0;
-        for partition in &self.partitions {
-            let (low, high) = self.client.fetch_watermarks(&self.name, *partition, BROKER_PATIENCE)?;
-            sum += u64::try_from(high - low).unwrap_or(0);
+        self.partitions.iter().map(|partition| self.len_of(*partition)).sum()
+    }
+
+    fn len_of(&self, partition: i32) -> Result<u64> {
+        let begun = Instant::now();
+        loop {
+            match self.client.fetch_watermarks(&self.name, partition, BROKER_PATIENCE) {
+                Ok((low, high)) => return Ok(u64::try_from(high - low).unwrap_or(0)),
+                // A new topic's leaders are not known to everybody at once.
+                Err(_) if begun.elapsed() < BROKER_PATIENCE => std::thread::sleep(LOOK_INTERVAL),
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(sum)
     }
 
     /// Waits until it holds at least so many records.
@@ -82,25 +89,24 @@ impl Topic {
         }
     }
 
-    /// Reads it from the start, or from its present end, and gives every record to `each` until that says that it is enough.
-    /// Blocks.
-    pub fn read(&self, from: Offset, mut each: impl FnMut(&BorrowedMessage<'_>) -> bool) -> Result<()> {
+    /// Reads it from the start and gives every record to `each`, and nothing ten times a second while nothing comes, until that says
+    /// that it is enough. Blocks.
+    pub fn read(&self, mut each: impl FnMut(Option<&BorrowedMessage<'_>>) -> bool) -> Result<()> {
         let mut list = TopicPartitionList::new();
         for partition in &self.partitions {
-            list.add_partition_offset(&self.name, *partition, from)?;
+            list.add_partition_offset(&self.name, *partition, Offset::Beginning)?;
         }
         self.client.assign(&list)?;
         let mut last = Instant::now();
         loop {
-            match self.client.poll(Duration::from_millis(100)) {
-                Some(message) => {
-                    last = Instant::now();
-                    if !each(&message?) {
-                        return Ok(());
-                    }
-                }
-                None => ensure!(last.elapsed() < STANDSTILL, "nothing arrived in {} for {STANDSTILL:?}", self.name),
+            let message = self.client.poll(Duration::from_millis(100)).transpose()?;
+            if !each(message.as_ref()) {
+                return Ok(());
             }
+            if message.is_some() {
+                last = Instant::now();
+            }
+            ensure!(last.elapsed() < STANDSTILL, "nothing arrived in {} for {STANDSTILL:?}", self.name);
         }
     }
 
@@ -109,7 +115,8 @@ impl Topic {
         let mut latest: HashMap<Vec<u8>, i64> = HashMap::new();
         let mut order = Order::default();
         let all = self.len()?;
-        self.read(Offset::Beginning, |message| {
+        self.read(|message| {
+            let Some(message) = message else { return order.read < all };
             let version = header(message, event::AGGREGATE_VERSION).and_then(|text| text.parse().ok()).unwrap_or(0);
             let latest = latest.entry(message.key().unwrap_or_default().to_vec()).or_default();
             if version == *latest + 1 {
