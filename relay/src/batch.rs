@@ -5,6 +5,9 @@ use uuid::Uuid;
 
 use crate::lanes::{RowKey, Ticket};
 
+/// Room for texts that an empty batch keeps.
+const TEXTS_KEPT_BYTES: usize = 32 * 1024 * 1024;
+
 /// An event as it is to be published. Borrows its texts.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
@@ -64,6 +67,16 @@ impl Batch {
             start,
             ends,
         });
+    }
+
+    /// Makes it empty and keeps its room for the next read.
+    pub fn clear(&mut self) {
+        self.texts.clear();
+        // One enormous row must not be remembered for ever.
+        self.texts.shrink_to(TEXTS_KEPT_BYTES);
+        self.rows.clear();
+        self.keys.clear();
+        self.tickets.clear();
     }
 
     /// How many rows there are.

@@ -77,13 +77,13 @@ const fn poll_max_ms() -> u64 {
     50
 }
 const fn lane_rows_max() -> i64 {
-    1_000
+    500
 }
 const fn late_rows_max() -> i64 {
     16_000
 }
 const fn in_flight_max() -> usize {
-    50_000
+    10_000
 }
 fn source() -> String {
     "/outrider".to_owned()
@@ -105,6 +105,8 @@ impl RelayConfig {
             ("max_parallel_workers_per_gather", "0"),
             ("plan_cache_mode", "force_generic_plan"),
             ("enable_seqscan", "off"),
+            // A bitmap would have all of a backlog's rows sorted to give the first thousand.
+            ("enable_bitmapscan", "off"),
         ];
         Ok(Self {
             admin_bind: env.admin_bind("127.0.0.1:9081")?,

@@ -70,7 +70,7 @@ CROSS JOIN LATERAL (
     LIMIT $8
 ) fresh";
 
-/// Reads all the lanes of the plan in one statement.
+/// Reads all the lanes of the plan in one statement. `batch` is an empty one, whose room is used.
 ///
 /// # Errors
 /// What the database says.
@@ -78,6 +78,7 @@ pub async fn read(
     connection: &mut PgConnection,
     plan: &ReadPlan,
     limits: ReadLimits,
+    batch: Batch,
 ) -> Result<ReadAnswer, sqlx::Error> {
     let mut positions = [-1_i64; LANES];
     for (lane, position) in &plan.lanes {
@@ -101,7 +102,7 @@ pub async fn read(
         .fetch(connection);
 
     let mut answer =
-        ReadAnswer { snapshot: String::new(), batch: Batch::default(), late: 0, late_cut: false, fresh_cut: false };
+        ReadAnswer { snapshot: String::new(), batch, late: 0, late_cut: false, fresh_cut: false };
     // Rows of each lane, to see which one had more than was asked for.
     let mut of_lane = [0_i64; LANES];
     while let Some(row) = rows.try_next().await? {

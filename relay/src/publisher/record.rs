@@ -115,6 +115,25 @@ impl Text {
     }
 }
 
+impl Text {
+    fn byte(&mut self, byte: u8) {
+        if let Some(slot) = self.bytes.get_mut(self.len) {
+            *slot = byte;
+            self.len += 1;
+        }
+    }
+
+    /// The last `width` digits of a number.
+    fn digits(&mut self, mut number: u32, width: usize) {
+        let end = self.len + width;
+        for slot in self.bytes.get_mut(self.len..end).unwrap_or_default().iter_mut().rev() {
+            *slot = b'0' + u8::try_from(number % 10).unwrap_or_default();
+            number /= 10;
+        }
+        self.len = end.min(self.bytes.len());
+    }
+}
+
 impl Write for Text {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let end = self.len + text.len();
@@ -124,13 +143,19 @@ impl Write for Text {
     }
 }
 
-/// RFC 3339 with microseconds, as Postgres has them. By hand, since chrono's own takes a tenth of all the time that a record takes.
+/// RFC 3339 with microseconds, as Postgres has them. By hand: this is done for every record, and the formatter that chrono and
+/// `write!` use takes several times as long.
 fn write_time(text: &mut Text, time: DateTime<Utc>) {
-    let (year, month, day) = (time.year(), time.month(), time.day());
-    let (hour, minute, second) = (time.hour(), time.minute(), time.second());
-    let micros = time.timestamp_subsec_micros();
-    // A year beyond 9999 is longer than RFC 3339 allows, and fits all the same.
-    let _ = write!(text, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z");
+    text.digits(time.year().unsigned_abs(), 4);
+    for (before, number) in
+        [(b'-', time.month()), (b'-', time.day()), (b'T', time.hour()), (b':', time.minute()), (b':', time.second())]
+    {
+        text.byte(before);
+        text.digits(number, 2);
+    }
+    text.byte(b'.');
+    text.digits(time.timestamp_subsec_micros(), 6);
+    text.byte(b'Z');
 }
 
 #[cfg(test)]

@@ -27,7 +27,8 @@ impl Session<'_> {
             bytes: READ_BYTES_MAX,
         };
         let lease = self.config.limits.lease();
-        let answer = in_time(lease, outbox::read::read(&mut self.connection, &plan, limits)).await?;
+        let read = outbox::read::read(&mut self.connection, &plan, limits, self.pipe.empty_batch());
+        let answer = in_time(lease, read).await?;
         self.metrics.reads.inc();
         self.fit_next_read(&answer);
         let ReadAnswer { snapshot, mut batch, late, late_cut, fresh_cut } = answer;
@@ -37,6 +38,8 @@ impl Session<'_> {
         if accepted.tickets.iter().any(Option::is_some) {
             batch.tickets = accepted.tickets;
             self.pipe.send(Work::Batch(batch)).await;
+        } else {
+            self.pipe.give_back(batch);
         }
         Ok(accepted.found)
     }
