@@ -2,10 +2,14 @@
 //!
 //! Every statement is a transaction of its own, so none is ever open while Kafka answers. The database's clock alone dates leases.
 
+pub mod holders;
+pub mod retention;
+pub mod status;
+
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::lanes::{HeldLane, LANES, Snapshot};
@@ -374,20 +378,6 @@ pub async fn park(
         reasons as &[Option<&str>],
     )
     .fetch_one(connection)
-    .await
-}
-
-/// Makes outbox partitions until `ahead` of them lie beyond the last id. Returns how many were made.
-///
-/// # Errors
-/// What the database says, for example that a lock could not be had in time.
-pub async fn make_partitions(pool: &PgPool, ahead: i32) -> Result<i32, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"-- make_partitions
-        SELECT outbox_make_partitions($1) AS "made!""#,
-        ahead
-    )
-    .fetch_one(pool)
     .await
 }
 

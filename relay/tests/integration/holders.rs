@@ -1,0 +1,1 @@
+//! Naming transactions that stay open.
