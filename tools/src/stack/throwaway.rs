@@ -55,7 +55,8 @@ impl Throwaway {
             folder,
             log: self.folder.path().join("postgres.log"),
             durable: false,
-            settings: Vec::new(),
+            // Tests hold some; a server has none by default.
+            settings: vec![("max_prepared_transactions".to_owned(), "10".to_owned())],
         };
         let postgres = Postgres::start(&binaries, &options, &supply.reaper).await?;
         Ok(self.postgres.insert(postgres).url("postgres"))
