@@ -101,9 +101,8 @@ async fn the_relay_names_a_held_transaction_and_says_when_it_is_gone() {
     let relay = fixture.process(&[("RELAY_HOLDER_AGE", "1s"), ("LOG_FORMAT", "json")]);
     let line = |level: &str| {
         let log = relay.log();
-        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        let mut lines = lines.filter(|line| line["db.session.application"] == name.as_str() && line["level"] == level);
-        lines.next()
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.find(|line| line["db.session.application"] == name.as_str() && line["level"] == level)
     };
     let warning = eventually("the holder is named", async || line("WARN")).await;
     assert_eq!(warning["db.session.pid"], pid);
