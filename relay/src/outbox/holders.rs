@@ -40,20 +40,20 @@ pub async fn open_transactions(
     age: Duration,
 ) -> Result<Vec<OpenTransaction>, sqlx::Error> {
     // Views of shared memory; no table is read. Vacuum does not count: Postgres leaves it out when it computes the horizon. A parallel
-    // worker is there with its leader. A prepared transaction has the virtual transaction -1/(its id).
+    // worker is there with its leader. A prepared transaction is found among the locks by the one on its own id.
     sqlx::query_as!(
         OpenTransaction,
         r#"-- open_transactions
-        WITH outbox_writers AS MATERIALIZED (
-            SELECT l.pid, l.virtualtransaction
+        WITH locks AS MATERIALIZED (
+            SELECT l.pid, l.virtualtransaction, l.transactionid,
+                d.datname = current_database() AND l.relation = 'outbox'::regclass AND l.mode = 'RowExclusiveLock' AND l.granted AS writes
             FROM pg_locks l
-            JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
-            WHERE l.relation = 'outbox'::regclass AND l.mode = 'RowExclusiveLock' AND l.granted
+            LEFT JOIN pg_database d ON d.oid = l.database
         )
         SELECT a.pid, NULL::text AS gid, a.application_name AS application, a.usename::text AS "user", a.datname::text AS database,
             a.state, a.xact_start AS "since!",
             CASE
-                WHEN a.pid IN (SELECT pid FROM outbox_writers) THEN 'outbox rows'
+                WHEN EXISTS (SELECT FROM locks l WHERE l.pid = a.pid AND l.writes) THEN 'outbox rows'
                 WHEN a.backend_xid IS NOT NULL THEN 'a transaction id'
                 WHEN a.backend_xmin IS NOT NULL THEN 'a snapshot'
                 ELSE 'nothing yet'
@@ -66,7 +66,10 @@ pub async fn open_transactions(
         UNION ALL
         SELECT NULL, p.gid, NULL, p.owner::text, p.database::text, 'prepared', p.prepared,
             CASE
-                WHEN '-1/' || p.transaction::text IN (SELECT virtualtransaction FROM outbox_writers) THEN 'outbox rows'
+                WHEN EXISTS (
+                    SELECT FROM locks own JOIN locks l ON l.virtualtransaction = own.virtualtransaction
+                    WHERE own.transactionid = p.transaction AND own.pid IS NULL AND l.pid IS NULL AND l.writes
+                ) THEN 'outbox rows'
                 ELSE 'a transaction id'
             END,
             extract(epoch FROM clock_timestamp() - p.prepared)::float8
