@@ -72,9 +72,16 @@ async fn show(database: &DatabaseConfig, args: &StatusArgs) -> Result<()> {
 
 /// One connection to a database that has this build's schema.
 async fn connect(database: &DatabaseConfig) -> Result<PgConnection> {
-    // As for the relay: many short ranges of indexes, which a planner without fresh statistics might not use. What waits for a
-    // lock gives up, rather than wait behind a migration.
-    let settings = [("jit", "off"), ("enable_seqscan", "off"), ("lock_timeout", "2s"), ("statement_timeout", "30s")];
+    // Many short ranges of indexes, in the order of the index. A planner without fresh statistics, as of a partition that is just being
+    // filled, would rather collect all rows of a lane and sort them. What waits for a lock gives up, rather than wait behind a migration.
+    let settings = [
+        ("jit", "off"),
+        ("enable_seqscan", "off"),
+        ("enable_bitmapscan", "off"),
+        ("enable_sort", "off"),
+        ("lock_timeout", "2s"),
+        ("statement_timeout", "30s"),
+    ];
     let database = database.clone().with_settings(settings);
     let connected =
         tokio::time::timeout(CONNECT_PATIENCE, PgConnection::connect_with(database.connect_options())).await;

@@ -179,7 +179,7 @@ fn lane(status: LaneStatus, backlog: Backlog) -> Lane {
 }
 
 /// What a lane has to publish. If more than was counted, the rest is taken to lie as close as what was, up to the last id.
-fn backlog(lane: &LaneStatus, late: &[LateRows], last_id: i64) -> Backlog {
+fn backlog(lane: &LaneStatus, behind: &[LateRows], last_id: i64) -> Backlog {
     let exact = lane.rows <= COUNTED_MAX;
     let rest = match (exact, lane.oldest_id, lane.reached) {
         (false, Some(oldest), Some(reached)) => {
@@ -189,9 +189,9 @@ fn backlog(lane: &LaneStatus, late: &[LateRows], last_id: i64) -> Backlog {
         }
         _ => 0,
     };
-    let late = late.iter().find(|late| late.lane == lane.lane);
-    let ages = [lane.oldest_age_secs, late.map(|late| late.oldest_age_secs)];
-    let late_rows = late.map_or(0, |late| late.rows);
+    let behind = behind.iter().find(|behind| behind.lane == lane.lane);
+    let ages = [lane.oldest_age_secs, behind.map(|behind| behind.oldest_age_secs)];
+    let late_rows = behind.map_or(0, |behind| behind.rows);
     Backlog {
         rows: lane.rows.saturating_add(rest).saturating_add(late_rows),
         exact,
