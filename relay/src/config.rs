@@ -1,5 +1,7 @@
 //! The section `RELAY_*`, and the rules that its times must keep among each other.
 
+mod duration;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -7,6 +9,8 @@ use serde::Deserialize;
 use shared::config::{ConfigError, Env};
 use shared::db::DatabaseConfig;
 use shared::kafka::KafkaConfig;
+
+pub use duration::Retention;
 
 /// Everything a relay is told.
 #[derive(Debug, Clone)]
@@ -53,6 +57,12 @@ pub struct Limits {
     /// Records that Kafka has not acknowledged yet; nothing is read beyond that. With the rows of one read this bounds the memory.
     #[serde(default = "in_flight_max")]
     pub in_flight_max: usize,
+    /// For how long published events stay in the outbox.
+    #[serde(default = "retention")]
+    pub retention: Retention,
+    /// How old an open transaction must be to be named in the log.
+    #[serde(default = "holder_age", deserialize_with = "duration::deserialize")]
+    pub holder_age: Duration,
     /// `ce_source` of the records, before `/` and the aggregate type.
     #[serde(default = "source")]
     pub source: String,
@@ -84,6 +94,12 @@ const fn late_rows_max() -> i64 {
 }
 const fn in_flight_max() -> usize {
     10_000
+}
+const fn retention() -> Retention {
+    Retention::For(Duration::from_hours(24))
+}
+const fn holder_age() -> Duration {
+    Duration::from_mins(1)
 }
 fn source() -> String {
     "/outrider".to_owned()
@@ -132,6 +148,9 @@ impl Limits {
             if value < 1 {
                 return Err(ConfigError::new(variable, "must be at least 1"));
             }
+        }
+        if self.holder_age < Duration::from_secs(1) {
+            return Err(ConfigError::new("RELAY_HOLDER_AGE", "must be at least 1s"));
         }
         if self.poll_max_ms < self.poll_min_ms {
             return Err(ConfigError::new(
@@ -206,5 +225,26 @@ mod tests {
         assert!(
             refused(&[("RELAY_POLL_MAX_MS", "1")]).starts_with("RELAY_POLL_MAX_MS: must be at least RELAY_POLL_MIN_MS")
         );
+    }
+
+    #[test]
+    fn retention_and_holder_age_are_lengths_of_time() {
+        let limits = |pairs: &[(&str, &str)]| {
+            let base = [("DATABASE_URL", "postgres://u@db/n"), ("KAFKA_BROKERS", "k:9092")];
+            RelayConfig::from_env(&Env::from_pairs(base.iter().chain(pairs).copied())).expect("good").limits
+        };
+        assert_eq!(limits(&[]).retention, Retention::For(Duration::from_hours(24)));
+        assert_eq!(limits(&[("RELAY_RETENTION", "7d")]).retention, Retention::For(Duration::from_hours(168)));
+        assert_eq!(limits(&[("RELAY_RETENTION", "forever")]).retention, Retention::Forever);
+        assert_eq!(limits(&[("RELAY_HOLDER_AGE", "90s")]).holder_age, Duration::from_secs(90));
+        assert_eq!(
+            refused(&[("RELAY_RETENTION", "24")]),
+            "RELAY_RETENTION: is neither a length of time such as 30s, 15m, 24h or 7d, nor the word forever ('24' given)"
+        );
+        assert_eq!(
+            refused(&[("RELAY_HOLDER_AGE", "soon")]),
+            "RELAY_HOLDER_AGE: is not a length of time such as 30s, 15m, 24h or 7d ('soon' given)"
+        );
+        assert!(refused(&[("RELAY_HOLDER_AGE", "0s")]).starts_with("RELAY_HOLDER_AGE: must be at least 1s"));
     }
 }

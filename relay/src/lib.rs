@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod config;
+pub mod holders;
 pub mod lanes;
 pub mod metrics;
 pub mod outbox;
@@ -18,6 +19,11 @@ use prometheus_client::registry::Registry;
 use shared::db::ConnectError;
 use shared::health::{self, Readiness};
 use shared::shutdown::Shutdown;
+use sqlx::PgPool;
+use tokio::task::JoinHandle;
+
+use config::Retention;
+use metrics::upkeep::Upkeep;
 
 pub use config::RelayConfig;
 
@@ -35,6 +41,7 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     let readiness = Readiness::waiting_for(&[POSTGRES, KAFKA]);
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
+    let upkeep = Upkeep::register(&mut registry);
     health::serve(config.admin_bind, readiness.clone(), registry, &shutdown)
         .with_context(|| format!("ADMIN_BIND: {} cannot be listened on", config.admin_bind))?;
     let pool = match config.database.connect(&shutdown).await {
@@ -46,9 +53,26 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
         return Ok(());
     }
     readiness.met(KAFKA);
-    let keeper = tokio::spawn(retention::keep_partitions_ahead(pool.clone(), shutdown.clone()));
+    let upkeep = keep_up(&config, &pool, &upkeep, &shutdown);
     let result = worker::Worker::new(config, pool, metrics, readiness).run(&shutdown).await;
     shutdown.request();
-    keeper.await?;
+    upkeep.await?;
     result
+}
+
+/// What a relay does beside publishing. Ends with the shutdown.
+fn keep_up(config: &RelayConfig, pool: &PgPool, metrics: &Upkeep, shutdown: &Shutdown) -> JoinHandle<()> {
+    let ahead = retention::keep_partitions_ahead(pool.clone(), metrics.clone(), shutdown.clone());
+    let holders = holders::watch(pool.clone(), config.limits.holder_age, metrics.clone(), shutdown.clone());
+    let dropped = match config.limits.retention {
+        Retention::Forever => None,
+        Retention::For(time) => Some(retention::drop_partitions(pool.clone(), time, metrics.clone(), shutdown.clone())),
+    };
+    tokio::spawn(async move {
+        tokio::join!(ahead, holders, async {
+            if let Some(dropped) = dropped {
+                dropped.await;
+            }
+        });
+    })
 }

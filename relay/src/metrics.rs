@@ -1,5 +1,7 @@
 //! Every instrument of the relay, with its unit.
 
+pub mod upkeep;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};

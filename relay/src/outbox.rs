@@ -2,13 +2,16 @@
 //!
 //! Every statement is a transaction of its own, so none is ever open while Kafka answers. The database's clock alone dates leases.
 
+pub mod holders;
+pub mod read;
+pub mod retention;
+pub mod status;
+
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
 use crate::lanes::HeldLane;
-
-pub mod read;
 
 /// The snapshot of this moment: unchanged while nothing commits, and then there is nothing to read.
 ///
@@ -238,20 +241,6 @@ pub async fn park(
         reasons as &[Option<&str>],
     )
     .fetch_one(connection)
-    .await
-}
-
-/// Makes outbox partitions until `ahead` of them lie beyond the last id. Returns how many were made.
-///
-/// # Errors
-/// What the database says, for example that a lock could not be had in time.
-pub async fn make_partitions(pool: &PgPool, ahead: i32) -> Result<i32, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"-- make_partitions
-        SELECT outbox_make_partitions($1) AS "made!""#,
-        ahead
-    )
-    .fetch_one(pool)
     .await
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, PgPool};
+use sqlx::{ConnectOptions, PgExecutor, PgPool};
 
 use crate::backoff::Backoff;
 use crate::config::{ConfigError, Env, Secret};
@@ -169,11 +169,11 @@ pub enum ConnectError {
 ///
 /// # Errors
 /// When one is missing.
-pub async fn check_schema(pool: &PgPool) -> Result<(), ConnectError> {
+pub async fn check_schema<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
     let needed = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
     // Not checked at build time: the table belongs to sqlx.
     let found = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations WHERE success")
-        .fetch_one(pool)
+        .fetch_one(database)
         .await;
     let found = match found {
         Ok(found) => found.unwrap_or(0),

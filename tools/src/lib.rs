@@ -1,4 +1,4 @@
-//! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `prepare`) and operators (`migrate`).
+//! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `prepare`) and operators (`migrate`, `status`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
 
@@ -13,6 +13,7 @@ pub mod report;
 pub mod seed;
 pub mod signals;
 pub mod stack;
+pub mod status;
 pub mod test;
 pub mod up;
 pub mod workload;

@@ -101,8 +101,7 @@ pub async fn read(
         .bind(positions.iter().copied().max())
         .fetch(connection);
 
-    let mut answer =
-        ReadAnswer { snapshot: String::new(), batch, late: 0, late_cut: false, fresh_cut: false };
+    let mut answer = ReadAnswer { snapshot: String::new(), batch, late: 0, late_cut: false, fresh_cut: false };
     // Rows of each lane, to see which one had more than was asked for.
     let mut of_lane = [0_i64; LANES];
     while let Some(row) = rows.try_next().await? {

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod faults;
+mod holders;
 mod late_rows;
 mod parking;
 mod publishing;
+mod retention;
 mod sharing;
 mod support;

@@ -49,7 +49,9 @@ impl Throwaway {
 
     /// Starts Postgres and says where it is: the URL of its database `postgres`, as superuser.
     pub async fn start_postgres(&mut self, supply: &Supply) -> Result<String> {
-        self.start_postgres_with(supply, false, Vec::new()).await
+        // Tests hold prepared transactions; a server has room for none by default.
+        let settings = vec![("max_prepared_transactions".to_owned(), "10".to_owned())];
+        self.start_postgres_with(supply, false, settings).await
     }
 
     /// The same with further settings, and durable if asked for.

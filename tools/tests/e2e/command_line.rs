@@ -23,7 +23,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_shows_examples() -> Result<()> {
-    for command in ["up", "seed", "migrate", "test", "prepare"] {
+    for command in ["up", "seed", "migrate", "status", "test", "prepare"] {
         let output = outrider(command).arg("--help").output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && text.contains("Examples:"), "{command}: {text}");
@@ -44,10 +44,12 @@ fn a_command_line_that_makes_no_sense_ends_with_2() -> Result<()> {
 #[test]
 fn a_missing_variable_is_named_in_one_line() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let output = outrider("migrate").current_dir(&folder).output()?;
-    assert_eq!(output.status.code(), Some(64));
-    let text = stderr(&output);
-    assert!(text.starts_with("outrider: DATABASE_URL: ") && text.lines().count() == 1, "{text}");
+    for command in ["migrate", "status"] {
+        let output = outrider(command).current_dir(&folder).output()?;
+        assert_eq!(output.status.code(), Some(64));
+        let text = stderr(&output);
+        assert!(text.starts_with("outrider: DATABASE_URL: ") && text.lines().count() == 1, "{text}");
+    }
     Ok(())
 }
 

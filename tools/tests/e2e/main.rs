@@ -5,6 +5,7 @@ mod pipeline;
 mod processes;
 mod servers;
 mod settings;
+mod status;
 mod up;
 
 use std::path::Path;

@@ -1,0 +1,98 @@
+//! `outrider status`: how the pipeline is doing, from Postgres alone. Each part of it is looked at and described in a module of its own.
+
+pub mod format;
+pub mod relay;
+mod table;
+pub mod transactions;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde::Serialize;
+use shared::config::Env;
+use shared::db::{DatabaseConfig, check_schema};
+use sqlx::{Connection, PgConnection};
+
+use crate::signals::StopSignals;
+
+/// How long a server may take to answer.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How the result is told.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print the result as JSON, one line a look
+    #[arg(long)]
+    json: bool,
+    /// Look again and again, with this many seconds between, until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    watch: Option<u64>,
+}
+
+/// How the pipeline is doing.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// The relays, and what they have published and not.
+    pub relay: relay::RelayStatus,
+    /// What stays open.
+    pub transactions: transactions::Transactions,
+}
+
+/// Looks at the database in the environment, and prints what it finds.
+pub async fn run(args: StatusArgs) -> Result<ExitCode> {
+    let database = DatabaseConfig::from_env(&Env::load()?, "outrider status")?;
+    StopSignals::listen()?.interrupts(Box::pin(show(&database, &args))).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn show(database: &DatabaseConfig, args: &StatusArgs) -> Result<()> {
+    let mut connection = connect(database).await?;
+    loop {
+        let status = look(&mut connection).await.context("cannot read the status")?;
+        let mut out = std::io::stdout();
+        if args.json {
+            writeln!(out, "{}", serde_json::to_string(&status)?)?;
+        } else if args.watch.is_some() {
+            // To the upper left, and away with what was there.
+            write!(out, "\x1b[H\x1b[2J{status}")?;
+        } else {
+            write!(out, "{status}")?;
+        }
+        out.flush()?;
+        match args.watch {
+            Some(secs) => tokio::time::sleep(Duration::from_secs(secs)).await,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// One connection to a database that has this build's schema.
+async fn connect(database: &DatabaseConfig) -> Result<PgConnection> {
+    // Many short ranges of indexes, in the order of the index. A planner without fresh statistics, as of a partition that is just being
+    // filled, would rather collect all rows of a lane and sort them. What waits for a lock gives up, rather than wait behind a migration.
+    let settings = [
+        ("jit", "off"),
+        ("enable_seqscan", "off"),
+        ("enable_bitmapscan", "off"),
+        ("enable_sort", "off"),
+        ("lock_timeout", "2s"),
+        ("statement_timeout", "30s"),
+    ];
+    let database = database.clone().with_settings(settings);
+    let connected =
+        tokio::time::timeout(CONNECT_PATIENCE, PgConnection::connect_with(database.connect_options())).await;
+    let mut connection = connected
+        .with_context(|| format!("the database has not answered for {} s", CONNECT_PATIENCE.as_secs()))?
+        .context("cannot connect to the database")?;
+    check_schema(&mut connection).await?;
+    Ok(connection)
+}
+
+/// Looks once, which takes about a second.
+pub async fn look(connection: &mut PgConnection) -> Result<Status> {
+    Ok(Status { relay: relay::look(connection).await?, transactions: transactions::look(connection).await? })
+}

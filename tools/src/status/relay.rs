@@ -1,0 +1,312 @@
+//! How the relays are doing: lanes, backlog, rate, parked keys, partitions.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use relay::outbox::retention::{Partition, partitions};
+use relay::outbox::status::{self, LaneStatus, LateRows, Published};
+use serde::Serialize;
+use sqlx::PgConnection;
+use tokio::time::Instant;
+
+/// A lane's backlog is counted up to this; beyond that it is estimated. All sixteen together take a fraction of a second.
+const COUNTED_MAX: i64 = 20_000;
+
+/// Rows that are looked at for late ones.
+const LATE_MAX: i64 = 50_000;
+
+/// What one lane can have published between two looks, far more than any relay publishes.
+const PUBLISHED_MAX: i64 = 200_000;
+
+/// Between the two looks that a rate is taken from: a few settles.
+const BETWEEN: Duration = Duration::from_secs(1);
+
+/// The relays and what they work on.
+#[derive(Debug, Serialize)]
+pub struct RelayStatus {
+    /// Relays that are running.
+    pub relays: Vec<Relay>,
+    /// All lanes, by number.
+    pub lanes: Vec<Lane>,
+    /// What is still to be published, of all lanes.
+    pub backlog: Backlog,
+    /// How fast that goes.
+    pub rate: Rate,
+    /// What waits because Kafka refuses it.
+    pub parked: Parked,
+    /// The outbox's partitions, the oldest first.
+    pub partitions: Vec<PartitionStatus>,
+    /// Ids that can be given out before an insert finds no partition.
+    pub ids_ahead: i64,
+}
+
+/// A relay that is running.
+#[derive(Debug, Serialize)]
+pub struct Relay {
+    /// Its name, as in `lanes.owner`.
+    pub relay: String,
+    /// How many lanes it holds.
+    pub lanes: usize,
+    /// For how long it counts without being heard of.
+    pub lease_secs: f64,
+}
+
+/// A lane.
+#[derive(Debug, Serialize)]
+pub struct Lane {
+    /// Which one.
+    pub lane: i16,
+    /// The relay that holds it.
+    pub owner: Option<String>,
+    /// For how long it does without renewal.
+    pub lease_secs: Option<f64>,
+    /// The settled position.
+    pub position: i64,
+    /// How long ago that was written.
+    pub settled_age_secs: Option<f64>,
+    /// Events to publish, late ones included.
+    pub backlog: Backlog,
+}
+
+/// Events to publish.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Backlog {
+    /// How many.
+    pub rows: i64,
+    /// Whether all were counted; if not, `rows` is an estimate.
+    pub exact: bool,
+    /// Those among them that committed behind the lane's position.
+    pub late_rows: i64,
+    /// How long ago the oldest of them occurred.
+    pub oldest_age_secs: Option<f64>,
+}
+
+/// How fast events come and go.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Rate {
+    /// Events published a second; none when nothing was settled between the two looks.
+    pub published_per_second: Option<f64>,
+    /// Ids given out a second.
+    pub written_per_second: f64,
+    /// How long the backlog lasts at this rate; none when it does not shrink.
+    pub drain_secs: Option<f64>,
+}
+
+/// What waits because Kafka refuses it.
+#[derive(Debug, Serialize)]
+pub struct Parked {
+    /// How many keys.
+    pub keys: i64,
+    /// How many events of them.
+    pub events: i64,
+    /// For how long the oldest has been waiting.
+    pub oldest_age_secs: Option<f64>,
+}
+
+/// A partition of the outbox.
+#[derive(Debug, Serialize)]
+pub struct PartitionStatus {
+    /// Its table.
+    pub name: String,
+    /// The ids that belong into it, both included.
+    pub ids: (i64, i64),
+    /// About how many rows it has, from the statistics.
+    pub rows_estimated: i64,
+    /// Table and indexes on disk.
+    pub bytes: i64,
+    /// What it is good for.
+    pub state: PartitionState,
+}
+
+/// What a partition is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PartitionState {
+    /// It has events that are still to be published.
+    Kept,
+    /// All of it is published; it goes when `RELAY_RETENTION` is over.
+    Published,
+    /// Ids are given out of it.
+    Current,
+    /// Its ids are still to come.
+    Ahead,
+}
+
+/// Looks twice, about a second apart.
+pub async fn look(connection: &mut PgConnection) -> Result<RelayStatus> {
+    let (begun, last_before) = (Instant::now(), status::last_id(connection).await?);
+    let before = status::lanes(connection, 0).await?;
+    tokio::time::sleep_until(begun + BETWEEN).await;
+    let last_id = status::last_id(connection).await?;
+    let between = begun.elapsed().as_secs_f64();
+    let published = status::published_since(connection, &before, PUBLISHED_MAX).await?;
+    let lanes = status::lanes(connection, COUNTED_MAX + 1).await?;
+    let late = status::late_rows(connection, LATE_MAX).await?;
+    let members = status::members(connection).await?;
+    let parked = status::parked(connection).await?;
+    let partitions = partitions(connection).await?;
+
+    let lowest = lanes.iter().filter_map(|lane| lane.oldest_id).chain(late.iter().map(|late| late.oldest_id)).min();
+    let relays = members.into_iter().map(|member| Relay {
+        lanes: lanes.iter().filter(|lane| lane.owner.as_ref() == Some(&member.relay)).count(),
+        relay: member.relay,
+        lease_secs: member.lease_secs,
+    });
+    let relays: Vec<Relay> = relays.collect();
+    let backlogs: Vec<Backlog> = lanes.iter().map(|lane| backlog(lane, &late, last_id)).collect();
+    let total = total(&backlogs);
+    let published = if relays.is_empty() { Some(0.0) } else { per_second(&published) };
+    Ok(RelayStatus {
+        relays,
+        rate: rate(published, per_second_of(last_id - last_before, between), total.rows),
+        backlog: total,
+        lanes: lanes.into_iter().zip(backlogs).map(|(status, backlog)| lane(status, backlog)).collect(),
+        parked: Parked { keys: parked.keys, events: parked.events, oldest_age_secs: parked.oldest_age_secs },
+        ids_ahead: partitions.iter().map(|partition| partition.past_id - 1 - last_id).max().unwrap_or(0).max(0),
+        partitions: partitions.into_iter().map(|partition| judged(partition, last_id, lowest)).collect(),
+    })
+}
+
+fn lane(status: LaneStatus, backlog: Backlog) -> Lane {
+    Lane {
+        lane: status.lane,
+        owner: status.owner,
+        lease_secs: status.lease_secs,
+        position: status.position,
+        settled_age_secs: status.settled_age_secs,
+        backlog,
+    }
+}
+
+/// What a lane has to publish. If more than was counted, the rest is taken to lie as close as what was, up to the last id.
+fn backlog(lane: &LaneStatus, behind: &[LateRows], last_id: i64) -> Backlog {
+    let exact = lane.rows <= COUNTED_MAX;
+    let rest = match (exact, lane.oldest_id, lane.reached) {
+        (false, Some(oldest), Some(reached)) => {
+            let rest =
+                i128::from(lane.rows) * i128::from((last_id - reached).max(0)) / i128::from(reached - oldest + 1);
+            i64::try_from(rest).unwrap_or(i64::MAX)
+        }
+        _ => 0,
+    };
+    let behind = behind.iter().find(|behind| behind.lane == lane.lane);
+    let ages = [lane.oldest_age_secs, behind.map(|behind| behind.oldest_age_secs)];
+    let late_rows = behind.map_or(0, |behind| behind.rows);
+    Backlog {
+        rows: lane.rows.saturating_add(rest).saturating_add(late_rows),
+        exact,
+        late_rows,
+        oldest_age_secs: ages.into_iter().flatten().reduce(f64::max),
+    }
+}
+
+fn total(backlogs: &[Backlog]) -> Backlog {
+    Backlog {
+        rows: backlogs.iter().fold(0, |rows, backlog| rows.saturating_add(backlog.rows)),
+        exact: backlogs.iter().all(|backlog| backlog.exact),
+        late_rows: backlogs.iter().map(|backlog| backlog.late_rows).sum(),
+        oldest_age_secs: backlogs.iter().filter_map(|backlog| backlog.oldest_age_secs).reduce(f64::max),
+    }
+}
+
+/// Each lane's rate by its own two settles; none when no lane was settled a second time.
+fn per_second(published: &[Published]) -> Option<f64> {
+    let rates =
+        published.iter().filter_map(|lane| Some(per_second_of(lane.rows, lane.secs.filter(|secs| *secs > 0.0)?)));
+    rates.reduce(|sum, rate| sum + rate)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "rows are far below 2^52")]
+fn per_second_of(rows: i64, secs: f64) -> f64 {
+    rows as f64 / secs
+}
+
+#[expect(clippy::cast_precision_loss, reason = "rows are far below 2^52")]
+fn rate(published: Option<f64>, written: f64, backlog: i64) -> Rate {
+    let net = published.unwrap_or(0.0) - written;
+    let drain_secs = if backlog == 0 { Some(0.0) } else { (net > 0.0).then(|| backlog as f64 / net) };
+    Rate { published_per_second: published, written_per_second: written, drain_secs }
+}
+
+/// `lowest` is the lowest id that is still to be published.
+fn judged(partition: Partition, last_id: i64, lowest: Option<i64>) -> PartitionStatus {
+    let state = if partition.first_id > last_id {
+        PartitionState::Ahead
+    } else if partition.past_id > last_id {
+        PartitionState::Current
+    } else if lowest.is_none_or(|lowest| lowest >= partition.past_id) {
+        PartitionState::Published
+    } else {
+        PartitionState::Kept
+    };
+    PartitionStatus {
+        name: partition.name,
+        ids: (partition.first_id, partition.past_id - 1),
+        rows_estimated: partition.rows,
+        bytes: partition.bytes,
+        state,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(rows: i64, oldest_id: i64, reached: i64) -> LaneStatus {
+        LaneStatus {
+            lane: 3,
+            owner: None,
+            lease_secs: None,
+            position: 0,
+            settled_at: None,
+            settled_age_secs: None,
+            rows,
+            reached: Some(reached),
+            oldest_id: Some(oldest_id),
+            oldest_age_secs: Some(2.0),
+        }
+    }
+
+    #[test]
+    fn a_backlog_that_was_counted_is_exact_and_has_its_late_rows() {
+        let late = [LateRows { lane: 3, rows: 2, oldest_id: 1, oldest_age_secs: 5.0 }];
+        let found = backlog(&counted(7, 10, 100), &late, 1_000);
+        assert_eq!(found, Backlog { rows: 9, exact: true, late_rows: 2, oldest_age_secs: Some(5.0) });
+    }
+
+    #[test]
+    fn a_backlog_too_large_to_count_is_estimated_by_how_close_its_rows_lie() {
+        // One id in ten is of this lane.
+        let found = backlog(&counted(COUNTED_MAX + 1, 5_000_001, 5_000_000 + 10 * (COUNTED_MAX + 1)), &[], 15_000_000);
+        assert!(!found.exact && (999_000..=1_001_000).contains(&found.rows), "{found:?}");
+    }
+
+    #[test]
+    fn a_backlog_that_grows_is_never_drained() {
+        assert_eq!(rate(Some(300.0), 100.0, 1_000).drain_secs, Some(5.0));
+        assert_eq!(rate(Some(100.0), 100.0, 1_000).drain_secs, None);
+        assert_eq!(rate(None, 0.0, 1_000).drain_secs, None);
+        assert_eq!(rate(None, 50.0, 0).drain_secs, Some(0.0));
+    }
+
+    #[test]
+    fn each_lanes_rate_is_by_its_own_settles() {
+        let of = |rows, secs| Published { rows, secs };
+        assert_eq!(per_second(&[of(100, Some(0.5)), of(100, Some(1.0)), of(0, None)]), Some(300.0));
+        assert_eq!(per_second(&[of(0, None)]), None);
+    }
+
+    #[test]
+    fn a_partition_is_kept_while_something_in_it_is_to_be_published() {
+        let partition =
+            |first_id| Partition { name: String::new(), first_id, past_id: first_id + 100, rows: 0, bytes: 0 };
+        let state = |first_id, lowest| judged(partition(first_id), 250, lowest).state;
+        assert_eq!(state(1, None), PartitionState::Published);
+        assert_eq!(state(1, Some(101)), PartitionState::Published);
+        assert_eq!(state(1, Some(100)), PartitionState::Kept);
+        assert_eq!(state(101, Some(100)), PartitionState::Kept);
+        assert_eq!(state(201, Some(100)), PartitionState::Current);
+        assert_eq!(state(301, Some(100)), PartitionState::Ahead);
+        assert_eq!(state(251, None), PartitionState::Ahead);
+    }
+}
