@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod outbox;
 pub mod publisher;
 pub mod retention;
+pub mod routes;
 pub mod session;
 pub mod worker;
 

@@ -2,6 +2,8 @@
 //!
 //! Every statement is a transaction of its own, so none is ever open while Kafka answers. The database's clock alone dates leases.
 
+pub mod routes;
+
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};

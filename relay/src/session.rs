@@ -101,7 +101,8 @@ impl<'a> Session<'a> {
         connection.close_on_drop();
         let system_identifier = outbox::system_identifier(&mut connection).await?;
         let producer = config.kafka.producer("outrider-relay", config.limits.message_timeout());
-        let publisher = Publisher::new(&producer, &config.limits.source).map_err(SessionError::Producer)?;
+        let routes = config.routes.with_table(outbox::routes::routes(&mut connection).await?);
+        let publisher = Publisher::new(&producer, &config.limits.source, routes).map_err(SessionError::Producer)?;
         let now = Instant::now();
         let mut session = Self {
             config,

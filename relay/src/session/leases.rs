@@ -32,6 +32,8 @@ impl Session<'_> {
         // Not moved by a settle between two of these: under load, settles follow each other closely, and lanes would never be balanced.
         self.next_balance = Instant::now() + self.config.limits.renewal();
         let relays = self.renew().await?;
+        let routes = in_time(self.config.limits.lease(), outbox::routes::routes(&mut self.connection)).await?;
+        self.publisher.reroute(self.config.routes.with_table(routes));
         self.release_drained().await?;
         let share = fair_share(relays);
         let held = self.held().filter(|lane| !lane.draining).count();

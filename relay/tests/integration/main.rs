@@ -6,5 +6,6 @@ mod faults;
 mod late_rows;
 mod parking;
 mod publishing;
+mod routes;
 mod sharing;
 mod support;
