@@ -6,12 +6,14 @@ use sqlx::PgPool;
 use crate::support::{Fixture, all_settled, assert_complete_and_in_order, insert, published};
 
 async fn route(pool: &PgPool, aggregate_type: &str, topic: &str) {
-    sqlx::query("INSERT INTO relay_routes VALUES ($1, $2) ON CONFLICT (aggregate_type) DO UPDATE SET topic = excluded.topic")
-        .bind(aggregate_type)
-        .bind(topic)
-        .execute(pool)
-        .await
-        .unwrap();
+    sqlx::query(
+        "INSERT INTO relay_routes VALUES ($1, $2) ON CONFLICT (aggregate_type) DO UPDATE SET topic = excluded.topic",
+    )
+    .bind(aggregate_type)
+    .bind(topic)
+    .execute(pool)
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,7 +32,8 @@ async fn events_go_to_the_topic_of_their_types_route() {
             insert(&mut connection, aggregate_type, "k", version, "{}").await;
         }
     }
-    for (topic, aggregate_type) in [(shop, by_environment), (billing, by_table), (format!("{by_neither}s"), by_neither)] {
+    for (topic, aggregate_type) in [(shop, by_environment), (billing, by_table), (format!("{by_neither}s"), by_neither)]
+    {
         let records = published(&topic, 3).await;
         assert_complete_and_in_order(&records, |_| 3, 1);
         assert_eq!(records[0].headers["ce_source"], format!("/outrider/{aggregate_type}"), "whatever the topic");
@@ -78,10 +81,8 @@ async fn a_running_relay_takes_up_a_changed_route() {
 /// Whether the brokers know the topic; asking makes none.
 fn topic_exists(topic: &str) -> bool {
     use rdkafka::consumer::Consumer;
-    let consumer: rdkafka::consumer::BaseConsumer = rdkafka::ClientConfig::new()
-        .set("bootstrap.servers", shared::testing::kafka_brokers())
-        .create()
-        .unwrap();
+    let consumer: rdkafka::consumer::BaseConsumer =
+        rdkafka::ClientConfig::new().set("bootstrap.servers", shared::testing::kafka_brokers()).create().unwrap();
     let metadata = consumer.fetch_metadata(None, std::time::Duration::from_secs(5)).unwrap();
     metadata.topics().iter().any(|found| found.name() == topic)
 }
@@ -90,9 +91,15 @@ fn topic_exists(topic: &str) -> bool {
 async fn only_legal_topics_can_be_routes() {
     let fixture = Fixture::new("only_legal_topics").await;
     let long = "x".repeat(250);
-    for (aggregate_type, topic) in
-        [("order", "a b"), ("order", ""), ("order", ".."), ("order", "a*"), ("order", &long), ("*", "all"), ("*", "*.*")]
-    {
+    for (aggregate_type, topic) in [
+        ("order", "a b"),
+        ("order", ""),
+        ("order", ".."),
+        ("order", "a*"),
+        ("order", &long),
+        ("*", "all"),
+        ("*", "*.*"),
+    ] {
         let refused = sqlx::query("INSERT INTO relay_routes VALUES ($1, $2)")
             .bind(aggregate_type)
             .bind(topic)
