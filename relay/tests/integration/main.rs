@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod appending;
+mod debezium;
 mod faults;
 mod late_rows;
 mod parking;
