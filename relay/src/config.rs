@@ -205,7 +205,9 @@ mod tests {
     fn a_lease_that_may_end_before_its_records_is_refused() {
         assert!(refused(&[("RELAY_LEASE_MS", "7000")]).starts_with("RELAY_LEASE_MS: is 7000, but must be more than"));
         assert!(refused(&[("RELAY_MESSAGE_TIMEOUT_MS", "9000")]).starts_with("RELAY_LEASE_MS: "));
-        assert!(refused(&[("RELAY_ROUTES", "order")]).starts_with("RELAY_ROUTES: 'order' is not of the form type=topic"));
+        assert!(
+            refused(&[("RELAY_ROUTES", "order")]).starts_with("RELAY_ROUTES: 'order' is not of the form type=topic")
+        );
         assert!(refused(&[("RELAY_IN_FLIGHT_MAX", "0")]).starts_with("RELAY_IN_FLIGHT_MAX: must be at least 1"));
         assert!(
             refused(&[("RELAY_POLL_MAX_MS", "1")]).starts_with("RELAY_POLL_MAX_MS: must be at least RELAY_POLL_MIN_MS")

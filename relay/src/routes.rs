@@ -42,7 +42,9 @@ impl Routes {
         let mut environment = BTreeMap::new();
         for route in text.into_iter().flat_map(|text| text.split(',')) {
             let Some((aggregate_type, topic)) = route.split_once('=') else {
-                return bad(format!("'{route}' is not of the form type=topic, as in order=shop.orders,payment=billing"));
+                return bad(format!(
+                    "'{route}' is not of the form type=topic, as in order=shop.orders,payment=billing"
+                ));
             };
             let (aggregate_type, topic) = (aggregate_type.trim(), topic.trim());
             if aggregate_type.is_empty() {

@@ -89,7 +89,7 @@ impl Session<'_> {
             return Ok(());
         }
         let numbers: Vec<i16> = claimed.iter().map(|lane| lane.lane).collect();
-        let parked = outbox::parked_keys(&mut self.connection, &numbers);
+        let parked = outbox::parked::parked_keys(&mut self.connection, &numbers);
         let parked = in_time(limits.lease(), parked).await?;
         for lane in claimed {
             let number = lane.lane;

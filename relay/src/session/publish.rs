@@ -211,7 +211,7 @@ impl Session<'_> {
             }
             let ids: Vec<i64> = of_lane.iter().map(|parked| parked.id).collect();
             let reasons: Vec<Option<&str>> = of_lane.iter().map(|parked| parked.reason.as_deref()).collect();
-            let held = outbox::park(&mut self.connection, lane.lane, lane.token, &ids, &reasons);
+            let held = outbox::parked::park(&mut self.connection, lane.lane, lane.token, &ids, &reasons);
             if !in_time(self.config.limits.lease(), held).await? {
                 return Err(SessionError::LaneLost(lane.lane));
             }

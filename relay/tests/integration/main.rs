@@ -8,6 +8,7 @@ mod faults;
 mod late_rows;
 mod parking;
 mod publishing;
+mod retries;
 mod routes;
 mod sharing;
 mod support;
