@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
-use crate::{migrate, prepare, seed, stack, test, up};
+use crate::{migrate, parked, prepare, seed, stack, test, up};
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
 #[derive(Debug, Parser)]
@@ -41,6 +41,11 @@ enum Command {
     /// The database is that of `DATABASE_URL`, or of `DB_HOST`, `DB_USER`, `DB_PASSWORD`, `DB_NAME` and `DB_PORT`.
     #[command(after_help = MIGRATE_EXAMPLES)]
     Migrate(migrate::MigrateArgs),
+
+    /// List the keys whose events Kafka refuses, publish them again, or give an event up
+    ///
+    /// The database is that of the environment, as for `migrate`; the role `outrider_operator` has the rights that this needs.
+    Parked(parked::ParkedArgs),
 
     /// Run the tests, with a Postgres and a Kafka of their own
     ///
@@ -119,6 +124,7 @@ impl Cli {
             Command::Up(args) => Box::pin(up::run(args)),
             Command::Seed(args) => Box::pin(seed::run(args)),
             Command::Migrate(args) => Box::pin(migrate::run(args)),
+            Command::Parked(args) => Box::pin(parked::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Prepare(args) => Box::pin(prepare::run(args)),
             Command::Reaper => return Ok(ExitCode::SUCCESS),

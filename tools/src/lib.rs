@@ -1,4 +1,4 @@
-//! The `outrider` command line: for developers (`up`, `seed`, `test`, `prepare`) and operators (`migrate`).
+//! The `outrider` command line: for developers (`up`, `seed`, `test`, `prepare`) and operators (`migrate`, `parked`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
 
@@ -6,6 +6,7 @@ pub mod cli;
 pub mod console;
 pub mod http;
 pub mod migrate;
+pub mod parked;
 pub mod prepare;
 pub mod prerequisites;
 pub mod report;

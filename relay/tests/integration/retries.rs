@@ -111,7 +111,7 @@ async fn a_retry_goes_on_in_order_until_nothing_of_the_key_is_left() {
     assert_eq!(settle_retry(&mut stage.connection, &held, &ids(&first)).await.unwrap(), Remaining::Rows);
     // A later event of the key is parked behind, for the key is still parked in the relay's memory.
     let late =
-        insert(&mut *stage.fixture.database.pool.acquire().await.unwrap(), &key.0, &key.1, 6, "{\"a\":  1}").await;
+        insert(&mut stage.fixture.database.pool.acquire().await.unwrap(), &key.0, &key.1, 6, "{\"a\":  1}").await;
     stage.park_from(late, None).await;
     let rest = versions(&mut stage.connection, &held, 10).await;
     assert_eq!(rest.iter().map(|row| row.0).collect::<Vec<_>>(), [4, 5, 6]);

@@ -23,7 +23,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_shows_examples() -> Result<()> {
-    for command in ["up", "seed", "migrate", "test", "prepare"] {
+    for command in ["up", "seed", "migrate", "parked list", "parked retry", "parked discard", "test", "prepare"] {
         let output = outrider(command).arg("--help").output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && text.contains("Examples:"), "{command}: {text}");
