@@ -4,6 +4,7 @@ mod command_line;
 mod parked;
 mod pipeline;
 mod processes;
+mod producers;
 mod servers;
 mod settings;
 mod up;
