@@ -15,6 +15,7 @@ use shared::config::Env;
 use shared::db::DatabaseConfig;
 use sqlx::types::Uuid;
 use sqlx::{Connection, PgConnection};
+use tokio::sync::oneshot;
 
 use crate::console::say;
 use crate::signals::StopSignals;
@@ -126,9 +127,9 @@ pub async fn run(args: ParkedArgs) -> Result<ExitCode> {
             ParkedCommand::Retry(args) => retry(&mut connection, &args).await,
             ParkedCommand::Discard(args) => discard(&mut connection, args).await,
         };
-        let code = code.context("nothing was changed")?;
-        connection.close().await?;
-        Ok(code)
+        // What was to be done is done or not by now, however this ends.
+        let _ = connection.close().await;
+        code
     };
     signals.interrupts(Box::pin(work)).await
 }
@@ -148,7 +149,7 @@ async fn retry(connection: &mut PgConnection, args: &RetryArgs) -> Result<ExitCo
         say("nothing was asked for: this was a dry run");
         return Ok(ExitCode::SUCCESS);
     }
-    if found.keys > 1 && !args.yes && !confirmed(&format!("publish {} again?", found.totals()))? {
+    if found.keys > 1 && !args.yes && !confirmed(&format!("publish {} again?", found.totals())).await? {
         bail!("not confirmed; --yes does without");
     }
     let requested = store::request_retry(connection, &selection, &actor(), args.why.as_deref()).await?;
@@ -204,13 +205,18 @@ fn actor() -> Actor {
 }
 
 /// Asks whoever sits at the terminal; without one, nobody says yes.
-fn confirmed(question: &str) -> Result<bool> {
+async fn confirmed(question: &str) -> Result<bool> {
     if !io::stdin().is_terminal() {
         return Ok(false);
     }
     print!("{question} [y/N] ");
     io::stdout().flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    // In a thread of its own, which ends with the process: a signal is not to wait for the answer.
+    let (answer, answered) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = io::stdin().lock().read_line(&mut line);
+        let _ = answer.send(read.map(|_| line));
+    });
+    Ok(matches!(answered.await??.trim(), "y" | "Y" | "yes"))
 }

@@ -14,7 +14,8 @@
 //! takes the mark away, in one transaction; it refuses when the mark is of the lane's present owner. Whichever of the two comes first,
 //! the other sees all that it did: in one statement with the mark, the rows would be read under a snapshot from before the wait for
 //! the discard. What is left is what a frozen relay can do anyway: a record that it had handed to its producer before its lane was
-//! taken may reach the broker after the event was discarded.
+//! taken may reach the broker after the event was discarded. And a relay that dies after it has parked an event and before it has settled
+//! its cursor lets its successor read that event again: if it was discarded in these few seconds, it is parked once more.
 
 use sqlx::PgConnection;
 
@@ -167,7 +168,8 @@ pub async fn begin_retry(connection: &mut PgConnection, key: &HeldKey<'_>) -> Re
     })
 }
 
-/// The first `rows_max` parked rows of a key, by id. Their transaction ids are of no use any more, and 0.
+/// The first `rows_max` parked rows of a key, by id. Their transaction ids are of no use any more, and 0. Some are here because they are
+/// large, so `rows_max` is what bounds the memory.
 ///
 /// # Errors
 /// What the database says.
