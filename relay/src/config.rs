@@ -10,6 +10,8 @@ use shared::config::{ConfigError, Env};
 use shared::db::DatabaseConfig;
 use shared::kafka::KafkaConfig;
 
+use crate::routes::{self, Routes};
+
 pub use duration::Retention;
 
 /// Everything a relay is told.
@@ -23,6 +25,8 @@ pub struct RelayConfig {
     pub kafka: KafkaConfig,
     /// Name of this relay among the others, in `relay_lanes.owner`: new with every process.
     pub relay: String,
+    /// Topics by aggregate type, as far as the environment names them.
+    pub routes: Routes,
     /// The `RELAY_*` section.
     pub limits: Limits,
 }
@@ -129,6 +133,7 @@ impl RelayConfig {
             database: DatabaseConfig::from_env(env, "outrider-relay")?.with_settings(settings),
             kafka: KafkaConfig::from_env(env)?,
             relay: format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple()),
+            routes: Routes::parse(env.var(routes::VARIABLE))?,
             limits,
         })
     }
@@ -221,6 +226,9 @@ mod tests {
     fn a_lease_that_may_end_before_its_records_is_refused() {
         assert!(refused(&[("RELAY_LEASE_MS", "7000")]).starts_with("RELAY_LEASE_MS: is 7000, but must be more than"));
         assert!(refused(&[("RELAY_MESSAGE_TIMEOUT_MS", "9000")]).starts_with("RELAY_LEASE_MS: "));
+        assert!(
+            refused(&[("RELAY_ROUTES", "order")]).starts_with("RELAY_ROUTES: 'order' is not of the form type=topic")
+        );
         assert!(refused(&[("RELAY_IN_FLIGHT_MAX", "0")]).starts_with("RELAY_IN_FLIGHT_MAX: must be at least 1"));
         assert!(
             refused(&[("RELAY_POLL_MAX_MS", "1")]).starts_with("RELAY_POLL_MAX_MS: must be at least RELAY_POLL_MIN_MS")

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod outbox;
 mod publisher;
 pub mod retention;
+pub mod routes;
 pub mod session;
 pub mod worker;
 

@@ -3,8 +3,10 @@
 //! Every statement is a transaction of its own, so none is ever open while Kafka answers. The database's clock alone dates leases.
 
 pub mod holders;
+pub mod parked;
 pub mod read;
 pub mod retention;
+pub mod routes;
 pub mod status;
 
 use std::time::Duration;
@@ -184,64 +186,6 @@ pub async fn leave(connection: &mut PgConnection, relay: &str) -> Result<(), sql
     .execute(connection)
     .await?;
     Ok(())
-}
-
-/// Keys of `lanes` that are parked: lane, aggregate type, aggregate id.
-///
-/// # Errors
-/// What the database says.
-pub async fn parked_keys(
-    connection: &mut PgConnection,
-    lanes: &[i16],
-) -> Result<Vec<(i16, String, String)>, sqlx::Error> {
-    let records = sqlx::query!(
-        r#"-- parked_keys
-        SELECT DISTINCT lane, aggregate_type, aggregate_id FROM relay_parked WHERE lane = ANY ($1)"#,
-        lanes
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(records.into_iter().map(|record| (record.lane, record.aggregate_type, record.aggregate_id)).collect())
-}
-
-/// Copies rows of one lane into `relay_parked`, `reasons` in their order (null for a key that is parked already). A row that is there
-/// already stays as it is: it was parked before a crash. Returns whether the lane is still held under `token`; if not, nothing was
-/// written.
-///
-/// # Errors
-/// What the database says.
-pub async fn park(
-    connection: &mut PgConnection,
-    lane: i16,
-    token: i64,
-    ids: &[i64],
-    reasons: &[Option<&str>],
-) -> Result<bool, sqlx::Error> {
-    // The share lock on the lane keeps a successor from taking it before these rows are there for it to see. Goes over (lane, id) of
-    // the outbox.
-    sqlx::query_scalar!(
-        r#"-- park
-        WITH fence AS (
-            SELECT lane FROM relay_lanes WHERE lane = $1 AND token = $2 FOR SHARE
-        ), parked AS (
-            INSERT INTO relay_parked (id, lane, event_id, aggregate_type, aggregate_id, aggregate_version, type, payload, headers,
-                occurred_at, reason)
-            SELECT o.id, o.lane, o.event_id, o.aggregate_type, o.aggregate_id, o.aggregate_version, o.type, o.payload, o.headers,
-                o.occurred_at, p.reason
-            FROM fence
-            CROSS JOIN UNNEST($3::bigint[], $4::text[]) p (id, reason)
-            JOIN outbox o ON o.lane = fence.lane AND o.id = p.id
-            ORDER BY o.id
-            ON CONFLICT (id) DO NOTHING
-        )
-        SELECT EXISTS (SELECT FROM fence) AS "held!""#,
-        lane,
-        token,
-        ids,
-        reasons as &[Option<&str>],
-    )
-    .fetch_one(connection)
-    .await
 }
 
 /// Lanes with their tokens and settleable cursors, one array a column.

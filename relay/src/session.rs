@@ -13,7 +13,7 @@ mod parking;
 mod reading;
 mod sender;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use crate::lanes::cursor::BadSnapshot;
 use crate::lanes::{HeldLanes, Ticket};
 use crate::metrics::Metrics;
 use crate::outbox;
+use crate::outbox::parked::RetryRequest;
 use crate::publisher::destinations::{Denied, Destinations};
 use crate::publisher::outcomes::{Failure, Outcomes, Refused, is_of_topic};
 use crate::publisher::{Batching, Publisher};
@@ -98,16 +99,18 @@ impl From<Failure> for SessionError {
 #[derive(Debug, Clone)]
 pub struct Lessons {
     /// Bytes that a batch may have.
-    batch_bytes: usize,
+    pub(crate) batch_bytes: usize,
     /// Rows (lane and outbox id) that a broker has refused, perhaps only for the company in their batch.
     suspects: HashSet<(i16, i64)>,
     /// Topics that a broker refuses records of.
-    denied: Denied,
+    pub(crate) denied: Denied,
+    /// Parked events that were tried again together failed: they are to go alone.
+    retry_alone: bool,
 }
 
 impl Default for Lessons {
     fn default() -> Self {
-        Self { batch_bytes: 1_000_000, suspects: HashSet::new(), denied: Denied::new() }
+        Self { batch_bytes: 1_000_000, suspects: HashSet::new(), denied: Denied::new(), retry_alone: false }
     }
 }
 
@@ -156,6 +159,10 @@ pub struct Session<'a> {
     /// New rows to ask for of each lane: fewer when they are large.
     lane_rows: i64,
     begun: Instant,
+    /// Parked keys that an operator wants to be published again.
+    retries: VecDeque<RetryRequest>,
+    /// Whether some of them are under way.
+    retrying: bool,
     /// Room for acknowledgements, reused.
     acknowledged: Vec<Ticket>,
 }
@@ -180,14 +187,16 @@ impl<'a> Session<'a> {
         let batching = if lessons.has_suspects() { Batching::Single } else { Batching::Full(lessons.batch_bytes) };
         let producer = config.kafka.producer("outrider-relay", limits.message_timeout());
         let publisher = Publisher::new(producer, batching, Arc::clone(&outcomes)).map_err(SessionError::Producer)?;
-        let (source, denied) = (limits.source.clone(), lessons.denied.clone());
+        let routes = config.routes.with_table(outbox::routes::routes(&mut connection).await?);
+        let destinations = Destinations::new(config, routes, lessons);
         let pipe = Pipe::start(Sender {
             publisher,
             outcomes: Arc::clone(&outcomes),
             lease: Arc::clone(&lease),
-            destinations: Destinations::new(config.kafka.clone(), source, lessons.batch_bytes, denied),
+            destinations,
             lease_needed: limits.lease_needed_to_send(),
             suspects: lessons.suspects.clone(),
+            retry_alone: lessons.retry_alone,
         });
         let now = Instant::now();
         let mut session = Self {
@@ -204,6 +213,8 @@ impl<'a> Session<'a> {
             unsettled: false,
             lane_rows: limits.lane_rows_max,
             begun: now,
+            retries: VecDeque::new(),
+            retrying: false,
             acknowledged: Vec::new(),
         };
         session.keep_leases().await?;
@@ -213,7 +224,8 @@ impl<'a> Session<'a> {
     /// Ends the session, and notes for the next one what brokers have refused. What the producer has not sent is thrown away, which
     /// takes up to half a second.
     pub async fn end(self, lessons: &mut Lessons) {
-        let Self { pipe, outcomes, lanes, .. } = self;
+        let Self { pipe, outcomes, lanes, retrying, .. } = self;
+        lessons.retry_alone = retrying;
         let _ = tokio::task::spawn_blocking(move || pipe.close()).await;
         lessons.learn(outcomes.take_refused(), &lanes);
     }

@@ -105,6 +105,14 @@ impl Worker {
                 // What was refused is parked; the next session sends in full batches again.
                 return session.drain().await;
             }
+            if session.has_retries() {
+                if session.in_flight() > 0 {
+                    let _ = tokio::time::timeout(longest, session.outcome()).await;
+                    continue;
+                }
+                // Then one read, so that nobody waits long for a key with many parked events.
+                session.retry().await?;
+            }
             if session.is_full() {
                 let _ = tokio::time::timeout(longest, session.outcome()).await;
                 continue;

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
-use crate::{bench, migrate, prepare, seed, stack, status, test, up};
+use crate::{bench, migrate, parked, prepare, seed, stack, status, test, up};
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
 #[derive(Debug, Parser)]
@@ -49,6 +49,11 @@ enum Command {
     /// partition is "kept" while some of it is to be published, then "published" until `RELAY_RETENTION` is over.
     #[command(after_help = STATUS_EXAMPLES)]
     Status(status::StatusArgs),
+
+    /// List the keys whose events Kafka refuses, publish them again, or give an event up
+    ///
+    /// The database is that of the environment, as for `migrate`; the role `outrider_operator` has the rights that this needs.
+    Parked(parked::ParkedArgs),
 
     /// Run the tests, with a Postgres and a Kafka of their own
     ///
@@ -139,6 +144,7 @@ impl Cli {
             Command::Seed(args) => Box::pin(seed::run(args)),
             Command::Migrate(args) => Box::pin(migrate::run(args)),
             Command::Status(args) => Box::pin(status::run(args)),
+            Command::Parked(args) => Box::pin(parked::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Bench(args) => Box::pin(bench::run(args)),
             Command::Prepare(args) => Box::pin(prepare::run(args)),

@@ -6,12 +6,18 @@ use super::LANES;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket(usize);
 
-/// Bits of a ticket that are the sequence number: enough for a million records a second over thirty thousand years.
-const SEQUENCE_BITS: u32 = 60;
+/// Bits of a ticket that are the sequence number: enough for a million records a second over ten thousand years.
+const SEQUENCE_BITS: u32 = 59;
+
+/// Set in the ticket of a record that was parked and is tried again: it is none of its lane's reads.
+const RETRY: usize = 1 << SEQUENCE_BITS;
+
+/// Above that is the lane.
+const LANE_SHIFT: u32 = SEQUENCE_BITS + 1;
 
 const _: () = assert!(
     usize::BITS == 64 && LANES <= 16,
-    "a ticket fits into a pointer: four bits of lane and the sequence number"
+    "a ticket fits into a pointer: four bits of lane, one for retries, and the sequence number"
 );
 
 impl Ticket {
@@ -19,7 +25,20 @@ impl Ticket {
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits, see above")]
     pub const fn new(lane: usize, sequence: u64) -> Self {
-        Self((lane << SEQUENCE_BITS) | sequence as usize)
+        Self((lane << LANE_SHIFT) | sequence as usize)
+    }
+
+    /// The ticket of the parked record that is tried again as number `sequence`.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits, see above")]
+    pub const fn retry(sequence: u64) -> Self {
+        Self(RETRY | sequence as usize)
+    }
+
+    /// Whether it is of a parked record.
+    #[must_use]
+    pub const fn is_retry(self) -> bool {
+        self.0 & RETRY != 0
     }
 
     /// The ticket that became this integer.
@@ -37,13 +56,13 @@ impl Ticket {
     /// The lane's index.
     #[must_use]
     pub const fn lane(self) -> usize {
-        self.0 >> SEQUENCE_BITS
+        self.0 >> LANE_SHIFT
     }
 
     /// The sequence number.
     #[must_use]
     pub const fn sequence(self) -> u64 {
-        (self.0 & ((1 << SEQUENCE_BITS) - 1)) as u64
+        (self.0 & (RETRY - 1)) as u64
     }
 }
 
@@ -55,7 +74,8 @@ mod tests {
     fn a_ticket_keeps_lane_and_sequence() {
         for (lane, sequence) in [(0, 0), (15, (1 << SEQUENCE_BITS) - 1), (7, 123_456)] {
             let ticket = Ticket::from_integer(Ticket::new(lane, sequence).to_integer());
-            assert_eq!((ticket.lane(), ticket.sequence()), (lane, sequence));
+            assert_eq!((ticket.lane(), ticket.sequence(), ticket.is_retry()), (lane, sequence, false));
         }
+        assert!(Ticket::retry(5).is_retry() && Ticket::retry(5).sequence() == 5);
     }
 }

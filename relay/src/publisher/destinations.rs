@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use shared::kafka::{KafkaConfig, TopicState, Topics};
 
 use super::outcomes::Failure;
+use crate::config::RelayConfig;
+use crate::routes::Routes;
+use crate::session::Lessons;
 
 /// How long a topic that cannot be written to stays so for us, until it is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -31,6 +34,7 @@ pub(crate) type Denied = HashMap<String, (String, Instant)>;
 pub(crate) struct Destinations {
     kafka: KafkaConfig,
     topics: Topics,
+    routes: Routes,
     source: String,
     batch_bytes: usize,
     denied: Denied,
@@ -38,8 +42,24 @@ pub(crate) struct Destinations {
 }
 
 impl Destinations {
-    pub(crate) fn new(kafka: KafkaConfig, source: String, batch_bytes: usize, denied: Denied) -> Self {
-        Self { topics: kafka.topics("outrider-relay"), kafka, source, batch_bytes, denied, known: HashMap::new() }
+    pub(crate) fn new(config: &RelayConfig, routes: Routes, lessons: &Lessons) -> Self {
+        Self {
+            topics: config.kafka.topics("outrider-relay"),
+            kafka: config.kafka.clone(),
+            routes,
+            source: config.limits.source.clone(),
+            batch_bytes: lessons.batch_bytes,
+            denied: lessons.denied.clone(),
+            known: HashMap::new(),
+        }
+    }
+
+    /// Takes up other routes: what is sent from now on follows them.
+    pub(crate) fn reroute(&mut self, routes: Routes) {
+        if self.routes != routes {
+            self.routes = routes;
+            self.known.clear();
+        }
     }
 
     /// Whether [`Destinations::find`] need not be asked.
@@ -68,10 +88,10 @@ impl Destinations {
     }
 
     async fn look(&self, aggregate_type: &str) -> Result<Result<Destination, String>, Failure> {
-        let topic = format!("{aggregate_type}s");
-        if !is_legal_topic(&topic) {
-            return Ok(Err("its aggregate type makes no legal topic name".to_owned()));
-        }
+        let topic = match self.routes.resolve(aggregate_type) {
+            Ok(topic) => topic,
+            Err(illegal) => return Ok(Err(illegal.to_string())),
+        };
         if let Some((reason, _)) = self.denied.get(&topic).filter(|(_, since)| since.elapsed() < LOOK_AGAIN) {
             return Ok(Err(reason.clone()));
         }
@@ -97,24 +117,5 @@ impl Destinations {
             TopicState::Refused(why) => Ok(Err(format!("the topic '{topic}' {why}"))),
             TopicState::Missing => Ok(Err(format!("the topic '{topic}' does not exist"))),
         }
-    }
-}
-
-/// Whether Kafka allows a topic of that name (`org.apache.kafka.common.internals.Topic`). Asked here, since for an illegal one the
-/// producer takes the record first and refuses it later, when its elders and its youngers are under way.
-fn is_legal_topic(name: &str) -> bool {
-    !matches!(name, "" | "." | "..")
-        && name.len() <= 249
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn topic_names_are_checked_by_kafkas_rules() {
-        assert!(["orders", "a.b_c-1"].into_iter().all(is_legal_topic));
-        assert!(!["", ".", "..", "no topic", "a/b", "é", &"x".repeat(250)].into_iter().any(is_legal_topic));
     }
 }

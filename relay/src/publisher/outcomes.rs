@@ -30,6 +30,15 @@ pub(crate) struct Refused {
     pub topic: String,
 }
 
+/// How a retry of parked rows has ended.
+#[derive(Debug)]
+pub(crate) struct Retried {
+    /// How many of them, from the first, Kafka has.
+    pub published: usize,
+    /// Why it refuses the one after those.
+    pub refused: Option<String>,
+}
+
 /// Why nothing more can be sent.
 #[derive(Debug, Clone)]
 pub(crate) enum Failure {
@@ -56,6 +65,9 @@ struct State {
     failure: Option<Failure>,
     /// A record that is sent alone, and its outcome once it is known.
     alone: Option<(Ticket, Option<Result<(), RDKafkaErrorCode>>)>,
+    /// Parked records that were tried again and acknowledged since the last retry began.
+    retried: usize,
+    retry: Option<Retried>,
 }
 
 /// See the module.
@@ -75,7 +87,12 @@ impl Outcomes {
 
     pub(crate) fn acknowledge(&self, ticket: Ticket) {
         let mut state = self.lock();
-        state.acknowledged.push(ticket);
+        if ticket.is_retry() {
+            state.retried += 1;
+            self.answered.notify_all();
+        } else {
+            state.acknowledged.push(ticket);
+        }
         let first = state.acknowledged.len() == 1;
         if let Some((_, outcome @ None)) = state.alone.as_mut().filter(|(alone, _)| *alone == ticket) {
             *outcome = Some(Ok(()));
@@ -143,6 +160,32 @@ impl Outcomes {
             }
             state = self.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Parked records are about to be tried again.
+    pub(crate) fn begin_retry(&self) {
+        self.lock().retried = 0;
+    }
+
+    /// Waits until so many of them are acknowledged; returns whether they are, or something has failed.
+    pub(crate) fn all_retried(&self, count: usize) -> bool {
+        let mut state = self.lock();
+        while state.retried < count {
+            if state.failure.is_some() {
+                return false;
+            }
+            state = self.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    pub(crate) fn end_retry(&self, retried: Retried) {
+        self.lock().retry = Some(retried);
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn take_retry(&self) -> Option<Retried> {
+        self.lock().retry.take()
     }
 
     /// The last record that had to be sent alone has its answer.

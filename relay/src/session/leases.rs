@@ -29,9 +29,25 @@ impl Session<'_> {
     /// # Errors
     /// When Postgres fails, or a lane was lost.
     pub async fn keep_leases(&mut self) -> Result<(), SessionError> {
+        self.balance().await?;
+        self.look_for_retries().await
+    }
+
+    /// Renews only: while parked events are tried again, lanes stay as they are.
+    pub(super) async fn renew_if_due(&mut self) -> Result<(), SessionError> {
+        if Instant::now() < self.next_balance {
+            return Ok(());
+        }
+        self.next_balance = Instant::now() + self.config.limits.renewal();
+        self.renew().await.map(|_| ())
+    }
+
+    async fn balance(&mut self) -> Result<(), SessionError> {
         // Not moved by a settle between two of these: under load, settles follow each other closely, and lanes would never be balanced.
         self.next_balance = Instant::now() + self.config.limits.renewal();
         let relays = self.renew().await?;
+        let routes = in_time(self.config.limits.lease(), outbox::routes::routes(&mut self.connection)).await?;
+        self.pipe.send(Work::Routes(self.config.routes.with_table(routes))).await;
         self.release_drained().await?;
         let share = fair_share(relays);
         let held = self.lanes.iter().filter(|lane| !lane.draining).count();
@@ -87,7 +103,7 @@ impl Session<'_> {
             return Ok(());
         }
         let numbers: Vec<i16> = claimed.iter().map(|lane| lane.lane).collect();
-        let parked = outbox::parked_keys(&mut self.connection, &numbers);
+        let parked = outbox::parked::parked_keys(&mut self.connection, &numbers);
         let parked = in_time(limits.lease(), parked).await?;
         for lane in claimed {
             let keys = parked.iter().filter(|(of, ..)| *of == lane.lane);

@@ -11,9 +11,11 @@ use tokio::sync::mpsc;
 use super::lease::Lease;
 use crate::batch::{Batch, Event};
 use crate::lanes::{RowKey, Ticket};
+use crate::outbox::parked::ParkedRow;
 use crate::publisher::destinations::Destinations;
-use crate::publisher::outcomes::{Failure, Outcomes, Parked};
+use crate::publisher::outcomes::{Failure, Outcomes, Parked, Retried};
 use crate::publisher::{Publisher, SendError};
+use crate::routes::Routes;
 
 /// Reads that wait for the sender. With the one it works on and the one that is being read, this bounds the memory for rows.
 pub(super) const BATCHES_WAITING: usize = 2;
@@ -26,8 +28,14 @@ const QUEUE_FULL_WAIT: Duration = Duration::from_millis(1);
 pub(super) enum Work {
     /// A lane was taken, and these keys of it (aggregate type and id) are parked.
     Lane(i16, Vec<(String, String)>),
+    /// Where events go from now on.
+    Routes(Routes),
     /// Events to publish.
     Batch(Batch),
+    /// Parked events of one key to try again, while nothing else is under way.
+    Retry(Vec<ParkedRow>),
+    /// This key (aggregate type and id) is parked no more.
+    Unpark(i16, (String, String)),
 }
 
 /// What the sender needs.
@@ -40,6 +48,8 @@ pub(super) struct Sender {
     pub lease_needed: Duration,
     /// Rows (lane and outbox id) of which one or more will be refused: they are sent one at a time.
     pub suspects: HashSet<(i16, i64)>,
+    /// Whether parked events that are tried again all go alone, since some of them could not go together.
+    pub retry_alone: bool,
 }
 
 /// The thread and the way to it.
@@ -121,11 +131,22 @@ impl Run {
                     self.parked.insert(lane, keys.into_iter().collect());
                     Ok(())
                 }
+                Work::Routes(routes) => {
+                    self.sender.destinations.reroute(routes);
+                    Ok(())
+                }
                 Work::Batch(mut batch) => {
                     let done = self.batch(&batch);
                     batch.clear();
                     put(&self.used, batch);
                     done
+                }
+                Work::Retry(rows) => self.retry(&rows),
+                Work::Unpark(lane, key) => {
+                    if let Some(keys) = self.parked.get_mut(&lane) {
+                        keys.remove(&key);
+                    }
+                    Ok(())
                 }
             };
             match done {
@@ -155,6 +176,31 @@ impl Run {
         Ok(())
     }
 
+    /// Tries parked events of one key again. Those that were refused before go alone, so that a refusal is their own; the others
+    /// follow them at full speed, unless one of those was refused in the company of its batch.
+    fn retry(&mut self, rows: &[ParkedRow]) -> Result<(), Stop> {
+        self.sender.outcomes.begin_retry();
+        for (index, row) in rows.iter().enumerate() {
+            let alone = row.reason.is_some() || self.sender.retry_alone;
+            let outcomes = Arc::clone(&self.sender.outcomes);
+            if alone && !outcomes.all_retried(index) {
+                return Err(Stop::Closed);
+            }
+            if let Some(reason) = self.hand_over(Ticket::retry(index as u64), &row.event(), alone)? {
+                if !outcomes.all_retried(index) {
+                    return Err(Stop::Closed);
+                }
+                outcomes.end_retry(Retried { published: index, refused: Some(reason) });
+                return Ok(());
+            }
+        }
+        if !self.sender.outcomes.all_retried(rows.len()) {
+            return Err(Stop::Closed);
+        }
+        self.sender.outcomes.end_retry(Retried { published: rows.len(), refused: None });
+        Ok(())
+    }
+
     fn is_parked(&self, lane: i16, event: &Event<'_>) -> bool {
         // Almost always there is none.
         self.parked.get(&lane).is_some_and(|keys| {
@@ -162,9 +208,20 @@ impl Run {
         })
     }
 
-    /// Hands an event to the producer, waiting for room in its queue. Returns a reason if Kafka will never take it.
     fn send(&mut self, row: RowKey, ticket: Ticket, event: &Event<'_>) -> Result<Option<String>, Stop> {
-        let Sender { publisher, outcomes, lease, destinations, lease_needed, suspects } = &mut self.sender;
+        let suspects = &mut self.sender.suspects;
+        let alone = !suspects.is_empty() && suspects.remove(&(row.lane, row.id));
+        let refused = self.hand_over(ticket, event, alone)?;
+        if alone && self.sender.suspects.is_empty() {
+            self.sender.outcomes.clear();
+        }
+        Ok(refused)
+    }
+
+    /// Hands an event to the producer, waiting for room in its queue; for its outcome too, if it is to go alone. Returns a reason if
+    /// Kafka will never take it.
+    fn hand_over(&mut self, ticket: Ticket, event: &Event<'_>, alone: bool) -> Result<Option<String>, Stop> {
+        let Sender { publisher, outcomes, lease, destinations, lease_needed, .. } = &mut self.sender;
         if !destinations.is_known(event.aggregate_type) {
             self.handle.block_on(destinations.find(event.aggregate_type)).map_err(Stop::Failed)?;
         }
@@ -176,7 +233,6 @@ impl Run {
         if bytes > to.bytes_max {
             return Ok(Some(format!("it is larger than max.message.bytes of the topic '{}'", to.topic)));
         }
-        let alone = !suspects.is_empty() && suspects.remove(&(row.lane, row.id));
         if alone {
             outcomes.expect_alone(ticket);
         }
@@ -196,9 +252,6 @@ impl Run {
             return Ok(None);
         }
         let outcome = outcomes.outcome_alone().ok_or(Stop::Closed)?;
-        if suspects.is_empty() {
-            outcomes.clear();
-        }
         Ok(outcome.err().map(|code| format!("a broker said: {code}")))
     }
 }

@@ -2,11 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod appending;
+mod debezium;
 mod faults;
 mod holders;
 mod late_rows;
 mod parking;
 mod publishing;
 mod retention;
+mod retries;
+mod routes;
 mod sharing;
 mod support;

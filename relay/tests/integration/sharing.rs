@@ -87,7 +87,7 @@ async fn a_lane_is_written_only_under_its_present_token() {
     assert_eq!(renewal.lanes, [] as [i16; 0]);
     assert_eq!(outbox::release_lanes(&mut connection, "old", &[&held]).await.unwrap(), 0);
     fixture.insert(&mut connection, "k", 1).await;
-    assert!(!outbox::park(&mut connection, old.lane, old.token, &[1], &[None]).await.unwrap());
+    assert!(!outbox::parked::park(&mut connection, old.lane, old.token, &[1], &[None]).await.unwrap());
     assert_eq!(lane_row(&fixture, old.lane).await, before);
 }
 

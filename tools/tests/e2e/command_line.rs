@@ -23,7 +23,19 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_command_shows_examples() -> Result<()> {
-    for command in ["up", "seed", "migrate", "status", "test", "prepare"] {
+    let commands = [
+        "up",
+        "seed",
+        "migrate",
+        "status",
+        "parked list",
+        "parked retry",
+        "parked discard",
+        "test",
+        "bench relay",
+        "prepare",
+    ];
+    for command in commands {
         let output = outrider(command).arg("--help").output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && text.contains("Examples:"), "{command}: {text}");

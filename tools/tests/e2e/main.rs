@@ -1,8 +1,10 @@
 //! Tests on real processes: the stack itself, and the command line as its users call it.
 
 mod command_line;
+mod parked;
 mod pipeline;
 mod processes;
+mod producers;
 mod servers;
 mod settings;
 mod status;

@@ -35,6 +35,8 @@ fn the_example_names_every_variable_with_its_default() -> Result<()> {
     assert_eq!(api.bind, api_example.bind);
     let (relay, relay_example) = (relay::RelayConfig::from_env(&defaults)?, relay::RelayConfig::from_env(&all)?);
     assert_eq!(format!("{:?}", relay.limits), format!("{:?}", relay_example.limits));
+    assert_eq!(relay.routes, relay_example.routes);
+    example.get(relay::routes::VARIABLE).context("the routes are in .env.example")?;
     assert_eq!(format!("{:?}", relay.kafka), format!("{:?}", relay_example.kafka));
     let processor = processor::config::ProcessorConfig::from_env(&defaults)?;
     let processor_example = processor::config::ProcessorConfig::from_env(&all)?;
