@@ -53,16 +53,20 @@ async fn show(database: &DatabaseConfig, args: &StatusArgs) -> Result<()> {
     let mut connection = connect(database).await?;
     loop {
         let status = look(&mut connection).await.context("cannot read the status")?;
-        let mut out = std::io::stdout();
-        if args.json {
-            writeln!(out, "{}", serde_json::to_string(&status)?)?;
+        let text = if args.json {
+            format!("{}\n", serde_json::to_string(&status)?)
         } else if args.watch.is_some() {
             // To the upper left, and away with what was there.
-            write!(out, "\x1b[H\x1b[2J{status}")?;
+            format!("\x1b[H\x1b[2J{status}")
         } else {
-            write!(out, "{status}")?;
+            status.to_string()
+        };
+        let mut out = std::io::stdout();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            // The reader has seen enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
         }
-        out.flush()?;
         match args.watch {
             Some(secs) => tokio::time::sleep(Duration::from_secs(secs)).await,
             None => return Ok(()),

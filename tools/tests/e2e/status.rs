@@ -51,9 +51,9 @@ async fn status_shows_backlog_lanes_partitions_and_who_holds_a_transaction() -> 
     assert_eq!(before["relay"]["lanes"].as_array().map(Vec::len), Some(16));
     assert_eq!(before["relay"]["rate"]["published_per_second"], 0.0);
     assert_eq!(before["relay"]["rate"]["drain_secs"], Value::Null);
-    let states: Vec<_> = before["relay"]["partitions"].as_array().context("an array")?.iter().collect();
-    let states: Vec<_> = states.iter().map(|partition| partition["state"].as_str().unwrap_or("?")).collect();
-    assert_eq!(states, ["current", "ahead", "ahead"]);
+    let partitions = before["relay"]["partitions"].as_array().context("an array")?;
+    let kinds: Vec<_> = partitions.iter().map(|partition| partition["state"].as_str().unwrap_or("?")).collect();
+    assert_eq!(kinds, ["current", "ahead", "ahead"]);
     assert_eq!(before["relay"]["ids_ahead"], 15_000_000 - 251);
     let holders = before["transactions"]["open"].as_array().context("an array")?;
     let forgotten = holders.iter().find(|open| open["application"] == "forgotten").context("the holder is there")?;
