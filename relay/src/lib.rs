@@ -55,10 +55,17 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     }
     readiness.met(KAFKA);
     let upkeep = keep_up(&config, &pool, &upkeep, &shutdown);
-    let result = worker::Worker::new(config, pool, metrics, readiness).run(&shutdown).await;
+    let worker = worker::Worker::new(config, pool, metrics, readiness);
+    // As a task of its own, it runs on the thread that hears of what arrives at its socket. Here, on the main thread, every few rows
+    // that Postgres sends would have to wake it.
+    let result = tokio::spawn({
+        let shutdown = shutdown.clone();
+        async move { worker.run(&shutdown).await }
+    })
+    .await;
     shutdown.request();
     upkeep.await?;
-    result
+    result?
 }
 
 /// What a relay does beside publishing. Ends with the shutdown.

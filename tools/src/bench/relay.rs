@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::figure::{Bound, Figure, median};
 use super::ground::{Ground, Scene};
@@ -30,6 +30,7 @@ struct Scale {
     held_rows: u64,
     deep_rows: u64,
     shallow_rows: u64,
+    warm_ups: usize,
     rounds: usize,
     settles: u32,
     seconds: u64,
@@ -40,6 +41,7 @@ const FULL: Scale = Scale {
     held_rows: 500_000,
     deep_rows: 10_000_000,
     shallow_rows: 100_000,
+    warm_ups: 3,
     rounds: 5,
     settles: 7_200,
     seconds: 20,
@@ -49,6 +51,7 @@ const QUICK: Scale = Scale {
     held_rows: 5_000,
     deep_rows: 20_000,
     shallow_rows: 2_000,
+    warm_ups: 0,
     rounds: 1,
     settles: 50,
     seconds: 2,
@@ -81,34 +84,12 @@ pub async fn measure(args: &RelayArgs) -> Result<Vec<Figure>> {
 /// How fast a backlog goes out, against what the broker takes at most in the same run.
 async fn drain(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
     let (mut rates, mut most) = (Vec::new(), Vec::new());
-    // Kafka compiles itself while it works: the first million records cost it four times as much as the third.
-    let warm_up = ground.scene("warmup").await?;
-    producer_performance::run(ground, "warmups", scale.drain_rows * 3).await?;
-    warm_up.close().await?;
+    // Kafka compiles itself while it works: the first million records cost it three times as much as the third.
+    for round in 0..scale.warm_ups {
+        drain_round(ground, &format!("warmup{round}"), scale).await?;
+    }
     for round in 0..scale.rounds.min(3) {
-        let mut scene = ground.scene(&format!("drain{round}")).await?;
-        let relay = scene.start_relay(ground, &[]).await?;
-        let pids = [("relay", relay), ("Postgres", ground.postgres()?), ("Kafka", ground.kafka()?)];
-        let used = || pids.iter().map(|(_, pid)| cpu::of_tree(*pid)).collect::<Result<Vec<_>>>();
-        load::backlog(&scene.pool, &scene.name, scale.drain_rows).await?;
-        let (before, begun) = (used()?, Instant::now());
-        scene.topic.reaches(scale.drain_rows).await?;
-        let took = begun.elapsed();
-        let after = used()?;
-        let rate = per_second(scale.drain_rows, took);
-        let order = scene.topic.check(scale.drain_rows)?;
-        let shares: Vec<String> = pids
-            .iter()
-            .zip(before.iter().zip(&after))
-            .map(|((name, _), (before, after))| {
-                format!(
-                    "{name} {:.2}",
-                    (*after - *before).as_secs_f64() * 1e6 / per_second(scale.drain_rows, Duration::from_secs(1))
-                )
-            })
-            .collect();
-        eprintln!("  {rate:.0} events/s; CPU in us an event: {}; {order:?}", shares.join(", "));
-        scene.close().await?;
+        let rate = drain_round(ground, &format!("drain{round}"), scale).await?;
         let name = format!("load{round}s");
         super::topic::Topic::create(&ground.brokers, &name).await?;
         let performance = producer_performance::run(ground, &name, scale.drain_rows * 2).await?;
@@ -122,6 +103,31 @@ async fn drain(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
         Figure::new("ProducerPerformance in the same run", most, "records/s", Bound::Shown),
         Figure::new("drain as a share of ProducerPerformance", rate / most * 100.0, "%", Bound::AtLeast(50.0)),
     ])
+}
+
+/// One drain, with a fresh relay and database; tells where the CPU time went, and looks for what is lost, repeated or in the wrong
+/// place.
+async fn drain_round(ground: &mut Ground, name: &str, scale: Scale) -> Result<f64> {
+    let mut scene = ground.scene(name).await?;
+    let relay = scene.start_relay(ground, &[]).await?;
+    let pids = [("relay", relay), ("Postgres", ground.postgres()?), ("Kafka", ground.kafka()?)];
+    let used = || pids.iter().map(|(_, pid)| cpu::of_tree(*pid)).collect::<Result<Vec<_>>>();
+    load::backlog(&scene.pool, &scene.name, scale.drain_rows).await?;
+    let (before, begun) = (used()?, Instant::now());
+    scene.topic.reaches(scale.drain_rows).await?;
+    let took = begun.elapsed();
+    let after = used()?;
+    let events = per_second(scale.drain_rows, Duration::from_secs(1));
+    let shares = pids.iter().zip(before.iter().zip(&after));
+    let shares: Vec<String> = shares
+        .map(|((name, _), (before, after))| format!("{name} {:.2}", (*after - *before).as_secs_f64() * 1e6 / events))
+        .collect();
+    let rate = per_second(scale.drain_rows, took);
+    let order = scene.topic.check(scale.drain_rows)?;
+    eprintln!("  {rate:.0} events/s; CPU in us an event: {}; {order}", shares.join(", "));
+    ensure!(order.is_perfect(), "the events did not arrive as they should have");
+    scene.close().await?;
+    Ok(rate)
 }
 
 /// Whether a deep backlog goes out as fast as a shallow one.

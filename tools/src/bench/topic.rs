@@ -1,6 +1,7 @@
 //! What has arrived in a topic: counted by its end offsets, or read.
 
 use std::collections::HashMap;
+use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -148,6 +149,20 @@ pub struct Order {
     pub too_early: u64,
     /// Those that never came.
     pub lost: u64,
+}
+
+impl Order {
+    /// Whether each event came once, after its elder.
+    pub fn is_perfect(&self) -> bool {
+        self.in_order == self.read && self.lost == 0
+    }
+}
+
+impl Display for Order {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { repeated, too_early, lost, .. } = self;
+        write!(formatter, "{lost} lost, {repeated} repeated, {too_early} out of order")
+    }
 }
 
 /// A header's text.
