@@ -13,10 +13,11 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use sqlx::Connection;
+use sqlx::migrate::Migrator;
 
-use crate::migrate::migrate;
 use crate::signals::StopSignals;
-use crate::stack::Reaper;
+use crate::stack::{Reaper, postgres};
 use crate::stack::throwaway::{Supply, Throwaway};
 use crate::workspace::{Executables, Workspace};
 
@@ -65,7 +66,11 @@ pub async fn run(args: PrepareArgs) -> Result<ExitCode> {
 /// Lets the macros describe all queries into `folder`, against a database of this build's schema.
 async fn describe(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, folder: &Path) -> Result<()> {
     let url = servers.start_postgres(supply).await?;
-    migrate(&url.parse()?).await?;
+    // The files as they are now, not as they were built into us: a query that is new does not let us be built anew.
+    let migrations = Migrator::new(workspace.root().join("migrations")).await.context("the migrations can be read")?;
+    let mut connection = postgres::connect(&url).await?;
+    migrations.run_direct(None, &mut connection, false).await.context("the migrations apply")?;
+    connection.close().await?;
     let _touched = Touched::new(&files_with_queries(workspace.root())?)?;
     workspace
         .cargo()
