@@ -1,6 +1,6 @@
 //! The section `RELAY_*`, and the rules that its times must keep among each other.
 
-mod duration;
+pub mod duration;
 
 use std::net::SocketAddr;
 use std::time::Duration;

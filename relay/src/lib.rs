@@ -10,6 +10,7 @@ pub mod lanes;
 pub mod metrics;
 pub mod outbox;
 mod publisher;
+pub mod replay;
 pub mod retention;
 pub mod routes;
 pub mod session;

@@ -5,6 +5,7 @@
 pub mod holders;
 pub mod parked;
 pub mod read;
+pub mod replay;
 pub mod retention;
 pub mod routes;
 pub mod status;

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
-use crate::{bench, migrate, parked, prepare, seed, stack, status, test, up};
+use crate::{bench, migrate, parked, prepare, replay, seed, stack, status, test, up};
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
 #[derive(Debug, Parser)]
@@ -54,6 +54,13 @@ enum Command {
     ///
     /// The database is that of the environment, as for `migrate`; the role `outrider_operator` has the rights that this needs.
     Parked(parked::ParkedArgs),
+
+    /// Publish events again that were published before, from the partitions that are still there
+    ///
+    /// In the order of each key and with the same event ids, so that consumers that know repeats stay right. Shows what it would do
+    /// first. Takes the relay's environment: the database, the brokers, `RELAY_ROUTES`.
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(replay::ReplayArgs),
 
     /// Run the tests, with a Postgres and a Kafka of their own
     ///
@@ -144,6 +151,7 @@ impl Cli {
             Command::Seed(args) => Box::pin(seed::run(args)),
             Command::Migrate(args) => Box::pin(migrate::run(args)),
             Command::Status(args) => Box::pin(status::run(args)),
+            Command::Replay(args) => Box::pin(replay::run(args)),
             Command::Parked(args) => Box::pin(parked::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Bench(args) => Box::pin(bench::run(args)),

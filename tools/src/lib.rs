@@ -1,5 +1,5 @@
 //! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `prepare`) and operators (`migrate`, `status`,
-//! `parked`).
+//! `parked`, `replay`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
 
@@ -11,6 +11,7 @@ pub mod migrate;
 pub mod parked;
 pub mod prepare;
 pub mod prerequisites;
+pub mod replay;
 pub mod report;
 pub mod seed;
 pub mod signals;

@@ -35,6 +35,8 @@ pub(crate) struct Destinations {
     kafka: KafkaConfig,
     topics: Topics,
     routes: Routes,
+    /// The topic of all types, when it is not for the routes to say.
+    topic: Option<String>,
     source: String,
     batch_bytes: usize,
     denied: Denied,
@@ -47,11 +49,17 @@ impl Destinations {
             topics: config.kafka.topics("outrider-relay"),
             kafka: config.kafka.clone(),
             routes,
+            topic: None,
             source: config.limits.source.clone(),
             batch_bytes: lessons.batch_bytes,
             denied: lessons.denied.clone(),
             known: HashMap::new(),
         }
+    }
+
+    /// Sends the events of all types to this topic.
+    pub(crate) fn send_all_to(&mut self, topic: Option<String>) {
+        self.topic = topic;
     }
 
     /// Takes up other routes: what is sent from now on follows them.
@@ -88,7 +96,8 @@ impl Destinations {
     }
 
     async fn look(&self, aggregate_type: &str) -> Result<Result<Destination, String>, Failure> {
-        let topic = match self.routes.resolve(aggregate_type) {
+        let resolved = self.topic.clone().map_or_else(|| self.routes.resolve(aggregate_type), Ok);
+        let topic = match resolved {
             Ok(topic) => topic,
             Err(illegal) => return Ok(Err(illegal.to_string())),
         };
@@ -98,9 +107,10 @@ impl Destinations {
         let failed = |error| Failure::Topic { topic: topic.clone(), error };
         let mut state = self.topics.look(&topic).await.map_err(failed)?;
         if matches!(state, TopicState::Missing) {
-            state = match self.kafka.creates_topics() {
-                true => self.topics.create(&topic).await.map_err(failed)?,
-                false => TopicState::Refused("does not exist, and KAFKA_CREATE_TOPICS is false".to_owned()),
+            state = if self.kafka.creates_topics() {
+                self.topics.create(&topic).await.map_err(failed)?
+            } else {
+                TopicState::Refused("does not exist, and KAFKA_CREATE_TOPICS is false".to_owned())
             };
         }
         match state {

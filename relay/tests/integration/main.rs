@@ -9,6 +9,7 @@ mod holders;
 mod late_rows;
 mod parking;
 mod publishing;
+mod replay;
 mod retention;
 mod retries;
 mod routes;

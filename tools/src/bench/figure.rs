@@ -88,7 +88,8 @@ pub fn table(figures: &[Figure]) -> String {
             figure.unit
         );
     }
-    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines.join("\n") + "\n"
 }
 
 /// A number as people read it: thousands apart, and three digits at least.

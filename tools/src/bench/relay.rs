@@ -120,7 +120,9 @@ async fn drain_round(ground: &mut Ground, name: &str, scale: Scale) -> Result<f6
     let events = per_second(scale.drain_rows, Duration::from_secs(1));
     let shares = pids.iter().zip(before.iter().zip(&after));
     let shares: Vec<String> = shares
-        .map(|((name, _), (before, after))| format!("{name} {:.2}", (*after - *before).as_secs_f64() * 1e6 / events))
+        .map(|((name, _), (before, after))| {
+            format!("{name} {:.2}", after.saturating_sub(*before).as_secs_f64() * 1e6 / events)
+        })
         .collect();
     let rate = per_second(scale.drain_rows, took);
     let order = scene.topic.check(scale.drain_rows)?;

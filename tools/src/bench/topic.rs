@@ -98,16 +98,16 @@ impl Topic {
             list.add_partition_offset(&self.name, *partition, Offset::Beginning)?;
         }
         self.client.assign(&list)?;
-        let mut last = Instant::now();
+        let mut heard = Instant::now();
         loop {
-            let message = self.client.poll(Duration::from_millis(100)).transpose()?;
-            if !each(message.as_ref()) {
+            let polled = self.client.poll(Duration::from_millis(100)).transpose()?;
+            if !each(polled.as_ref()) {
                 return Ok(());
             }
-            if message.is_some() {
-                last = Instant::now();
+            if polled.is_some() {
+                heard = Instant::now();
             }
-            ensure!(last.elapsed() < STANDSTILL, "nothing arrived in {} for {STANDSTILL:?}", self.name);
+            ensure!(heard.elapsed() < STANDSTILL, "nothing arrived in {} for {STANDSTILL:?}", self.name);
         }
     }
 
@@ -122,7 +122,7 @@ impl Topic {
             let latest = latest.entry(message.key().unwrap_or_default().to_vec()).or_default();
             if version == *latest + 1 {
                 *latest = version;
-                order.in_order += 1;
+                order.right += 1;
             } else if version <= *latest {
                 order.repeated += 1;
             } else {
@@ -131,7 +131,7 @@ impl Topic {
             order.read += 1;
             order.read < all
         })?;
-        order.lost = count.saturating_sub(order.in_order + order.too_early);
+        order.lost = count.saturating_sub(order.right + order.too_early);
         Ok(order)
     }
 }
@@ -142,7 +142,7 @@ pub struct Order {
     /// Records.
     pub read: u64,
     /// Those that came right after their elder.
-    pub in_order: u64,
+    pub right: u64,
     /// Those that had been there before.
     pub repeated: u64,
     /// Those that came before an elder.
@@ -154,7 +154,7 @@ pub struct Order {
 impl Order {
     /// Whether each event came once, after its elder.
     pub fn is_perfect(&self) -> bool {
-        self.in_order == self.read && self.lost == 0
+        self.right == self.read && self.lost == 0
     }
 }
 

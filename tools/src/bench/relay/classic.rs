@@ -61,7 +61,7 @@ async fn drain(ground: &Ground, scene: &Scene, scale: Scale) -> Result<f64> {
     let end = batches.last().map_or(time, |(at, _)| *at);
     let from = end * 3 / 4;
     let last: u64 = batches.iter().filter(|(at, _)| *at > from).map(|(_, count)| count).sum();
-    Ok(per_second(last, end - from))
+    Ok(per_second(last, end.saturating_sub(from)))
 }
 
 async fn batch(
