@@ -1,7 +1,7 @@
 //! The lanes that a relay holds: what to read next, what of an answer is to be published, and what may be settled. Pure.
 //!
 //! Everything that decides whether an event is lost, repeated or overtaken is in here and in the two modules below it, without a
-//! database, a broker or a clock, so that thousands of histories can be tried in a second (`tests/histories`).
+//! database, a broker or a clock, so that thousands of histories can be tried in a second (`tests/integration/histories`).
 
 use std::sync::Arc;
 
@@ -136,6 +136,20 @@ impl HeldLanes {
                 self.rest = None;
             }
         }
+    }
+
+    /// Whether a read is under way in parts.
+    #[must_use]
+    pub const fn is_amid_read(&self) -> bool {
+        self.rest.is_some()
+    }
+
+    /// Whether a lane can be given back without a repeat: all of it is acknowledged, and its settled cursor tells of all of it. Amid a read
+    /// in parts it does not: whoever takes the lane would publish the earlier parts again.
+    #[must_use]
+    pub fn can_be_given_back(&self, lane: &HeldLane) -> bool {
+        let amid_read = self.rest.as_ref().is_some_and(|rest| rest.lanes.contains(&lane.lane));
+        lane.progress.in_flight() == 0 && !amid_read
     }
 
     /// The lanes.
