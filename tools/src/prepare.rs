@@ -17,8 +17,8 @@ use sqlx::Connection;
 use sqlx::migrate::Migrator;
 
 use crate::signals::StopSignals;
-use crate::stack::{Reaper, postgres};
 use crate::stack::throwaway::{Supply, Throwaway};
+use crate::stack::{Reaper, postgres};
 use crate::workspace::{Executables, Workspace};
 
 /// Whether to write.
