@@ -219,23 +219,23 @@ impl HeldLanes {
 
     /// Takes an answer to the plan just made: says which rows are to be published, in their order, and notes where the lanes stand.
     pub fn accept(&mut self, plan: &ReadPlan, answer: &Answer<'_>) -> Accepted {
-        let (late, fresh) = answer.rows.split_at(answer.late.min(answer.rows.len()));
+        let (elders, fresh) = answer.rows.split_at(answer.late.min(answer.rows.len()));
         let more = answer.late_cut || answer.fresh_cut || self.rest.is_some();
         // Going on with a read means to read as of its own snapshot.
         let seen = Arc::new(self.rest.take().map_or_else(|| answer.snapshot.clone(), |rest| rest.through));
         if answer.late_cut {
-            let after = late.last().map_or(0, |row| row.id);
+            let after = elders.last().map_or(0, |row| row.id);
             let lanes = plan.lanes.iter().map(|(lane, _)| *lane).collect();
             self.rest = Some(Rest { after, through: seen.as_ref().clone(), lanes });
         }
         self.exhausted = (!more).then(|| seen.as_ref().clone());
 
         let mut tickets = Vec::with_capacity(answer.rows.len());
-        for row in late {
+        for row in elders {
             let lane = self.get_mut(index(row.lane)).filter(|lane| !lane.read.covers(row.id, row.txid));
             tickets.push(lane.map(|lane| Ticket::new(index(row.lane), lane.progress.push_late(row.id))));
         }
-        let late = tickets.iter().flatten().count();
+        let published_late = tickets.iter().flatten().count();
         if answer.late_cut {
             // The new rows of this read are read again once the late ones are through: of one key, late rows come before new ones. The
             // cursors stay, and with them the old snapshot, which tells the rest of the late rows from those that were published.
@@ -259,6 +259,6 @@ impl HeldLanes {
             (false, true) => Found::All,
             (false, false) => Found::Nothing,
         };
-        Accepted { tickets, late, found }
+        Accepted { tickets, late: published_late, found }
     }
 }

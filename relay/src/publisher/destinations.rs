@@ -98,9 +98,10 @@ impl Destinations {
         let failed = |error| Failure::Topic { topic: topic.clone(), error };
         let mut state = self.topics.look(&topic).await.map_err(failed)?;
         if matches!(state, TopicState::Missing) {
-            state = match self.kafka.creates_topics() {
-                true => self.topics.create(&topic).await.map_err(failed)?,
-                false => TopicState::Refused("does not exist, and KAFKA_CREATE_TOPICS is false".to_owned()),
+            state = if self.kafka.creates_topics() {
+                self.topics.create(&topic).await.map_err(failed)?
+            } else {
+                TopicState::Refused("does not exist, and KAFKA_CREATE_TOPICS is false".to_owned())
             };
         }
         match state {
