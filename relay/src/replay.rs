@@ -23,7 +23,7 @@ use crate::outbox;
 use crate::outbox::read::ReadLimits;
 use crate::publisher::destinations::Destinations;
 use crate::publisher::outcomes::{Failure, Outcomes};
-use crate::publisher::{Batching, Publisher, SendError};
+use crate::publisher::{Batching, Publisher, SendError, Unmade};
 use crate::session::Lessons;
 
 /// Rows of each lane in one read.
@@ -94,6 +94,9 @@ pub enum ReplayError {
     /// Kafka did not take a record.
     #[error("Kafka did not take a record: {0}")]
     Kafka(KafkaError),
+    /// There is no thread to hear from Kafka on.
+    #[error("no thread to publish from: {0}")]
+    Thread(std::io::Error),
     /// An event can have no topic, or is too large for it.
     #[error("event {event_id} (outbox id {id}) cannot be published: {reason}")]
     Refused {
@@ -190,8 +193,13 @@ impl Replay {
         let outcomes = Arc::new(Outcomes::default());
         let lessons = Lessons::default();
         let producer = config.kafka.producer("outrider-replay", config.limits.message_timeout());
-        let publisher = Publisher::new(producer, Batching::Full(lessons.batch_bytes), Arc::clone(&outcomes))
-            .map_err(ReplayError::Kafka)?;
+        let publisher =
+            Publisher::new(producer, Batching::Full(lessons.batch_bytes), Arc::clone(&outcomes)).map_err(|unmade| {
+                match unmade {
+                    Unmade::Kafka(error) => ReplayError::Kafka(error),
+                    Unmade::Thread(error) => ReplayError::Thread(error),
+                }
+            })?;
         let routes = config.routes.with_table(outbox::routes::routes(&mut self.connection).await?);
         let mut destinations = Destinations::new(config, routes, &lessons);
         destinations.send_all_to(target.topic.clone());

@@ -29,7 +29,7 @@ use crate::outbox;
 use crate::outbox::parked::RetryRequest;
 use crate::publisher::destinations::{Denied, Destinations};
 use crate::publisher::outcomes::{Failure, Outcomes, Refused, is_of_topic};
-use crate::publisher::{Batching, Publisher};
+use crate::publisher::{Batching, Publisher, Unmade};
 
 use lease::Lease;
 use sender::{Pipe, Sender};
@@ -66,8 +66,8 @@ pub enum SessionError {
     /// A topic takes smaller batches than this session's producer makes.
     #[error("a topic takes batches of at most {0} bytes")]
     SmallerBatches(usize),
-    /// The thread that sends could not be started.
-    #[error("no thread to send from: {0}")]
+    /// A thread that sends or hears could not be started.
+    #[error("no thread for the producer: {0}")]
     Thread(std::io::Error),
     /// The cursors speak of another Postgres cluster: going on could skip rows. Not cured by trying again.
     #[error(
@@ -83,6 +83,15 @@ pub enum SessionError {
     /// A snapshot that cannot be read.
     #[error(transparent)]
     Snapshot(#[from] BadSnapshot),
+}
+
+impl From<Unmade> for SessionError {
+    fn from(unmade: Unmade) -> Self {
+        match unmade {
+            Unmade::Kafka(error) => Self::Producer(error),
+            Unmade::Thread(error) => Self::Thread(error),
+        }
+    }
 }
 
 impl From<Failure> for SessionError {
@@ -186,7 +195,7 @@ impl<'a> Session<'a> {
         let limits = &config.limits;
         let batching = if lessons.has_suspects() { Batching::Single } else { Batching::Full(lessons.batch_bytes) };
         let producer = config.kafka.producer("outrider-relay", limits.message_timeout());
-        let publisher = Publisher::new(producer, batching, Arc::clone(&outcomes)).map_err(SessionError::Producer)?;
+        let publisher = Publisher::new(producer, batching, Arc::clone(&outcomes))?;
         let routes = config.routes.with_table(outbox::routes::routes(&mut connection).await?);
         let destinations = Destinations::new(config, routes, lessons);
         let pipe = Pipe::start(Sender {

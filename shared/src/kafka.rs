@@ -146,6 +146,8 @@ impl KafkaConfig {
         client.set("security.protocol", self.security_protocol.name());
         // A broker that comes back is found within a quarter of a second and not within librdkafka's ten.
         client.set("reconnect.backoff.max.ms", "250");
+        // A producer's question after a topic would make it, with as many partitions as brokers think fit; topics are made by us or by nobody.
+        client.set("allow.auto.create.topics", "false");
         let path = |path: &PathBuf| path.display().to_string();
         let settings = [
             ("sasl.mechanism", self.sasl_mechanism.clone()),

@@ -1,7 +1,7 @@
 //! `outrider bench`: figures of this build on this machine, on a real Postgres and a real Kafka, with the services as processes.
 //!
 //! A benchmark is no test: it says what it measured and whether that is within its bound, and fails only when something does not
-//! work. `bench/README.md` keeps the results with their machine and commit.
+//! work. `tools/src/bench/README.md` keeps the results with their machine and commit.
 
 use std::process::ExitCode;
 

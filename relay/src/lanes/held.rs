@@ -1,7 +1,7 @@
 //! The lanes that a relay holds: what to read next, what of an answer is to be published, and what may be settled. Pure.
 //!
 //! Everything that decides whether an event is lost, repeated or overtaken is in here and in the two modules below it, without a
-//! database, a broker or a clock, so that thousands of histories can be tried in a second (`tests/histories`).
+//! database, a broker or a clock, so that thousands of histories can be tried in a second (`tests/integration/histories`).
 
 use std::sync::Arc;
 
@@ -138,6 +138,20 @@ impl HeldLanes {
         }
     }
 
+    /// Whether a read is under way in parts.
+    #[must_use]
+    pub const fn is_amid_read(&self) -> bool {
+        self.rest.is_some()
+    }
+
+    /// Whether a lane can be given back without a repeat: all of it is acknowledged, and its settled cursor tells of all of it. Amid a read
+    /// in parts it does not: whoever takes the lane would publish the earlier parts again.
+    #[must_use]
+    pub fn can_be_given_back(&self, lane: &HeldLane) -> bool {
+        let amid_read = self.rest.as_ref().is_some_and(|rest| rest.lanes.contains(&lane.lane));
+        lane.progress.in_flight() == 0 && !amid_read
+    }
+
     /// The lanes.
     pub fn iter(&self) -> impl Iterator<Item = &HeldLane> {
         self.lanes.iter().flatten()
@@ -205,23 +219,23 @@ impl HeldLanes {
 
     /// Takes an answer to the plan just made: says which rows are to be published, in their order, and notes where the lanes stand.
     pub fn accept(&mut self, plan: &ReadPlan, answer: &Answer<'_>) -> Accepted {
-        let (old, fresh) = answer.rows.split_at(answer.late.min(answer.rows.len()));
+        let (elders, fresh) = answer.rows.split_at(answer.late.min(answer.rows.len()));
         let more = answer.late_cut || answer.fresh_cut || self.rest.is_some();
         // Going on with a read means to read as of its own snapshot.
         let seen = Arc::new(self.rest.take().map_or_else(|| answer.snapshot.clone(), |rest| rest.through));
         if answer.late_cut {
-            let after = old.last().map_or(0, |row| row.id);
+            let after = elders.last().map_or(0, |row| row.id);
             let lanes = plan.lanes.iter().map(|(lane, _)| *lane).collect();
             self.rest = Some(Rest { after, through: seen.as_ref().clone(), lanes });
         }
         self.exhausted = (!more).then(|| seen.as_ref().clone());
 
         let mut tickets = Vec::with_capacity(answer.rows.len());
-        for row in old {
+        for row in elders {
             let lane = self.get_mut(index(row.lane)).filter(|lane| !lane.read.covers(row.id, row.txid));
             tickets.push(lane.map(|lane| Ticket::new(index(row.lane), lane.progress.push_late(row.id))));
         }
-        let committed_late = tickets.iter().flatten().count();
+        let published_late = tickets.iter().flatten().count();
         if answer.late_cut {
             // The new rows of this read are read again once the late ones are through: of one key, late rows come before new ones. The
             // cursors stay, and with them the old snapshot, which tells the rest of the late rows from those that were published.
@@ -245,6 +259,6 @@ impl HeldLanes {
             (false, true) => Found::All,
             (false, false) => Found::Nothing,
         };
-        Accepted { tickets, late: committed_late, found }
+        Accepted { tickets, late: published_late, found }
     }
 }

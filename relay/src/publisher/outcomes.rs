@@ -104,24 +104,29 @@ impl Outcomes {
         }
     }
 
-    /// A broker, or the producer by itself, has given up on a record.
-    pub(crate) fn reject(&self, ticket: Ticket, error: &KafkaError, topic: &str) {
+    /// A broker, or the producer by itself, has given up on a record. Returns whether that leaves a gap, behind which nothing may be sent: it
+    /// leaves none when the record was sent alone.
+    pub(crate) fn reject(&self, ticket: Ticket, error: &KafkaError, topic: &str) -> bool {
         let mut state = self.lock();
         let code = error.rdkafka_error_code().filter(|code| is_refusal(*code));
-        match (code, state.alone.as_mut().filter(|(alone, _)| *alone == ticket)) {
+        let gap = match (code, state.alone.as_mut().filter(|(alone, _)| *alone == ticket)) {
             // It was alone, so it was itself that was refused: no failure, but an answer.
-            (Some(code), Some((_, outcome))) => *outcome = Some(Err(code)),
-            (Some(code), None) => {
-                state.refused.push(Refused { ticket, code, topic: topic.to_owned() });
-                state.failure.get_or_insert_with(|| Failure::Kafka(error.clone()));
+            (Some(code), Some((_, outcome))) => {
+                *outcome = Some(Err(code));
+                false
             }
-            (None, _) => {
+            (code, _) => {
+                if let Some(code) = code {
+                    state.refused.push(Refused { ticket, code, topic: topic.to_owned() });
+                }
                 state.failure.get_or_insert_with(|| Failure::Kafka(error.clone()));
+                true
             }
-        }
+        };
         drop(state);
         self.answered.notify_all();
         self.changed.notify_one();
+        gap
     }
 
     pub(crate) fn fail(&self, failure: Failure) {

@@ -118,7 +118,7 @@ impl Session<'_> {
 
     async fn release_drained(&mut self) -> Result<(), SessionError> {
         let drained: Vec<&HeldLane> =
-            self.lanes.iter().filter(|lane| lane.draining && lane.progress.in_flight() == 0).collect();
+            self.lanes.iter().filter(|lane| lane.draining && self.lanes.can_be_given_back(lane)).collect();
         if drained.is_empty() {
             return Ok(());
         }
@@ -139,14 +139,18 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Waits until Kafka has acknowledged all that was read, as long as that may take, and settles it.
+    /// Sees a read in parts through, waits until Kafka has acknowledged all that was read, as long as that may take, and settles it.
     ///
     /// # Errors
     /// When Postgres or Kafka fails meanwhile.
     pub async fn drain(&mut self) -> Result<(), SessionError> {
         let deadline = Instant::now() + self.config.limits.lease_needed_to_send();
-        while self.in_flight() > 0 && Instant::now() < deadline {
-            let _ = tokio::time::timeout(Duration::from_millis(100), self.outcome()).await;
+        while (self.in_flight() > 0 || self.lanes.is_amid_read()) && Instant::now() < deadline {
+            if self.lanes.is_amid_read() && !self.is_full() {
+                self.read_and_publish().await?;
+            } else {
+                let _ = tokio::time::timeout(Duration::from_millis(100), self.outcome()).await;
+            }
             self.collect().await?;
             self.keep_leases_if_due().await?;
         }

@@ -95,6 +95,35 @@ async fn more_late_rows_than_one_read_may_bring_are_published_once_and_in_order(
     assert_no_repeats(&fixture.published(210).await);
 }
 
+/// Amid late rows a settled cursor tells of none of them: a relay that gave its lanes back there would have them published again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_stopped_amid_many_late_rows_repeats_none() {
+    let fixture = Fixture::new("a_relay_that_is_stopped_amid_many").await;
+    let few = [("RELAY_LATE_ROWS_MAX", "7")];
+    let relay = fixture.relay(&few);
+    let mut held = fixture.database.pool.acquire().await.unwrap();
+    let mut held = held.begin().await.unwrap();
+    for version in 1..=100 {
+        for key in 0..20 {
+            fixture.insert(&mut held, &format!("k{key}"), version).await;
+        }
+    }
+    // Each lane reads beyond the rows that are held back.
+    for key in 0..200 {
+        fixture.insert_all(&format!("early{key}"), 1, 1).await;
+    }
+    fixture.published(200).await;
+    held.commit().await.unwrap();
+    fixture.published(201).await;
+    relay.stop().await;
+    let relay = fixture.relay(&few);
+    let records = fixture.published(2_200).await;
+    assert_complete_and_in_order(&records, |key| if key.starts_with('k') { 100 } else { 1 }, 220);
+    all_settled(&fixture).await;
+    relay.stop().await;
+    assert_no_repeats(&fixture.published(2_200).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_stays_open_delays_nobody_else() {
     let fixture = Fixture::new("a_transaction_that_stays_open").await;

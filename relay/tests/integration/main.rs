@@ -3,12 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod appending;
+mod chaos;
 mod debezium;
 mod faults;
+mod histories;
 mod holders;
 mod late_rows;
 mod parking;
 mod publishing;
+mod refusals;
 mod replay;
 mod retention;
 mod retries;

@@ -3,7 +3,7 @@
 use shared::testing::eventually;
 use sqlx::Connection;
 
-use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_no_repeats};
+use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_no_repeats, partitions_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_published_as_it_was_written() {
@@ -34,6 +34,8 @@ async fn an_event_is_published_as_it_was_written() {
     }
     assert!(record.headers["ce_time"].ends_with('Z'));
     relay.stop().await;
+    // Brokers would have made it with one partition, and a question after it is enough for that.
+    assert_eq!(partitions_of(&fixture.topic()).await, 12, "partitions of a topic that the relay made");
 }
 
 #[tokio::test(flavor = "multi_thread")]

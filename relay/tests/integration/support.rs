@@ -107,7 +107,7 @@ impl Fixture {
 
     /// The topic's records, once there are `distinct` different events in it.
     pub async fn published(&self, distinct: usize) -> Vec<Record> {
-        published(&self.topic(), distinct).await
+        published(&kafka_brokers(), &self.topic(), distinct).await
     }
 
     /// How many lanes each relay holds, by its name.
@@ -200,17 +200,33 @@ pub struct Record {
     pub event_id: String,
     pub payload: String,
     pub headers: HashMap<String, String>,
+    /// When it was handed to its producer, in milliseconds since 1970.
+    pub timestamp_ms: i64,
 }
 
-/// All records of `topic`, once `distinct` different events are in it; each partition's in its order.
-pub async fn published(topic: &str, distinct: usize) -> Vec<Record> {
+/// How many partitions a topic has.
+pub async fn partitions_of(topic: &str) -> usize {
     let topic = topic.to_owned();
-    tokio::task::spawn_blocking(move || read_topic(&topic, distinct)).await.expect("the reader does not panic")
+    let look = move || {
+        let consumer: BaseConsumer =
+            rdkafka::ClientConfig::new().set("bootstrap.servers", kafka_brokers()).create().expect("a client");
+        let metadata = consumer.fetch_metadata(Some(&topic), Duration::from_secs(5)).expect("the brokers answer");
+        metadata.topics().first().map_or(0, |topic| topic.partitions().len())
+    };
+    tokio::task::spawn_blocking(look).await.expect("the reader does not panic")
 }
 
-fn read_topic(topic: &str, distinct: usize) -> Vec<Record> {
+/// All records of `topic` at these brokers, once `distinct` different events are in it; each partition's in its order.
+pub async fn published(brokers: &str, topic: &str, distinct: usize) -> Vec<Record> {
+    let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
+    tokio::task::spawn_blocking(move || read_topic(&brokers, &topic, distinct))
+        .await
+        .expect("the reader does not panic")
+}
+
+fn read_topic(brokers: &str, topic: &str, distinct: usize) -> Vec<Record> {
     let consumer: BaseConsumer = rdkafka::ClientConfig::new()
-        .set("bootstrap.servers", kafka_brokers())
+        .set("bootstrap.servers", brokers)
         .set("group.id", "nobody")
         .set("enable.auto.commit", "false")
         // A request for the end of a partition waits behind a fetch that waits for more: half a second, for each partition.
@@ -274,6 +290,7 @@ fn take(consumer: &BaseConsumer, records: &mut Vec<Record>, seen: &mut HashSet<S
         event_id,
         payload: text(message.payload()),
         headers,
+        timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
     });
 }
 

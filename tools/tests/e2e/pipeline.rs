@@ -1,6 +1,6 @@
 //! The three services as real processes: an order's whole way, and the promises while everything is killed and frozen.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +17,7 @@ use tools::workspace::Executables;
 use super::supply;
 
 /// Short enough for a test to outlast it several times.
-const RELAY_ENV: [(&str, &str); 4] = [
+pub(super) const RELAY_ENV: [(&str, &str); 4] = [
     ("RELAY_LEASE_MS", "3000"),
     ("RELAY_MESSAGE_TIMEOUT_MS", "1500"),
     ("RELAY_LEASE_MARGIN_MS", "500"),
@@ -28,16 +28,16 @@ const RELAY_ENV: [(&str, &str); 4] = [
 const PROCESSOR_ENV: [(&str, &str); 2] = [("PROCESSOR_SESSION_TIMEOUT_MS", "6000"), ("PROCESSOR_BATCH_ROWS_MAX", "50")];
 
 /// A database, and a Kafka of its own: the topic `orders` is that of every pipeline.
-struct Stage {
-    database: TestDatabase,
-    surroundings: Surroundings,
+pub(super) struct Stage {
+    pub(super) database: TestDatabase,
+    pub(super) surroundings: Surroundings,
     supply: Supply,
     // Last: the services end before their servers.
-    _servers: Throwaway,
+    pub(super) servers: Throwaway,
 }
 
 impl Stage {
-    async fn new(test: &str) -> Result<Self> {
+    pub(super) async fn new(test: &str) -> Result<Self> {
         let supply = supply()?;
         let mut servers = Throwaway::new()?;
         let kafka_brokers = servers.start_kafka(&supply).await?;
@@ -54,10 +54,10 @@ impl Stage {
             takes_role: true,
             env: Vec::new(),
         };
-        Ok(Self { database, surroundings, supply, _servers: servers })
+        Ok(Self { database, surroundings, supply, servers })
     }
 
-    async fn start(&self, kind: Kind, name: &str, env: &[(&str, &str)]) -> Result<Service> {
+    pub(super) async fn start(&self, kind: Kind, name: &str, env: &[(&str, &str)]) -> Result<Service> {
         let mut service = Service::start(kind, name, &self.surroundings, env, &self.supply.reaper)?;
         service.wait_ready().await?;
         Ok(service)
@@ -68,7 +68,7 @@ impl Stage {
         Service::start(kind, name, &self.surroundings, env, &self.supply.reaper)
     }
 
-    async fn count(&self, sql: &'static str) -> i64 {
+    pub(super) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&self.database.pool).await.expect("the database answers")
     }
 
@@ -106,7 +106,7 @@ impl Stage {
         }
         let brokers = self.surroundings.kafka_brokers.clone();
         let wanted = usize::try_from(orders)?;
-        let topic = tokio::task::spawn_blocking(move || versions_on_topic(&brokers, wanted)).await??;
+        let topic = tokio::task::spawn_blocking(move || versions_on_topic(&brokers, 2 * wanted)).await??;
         ensure!(topic.len() == wanted, "{} orders on the topic", topic.len());
         for (key, versions) in topic {
             assert_eq!(versions, [1, 2], "versions of order {key} on the topic, repeats left out");
@@ -115,8 +115,8 @@ impl Stage {
     }
 }
 
-/// Each order's versions in the order in which they first appear on the topic, once every order has two of them.
-fn versions_on_topic(brokers: &str, orders: usize) -> Result<HashMap<String, Vec<i64>>> {
+/// Each order's versions in the order in which they first appear on the topic, once so many different events are there.
+pub(super) fn versions_on_topic(brokers: &str, wanted: usize) -> Result<HashMap<String, Vec<i64>>> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "nobody")
@@ -132,23 +132,21 @@ fn versions_on_topic(brokers: &str, orders: usize) -> Result<HashMap<String, Vec
     }
     consumer.assign(&assignment)?;
     let start = Instant::now();
-    let mut seen: HashMap<String, Vec<i64>> = HashMap::new();
-    let mut events = 0;
-    while events < 2 * orders {
-        ensure!(start.elapsed() < PATIENCE, "{events} of {} events are on the topic", 2 * orders);
+    let mut versions: HashMap<String, Vec<i64>> = HashMap::new();
+    let mut seen = HashSet::new();
+    while seen.len() < wanted {
+        ensure!(start.elapsed() < PATIENCE, "{} of {wanted} events are on the topic", seen.len());
         let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
         let message = message?;
         let key = str::from_utf8(message.key().context("a key")?)?.to_owned();
         let headers = message.headers().context("headers")?;
         let version = headers.iter().find(|header| header.key == "aggregate_version").and_then(|header| header.value);
         let version: i64 = str::from_utf8(version.context("a version")?)?.parse()?;
-        let versions = seen.entry(key).or_default();
-        if !versions.contains(&version) {
-            versions.push(version);
-            events += 1;
+        if seen.insert((key.clone(), version)) {
+            versions.entry(key).or_default().push(version);
         }
     }
-    Ok(seen)
+    Ok(versions)
 }
 
 async fn post(api: &OrdersApi, count: u64) -> Result<()> {

@@ -1,0 +1,232 @@
+//! The relays of a history: they start, work, are killed, frozen, woken and stopped in good order.
+
+use std::collections::HashSet;
+
+use relay::lanes::HeldLane;
+
+use super::broker::PARTITIONS;
+use super::database::ReadLimits;
+use super::ground::Ground;
+use super::lanes_table::Owner;
+use super::session::{Session, Stop};
+
+/// One relay's process.
+#[derive(Debug)]
+pub struct Relay {
+    pub owner: Owner,
+    pub session: Option<Session>,
+    suspects: HashSet<i64>,
+    pub frozen: bool,
+    pub stopping: bool,
+    /// Steps in which it reads nothing, though it does everything else.
+    reads_later: u32,
+}
+
+impl Relay {
+    pub fn new(owner: Owner) -> Self {
+        Self { owner, session: None, suspects: HashSet::new(), frozen: false, stopping: false, reads_later: 0 }
+    }
+
+    /// One step of any of its threads. Returns false when it has ended in good order.
+    pub fn step(&mut self, ground: &mut Ground) -> bool {
+        let (owner, stopping) = (self.owner, self.stopping);
+        let reads_later = self.reads_later > 0 && !stopping;
+        self.reads_later = self.reads_later.saturating_sub(1);
+        let Some(session) = &mut self.session else {
+            if stopping {
+                return false;
+            }
+            self.start(ground);
+            return true;
+        };
+        let outcome = match ground.pick(12) {
+            _ if ground.now >= session.next_balance && session.reading.is_none() => session.keep_leases(ground),
+            0..3 if session.reading.is_some() => {
+                session.accept(ground);
+                Ok(())
+            }
+            0 if stopping => return self.stop_if_idle(ground),
+            0 if session.has_cleared_its_suspects() => {
+                self.begin_anew_if_idle(ground);
+                Ok(())
+            }
+            0..3 if reads_later || session.is_full() || (stopping && !session.lanes.is_amid_read()) => Ok(()),
+            0..3 => {
+                let limits = ReadLimits {
+                    late_rows: 1 + ground.pick(5),
+                    lane_rows: 1 + ground.pick(4),
+                    rows: if ground.chance(300) { 1 + ground.pick(5) } else { usize::MAX },
+                };
+                session.read(ground, limits);
+                Ok(())
+            }
+            // What the session's thread does cannot be between a question to the database and its answer.
+            3 if session.reading.is_none() => session.renew(ground).map(|_| ()),
+            4 | 5 if session.reading.is_none() => session.collect(ground),
+            6 | 7 => {
+                for _ in 0..=ground.pick(4) {
+                    session.hand_over(ground, true);
+                }
+                Ok(())
+            }
+            8 | 9 => {
+                let partition = ground.pick(PARTITIONS);
+                session.transmit(ground, partition);
+                Ok(())
+            }
+            _ => {
+                session.hear(ground);
+                Ok(())
+            }
+        };
+        if let Err(stop) = outcome {
+            ground.note(|| format!("relay {owner}: its session ends, {stop:?}"));
+            self.end(ground, stop);
+        }
+        true
+    }
+
+    /// As much as it can do, when nothing goes wrong.
+    pub fn round(&mut self, ground: &mut Ground) -> bool {
+        let stopping = self.stopping;
+        let Some(session) = &mut self.session else {
+            if !stopping {
+                self.start(ground);
+            }
+            return !stopping;
+        };
+        session.accept(ground);
+        let outcome = session.collect(ground).and_then(|()| session.keep_leases(ground));
+        if let Err(stop) = outcome {
+            self.end(ground, stop);
+            return true;
+        }
+        if !session.is_full() && (!stopping || session.lanes.is_amid_read()) {
+            session.read(ground, ReadLimits { late_rows: 4, lane_rows: 4, rows: 16 });
+            session.accept(ground);
+        }
+        for _ in 0..32 {
+            session.hand_over(ground, true);
+            for partition in 0..PARTITIONS {
+                session.transmit(ground, partition);
+            }
+            session.hear(ground);
+        }
+        self.stop_if_idle(ground)
+    }
+
+    fn start(&mut self, ground: &mut Ground) {
+        let suspects = std::mem::take(&mut self.suspects);
+        self.session = Session::start(ground, self.owner, suspects).ok();
+    }
+
+    /// A session ends before its time: what it holds may be published again.
+    fn end(&mut self, ground: &mut Ground, stop: Stop) {
+        let Some(mut session) = self.session.take() else { return };
+        if stop == Stop::Delivery {
+            // Postgres is well: what was acknowledged is settled, if it can be.
+            let _ = session.keep_leases(ground);
+        }
+        self.suspects = std::mem::take(&mut session.refused);
+        abandon(session, ground);
+    }
+
+    /// The process is killed.
+    pub fn kill(self, ground: &mut Ground) {
+        if let Some(session) = self.session {
+            abandon(session, ground);
+        }
+    }
+
+    /// Gives all lanes back and ends, once nothing is under way. Returns false when it has.
+    fn stop_if_idle(&mut self, ground: &mut Ground) -> bool {
+        let Some(session) = self.session.as_mut().filter(|session| self.stopping && is_idle(session)) else {
+            return true;
+        };
+        let lanes: Vec<i16> = session.lanes.iter().map(|lane| lane.lane).collect();
+        let released = session.renew(ground).and_then(|_| session.release(ground, &lanes));
+        match released {
+            Ok(()) => {
+                ground.count("stopped in good order");
+                ground.table.leave(self.owner);
+                self.session = None;
+            }
+            Err(stop) => self.end(ground, stop),
+        }
+        false
+    }
+
+    /// A session that was to find out which records are refused ends in good order; the next one takes the lanes anew.
+    fn begin_anew_if_idle(&mut self, ground: &mut Ground) {
+        let Some(session) = self.session.as_mut().filter(|session| is_idle(session)) else { return };
+        match session.renew(ground) {
+            Ok(_) => {
+                ground.count("careful session ended");
+                self.session = None;
+            }
+            Err(stop) => self.end(ground, stop),
+        }
+    }
+
+    /// A lane is given back although it takes part in a read that is not through: what the read has brought so far comes again.
+    pub fn give_back_amid_read(&mut self, ground: &mut Ground) -> bool {
+        let Some(session) = self.session.as_mut().filter(|session| session.reading.is_none()) else { return false };
+        let Some(plan) = session.lanes.plan().filter(|plan| plan.rest.is_some()) else { return false };
+        let takes_part = |lane: i16| plan.lanes.iter().any(|(other, _)| *other == lane);
+        let may = |held: &&HeldLane| takes_part(held.lane) && held.progress.in_flight() == 0;
+        let Some(lane) = session.lanes.iter().find(may).map(|held| held.lane) else { return false };
+        ground.count("lane given back amid a read");
+        ground.disturbed.insert((lane, ground.table.token_of(lane)));
+        ground.note(|| format!("relay {} gives lane {lane} back amid a read", self.owner));
+        let released = session.release(ground, &[lane]);
+        // Time for another relay to take the lane, to read on, and to hand it back before this read is through.
+        self.reads_later = 150;
+        if let Err(stop) = released {
+            self.end(ground, stop);
+        }
+        true
+    }
+
+    /// What a relay that was frozen may do in the worst instant, before it notices: its sender goes on where it was, and its producer gives
+    /// up records that are too old and sends younger ones.
+    pub fn wake_in_the_worst_instant(&mut self, ground: &mut Ground) {
+        let Some(session) = &mut self.session else { return };
+        session.hand_over(ground, false);
+        for partition in 0..PARTITIONS {
+            let given_up = session.producer.give_up(partition, ground.now);
+            let count = ground.pick(4);
+            let sent = session.producer.send_from_the_wire(partition, count);
+            if given_up > 0 {
+                // By now the failure is known.
+                session.producer.stop(partition);
+            }
+            session.failed |= session.producer.stopped;
+            if given_up > 0 && !sent.is_empty() {
+                ground.count("overtook its elders");
+            }
+            ground.write(sent, given_up > 0);
+        }
+    }
+
+    /// Requests that a frozen relay had already made arrive.
+    pub fn let_requests_arrive(&mut self, ground: &mut Ground) {
+        let Some(session) = &mut self.session else { return };
+        let (partition, count) = (ground.pick(PARTITIONS), ground.pick(3));
+        let sent = session.producer.send_from_the_wire(partition, count);
+        session.failed |= session.producer.stopped;
+        ground.write(sent, false);
+    }
+}
+
+fn is_idle(session: &Session) -> bool {
+    session.reading.is_none() && session.lanes.iter().all(|lane| session.may_give_back(lane.lane))
+}
+
+/// Nothing of a session is left but what is on the wire.
+fn abandon(session: Session, ground: &mut Ground) {
+    for lane in session.lanes.iter() {
+        ground.disturbed.insert((lane.lane, lane.token));
+    }
+    let wire = session.producer.into_wire(|queued| ground.pick(queued.min(3) + 1));
+    ground.wire.extend(wire.into_iter().filter(|queue| !queue.is_empty()));
+}

@@ -1,0 +1,274 @@
+//! A history: one seed decides who does what, and when.
+
+use rand::RngExt;
+
+use super::check::{self, Violation};
+use super::database::Refusal;
+use super::fleet::Relay;
+use super::ground::Ground;
+use super::lanes_table::{LEASE, Owner};
+use super::variant::Variant;
+
+/// Rows of a history, about.
+const ROWS: usize = 70;
+
+/// Steps of its first part, in which anything may happen.
+const STEPS: usize = 900;
+
+/// Rounds of its second part, in which nothing goes wrong any more, until all must be published.
+const ROUNDS: usize = 250;
+
+const RELAYS_MAX: usize = 3;
+
+/// What a history has come to.
+#[derive(Debug)]
+pub struct Report {
+    pub result: Result<(), Violation>,
+    pub ground: Ground,
+}
+
+struct History {
+    ground: Ground,
+    relays: Vec<Relay>,
+    relays_made: u32,
+    /// After so many steps all relays but this one stop, and hand their lanes to it.
+    recall: Option<(usize, Owner)>,
+}
+
+/// Runs the history of this seed.
+pub fn run(seed: u64, variant: Variant, traced: bool) -> Report {
+    let mut history =
+        History { ground: Ground::new(seed, variant, traced), relays: Vec::new(), relays_made: 0, recall: None };
+    let result = history.run();
+    Report { result, ground: history.ground }
+}
+
+impl History {
+    fn run(&mut self) -> Result<(), Violation> {
+        for _ in 0..STEPS {
+            self.step();
+            check::never_back(&self.ground)?;
+        }
+        self.finish()?;
+        check::all(&self.ground)?;
+        // What was on the wire all the while arrives last.
+        while !self.ground.wire.is_empty() {
+            self.let_wire_arrive();
+        }
+        check::all(&self.ground)
+    }
+
+    fn step(&mut self) {
+        self.recall();
+        match self.ground.pick(100) {
+            0..27 => self.write(),
+            27..88 => self.work(),
+            88..95 => self.pass_time(),
+            95 => self.drop_partition(),
+            96 => self.trouble(),
+            97 => self.let_wire_arrive(),
+            98 => self.come_and_go(),
+            _ => self.trouble(),
+        }
+    }
+
+    fn write(&mut self) {
+        let ground = &mut self.ground;
+        let held_too = ground.chance(50);
+        let active = ground.database.active(held_too);
+        if active.is_empty() || (ground.database.transactions() < 5 && ground.chance(250)) {
+            if ground.database.rows_inserted() < ROWS {
+                ground.database.begin();
+            }
+            return;
+        }
+        let number = active[ground.pick(active.len())];
+        match ground.pick(10) {
+            0..2 => {
+                let free = ground.database.lockable(number);
+                if !free.is_empty() {
+                    let aggregate = free[ground.pick(free.len())];
+                    ground.database.lock(number, aggregate);
+                }
+            }
+            2..7 => {
+                let locked = ground.database.locked(number).to_vec();
+                if locked.is_empty() {
+                    return;
+                }
+                let aggregate = locked[ground.pick(locked.len())];
+                let refusal = match ground.pick(60) {
+                    0 => Refusal::Sender,
+                    1 => Refusal::Broker,
+                    _ => Refusal::Nobody,
+                };
+                let id = ground.database.insert(number, aggregate, refusal);
+                ground.note(|| format!("insert {id}: aggregate {aggregate}, {refusal:?}"));
+            }
+            7 => {
+                if let Some(id) = ground.database.roll_back_to_savepoint(number) {
+                    ground.count("savepoint rolled back");
+                    ground.note(|| format!("rolled back to the savepoint before {id}"));
+                }
+            }
+            8 if ground.chance(300) => ground.database.hold(number),
+            _ => self.end(number),
+        }
+    }
+
+    fn end(&mut self, number: usize) {
+        let commit = !self.ground.chance(150);
+        if let Some(txid) = self.ground.database.end(number, commit) {
+            self.ground.note(|| format!("transaction {txid} ends, committed: {commit}"));
+        }
+    }
+
+    fn work(&mut self) {
+        if self.relays.is_empty() {
+            return self.add_relay();
+        }
+        let number = self.ground.pick(self.relays.len());
+        let relay = &mut self.relays[number];
+        if relay.frozen {
+            if self.ground.chance(20) {
+                relay.let_requests_arrive(&mut self.ground);
+            }
+        } else if !relay.step(&mut self.ground) {
+            self.relays.remove(number);
+        }
+    }
+
+    fn add_relay(&mut self) {
+        if self.relays.len() < RELAYS_MAX {
+            self.relays_made += 1;
+            self.relays.push(Relay::new(self.relays_made));
+        }
+    }
+
+    /// While a relay is frozen, time passes faster, so that its lanes are taken before it wakes.
+    fn pass_time(&mut self) {
+        let most = if self.relays.iter().any(|relay| relay.frozen) { 40 } else { 6 };
+        self.ground.now += self.ground.rng.random_range(1..=most);
+    }
+
+    fn drop_partition(&mut self) {
+        if self.ground.table.may_drop(&self.ground.database) {
+            self.ground.count("partition dropped");
+            self.ground.note(|| "the oldest partition is dropped".to_owned());
+            self.ground.database.drop_oldest_partition();
+        }
+    }
+
+    fn let_wire_arrive(&mut self) {
+        if self.ground.wire.is_empty() {
+            return;
+        }
+        let number = self.ground.pick(self.ground.wire.len());
+        if let Some(record) = self.ground.wire[number].pop_front() {
+            let refused = record.row.refusal == Refusal::Broker;
+            if !refused {
+                self.ground.write(vec![record], false);
+                return;
+            }
+        }
+        // Behind a refused record an idempotent producer's next one is out of sequence.
+        self.ground.wire.swap_remove(number);
+    }
+
+    /// What belongs to a relay's life.
+    fn come_and_go(&mut self) {
+        match self.ground.pick(6) {
+            0 | 1 => self.add_relay(),
+            2..5 if self.ground.trouble > 0 => self.give_back_amid_read(),
+            _ if self.relays.is_empty() => {}
+            _ => {
+                let number = self.ground.pick(self.relays.len());
+                self.relays[number].stopping = true;
+            }
+        }
+    }
+
+    /// What goes wrong.
+    fn trouble(&mut self) {
+        if self.relays.is_empty() || self.ground.trouble == 0 {
+            return;
+        }
+        let number = self.ground.pick(self.relays.len());
+        match self.ground.pick(6) {
+            0 => {
+                self.ground.count("killed");
+                self.ground.note(|| format!("relay at {number} is killed"));
+                self.relays.remove(number).kill(&mut self.ground);
+            }
+            1 | 2 if self.relays[number].frozen => self.wake(number),
+            1 => {
+                self.ground.count("frozen");
+                self.ground.note(|| format!("relay at {number} is frozen"));
+                self.relays[number].frozen = true;
+            }
+            3 => self.ground.now += LEASE / 4 + self.ground.rng.random_range(0..LEASE),
+            _ => self.give_back_amid_read(),
+        }
+    }
+
+    /// Any relay that is amid a read in parts gives one of its lanes back.
+    fn give_back_amid_read(&mut self) {
+        for number in 0..self.relays.len() {
+            if !self.relays[number].frozen && self.relays[number].give_back_amid_read(&mut self.ground) {
+                self.recall = Some((250, self.relays[number].owner));
+                return self.add_relay();
+            }
+        }
+    }
+
+    fn recall(&mut self) {
+        match &mut self.recall {
+            None => {}
+            Some((0, owner)) => {
+                for relay in self.relays.iter_mut().filter(|relay| relay.owner != *owner) {
+                    relay.stopping = true;
+                }
+                self.recall = None;
+            }
+            Some((steps, _)) => *steps -= 1,
+        }
+    }
+
+    fn wake(&mut self, number: usize) {
+        self.ground.note(|| format!("relay at {number} wakes"));
+        let relay = &mut self.relays[number];
+        relay.frozen = false;
+        if self.ground.chance(500) {
+            relay.wake_in_the_worst_instant(&mut self.ground);
+        }
+    }
+
+    /// Everything ends, and must be published.
+    fn finish(&mut self) -> Result<(), Violation> {
+        self.ground.note(|| "from here on nothing goes wrong".to_owned());
+        self.ground.trouble = 0;
+        for number in (0..self.ground.database.transactions()).rev() {
+            self.end(number);
+        }
+        for number in 0..self.relays.len() {
+            if self.relays[number].frozen {
+                self.wake(number);
+            }
+        }
+        for _ in 0..ROUNDS {
+            if self.relays.iter().all(|relay| relay.stopping) {
+                self.add_relay();
+            }
+            let ground = &mut self.ground;
+            self.relays.retain_mut(|relay| relay.round(ground));
+            self.drop_partition();
+            self.ground.now += 7;
+            check::never_back(&self.ground)?;
+            let idle = |relay: &Relay| relay.session.as_ref().is_none_or(|session| session.lanes.in_flight() == 0);
+            if self.ground.table.cover_all(&self.ground.database) && self.relays.iter().all(idle) {
+                return Ok(());
+            }
+        }
+        Err(Violation::Stuck)
+    }
+}

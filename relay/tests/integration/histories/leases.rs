@@ -1,0 +1,94 @@
+//! The part of a session that keeps its leases: `relay/src/session/leases.rs`.
+
+use relay::lanes::HeldLane;
+
+use super::database::LANES_USED;
+use super::ground::{Ground, Statement};
+use super::lanes_table::LEASE;
+use super::session::{Session, Stop, Work};
+
+impl Session {
+    pub fn keep_leases(&mut self, ground: &mut Ground) -> Result<(), Stop> {
+        self.next_balance = ground.now + LEASE / 4;
+        let relays = self.renew(ground)?;
+        let drained: Vec<i16> = self.lanes.iter().filter(|lane| lane.draining).map(|lane| lane.lane).collect();
+        let drained: Vec<i16> = drained.into_iter().filter(|lane| self.may_give_back(*lane)).collect();
+        if !drained.is_empty() {
+            ground.count("lane handed over");
+            self.release(ground, &drained)?;
+        }
+        let share = LANES_USED.len().div_ceil(relays);
+        let held = self.lanes.iter().filter(|lane| !lane.draining).count();
+        if held < share {
+            self.claim(ground, share - held)?;
+        }
+        for lane in self.lanes.iter_mut().filter(|lane| !lane.draining).skip(share) {
+            lane.draining = true;
+        }
+        Ok(())
+    }
+
+    /// Whether the lane can be given back without a repeat.
+    pub fn may_give_back(&self, lane: i16) -> bool {
+        self.lanes.iter().any(|held| held.lane == lane && self.lanes.can_be_given_back(held))
+    }
+
+    pub fn renew(&mut self, ground: &mut Ground) -> Result<usize, Stop> {
+        let held: Vec<&HeldLane> = self.lanes.iter().collect();
+        let statement = ground.statement();
+        if statement == Statement::Lost {
+            return Err(Stop::Database);
+        }
+        let (hit, relays) = ground.table.renew_and_settle(ground.now, self.owner, &held);
+        if statement == Statement::Unanswered {
+            return Err(Stop::Database);
+        }
+        if held.iter().any(|lane| !hit.contains(&lane.lane)) {
+            ground.count("lane lost");
+            return Err(Stop::LaneLost);
+        }
+        self.lease_until = ground.now + LEASE;
+        Ok(relays)
+    }
+
+    fn claim(&mut self, ground: &mut Ground, count: usize) -> Result<(), Stop> {
+        let held: Vec<i16> = self.lanes.iter().map(|lane| lane.lane).collect();
+        let statement = ground.statement();
+        if statement == Statement::Lost {
+            return Err(Stop::Database);
+        }
+        let claimed = ground.table.claim(ground.now, self.owner, &held, count);
+        if statement == Statement::Unanswered {
+            return Err(Stop::Database);
+        }
+        for (lane, token, cursor) in claimed {
+            let owner = self.owner;
+            ground.note(|| format!("  relay {owner} takes lane {lane}, token {token}, at {cursor:?}"));
+            self.pipe.push_back(Work::Lane(lane, ground.table.parked_keys(lane)));
+            if !self.together.is_empty() && self.together.contains(&lane) {
+                ground.count("lane taken again amid a read");
+            }
+            self.lanes.insert(HeldLane::new(lane, token, cursor));
+        }
+        Ok(())
+    }
+
+    pub fn release(&mut self, ground: &mut Ground, numbers: &[i16]) -> Result<(), Stop> {
+        let lanes: Vec<&HeldLane> = self.lanes.iter().filter(|lane| numbers.contains(&lane.lane)).collect();
+        let statement = ground.statement();
+        if statement == Statement::Lost {
+            return Err(Stop::Database);
+        }
+        let released = ground.table.release(self.owner, &lanes);
+        if statement == Statement::Unanswered {
+            return Err(Stop::Database);
+        }
+        if released != lanes.len() {
+            return Err(Stop::LaneLost);
+        }
+        for number in numbers {
+            self.lanes.remove(*number);
+        }
+        Ok(())
+    }
+}
