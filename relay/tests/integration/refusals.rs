@@ -7,7 +7,7 @@ use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use shared::testing::{eventually, kafka_brokers};
 
-use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_no_repeats, insert, published};
+use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_no_repeats, insert, published_at};
 
 /// Bytes of a batch that the topic of these tests takes: far fewer than the relay's producer puts into one.
 const BATCH_BYTES: usize = 20_000;
@@ -148,7 +148,7 @@ async fn an_error_that_passes_parks_and_repeats_nothing() {
     let patient = [("RELAY_MESSAGE_TIMEOUT_MS", "10000"), ("RELAY_LEASE_MS", "20000")];
     let relay = fixture.relay(&[("KAFKA_BROKERS", &brokers), patient[0], patient[1]]);
     all_settled(&fixture).await;
-    let records = published(&brokers, &fixture.topic(), 20).await;
+    let records = published_at(&brokers, &fixture.topic(), 20).await;
     assert_complete_and_in_order(&records, |_| 5, 4);
     assert_no_repeats(&records);
     assert_eq!(parked(&fixture).await, []);
@@ -165,7 +165,7 @@ async fn a_batch_that_is_refused_once_is_published_in_order_and_parks_nothing() 
     // The relay goes on in full batches.
     fixture.insert_all("k1", 6, 9).await;
     all_settled(&fixture).await;
-    let records = published(&brokers, &fixture.topic(), 24).await;
+    let records = published_at(&brokers, &fixture.topic(), 24).await;
     assert_complete_and_in_order(&records, |key| if key == "k1" { 9 } else { 5 }, 4);
     assert_eq!(parked(&fixture).await, []);
     relay.stop().await;

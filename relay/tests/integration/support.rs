@@ -107,7 +107,7 @@ impl Fixture {
 
     /// The topic's records, once there are `distinct` different events in it.
     pub async fn published(&self, distinct: usize) -> Vec<Record> {
-        published(&kafka_brokers(), &self.topic(), distinct).await
+        published(&self.topic(), distinct).await
     }
 
     /// How many lanes each relay holds, by its name.
@@ -216,8 +216,13 @@ pub async fn partitions_of(topic: &str) -> usize {
     tokio::task::spawn_blocking(look).await.expect("the reader does not panic")
 }
 
+/// All records of `topic`, once `distinct` different events are in it; each partition's in its order.
+pub async fn published(topic: &str, distinct: usize) -> Vec<Record> {
+    published_at(&kafka_brokers(), topic, distinct).await
+}
+
 /// All records of `topic` at these brokers, once `distinct` different events are in it; each partition's in its order.
-pub async fn published(brokers: &str, topic: &str, distinct: usize) -> Vec<Record> {
+pub async fn published_at(brokers: &str, topic: &str, distinct: usize) -> Vec<Record> {
     let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
     tokio::task::spawn_blocking(move || read_topic(&brokers, &topic, distinct))
         .await

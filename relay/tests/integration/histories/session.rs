@@ -183,9 +183,10 @@ impl Session {
             Sent::TimedOut => {
                 ground.count("record timed out");
                 self.failed = true;
-                match goes_on {
-                    true => drop(self.producer.give_up(partition, ground.now)),
-                    false => self.producer.stop(partition),
+                if goes_on {
+                    self.producer.give_up(partition, ground.now);
+                } else {
+                    self.producer.stop(partition);
                 }
             }
             Sent::Refused(records) => match records[..] {
