@@ -47,7 +47,7 @@ impl Session<'_> {
         self.next_balance = Instant::now() + self.config.limits.renewal();
         let relays = self.renew().await?;
         let routes = in_time(self.config.limits.lease(), outbox::routes::routes(&mut self.connection)).await?;
-        self.pipe.send(Work::Routes(self.config.routes.with_table(routes))).await;
+        self.pipe.send(Work::Routes(self.config.routes.with_table(routes)));
         self.release_drained().await?;
         let share = fair_share(relays);
         let held = self.lanes.iter().filter(|lane| !lane.draining).count();
@@ -109,7 +109,7 @@ impl Session<'_> {
             let keys = parked.iter().filter(|(of, ..)| *of == lane.lane);
             let keys = keys.map(|(_, aggregate_type, id)| (aggregate_type.clone(), id.clone())).collect();
             // The sender knows the lane's parked keys before it sees its first event.
-            self.pipe.send(Work::Lane(lane.lane, keys)).await;
+            self.pipe.send(Work::Lane(lane.lane, keys));
             self.lanes.insert(held_lane(lane, self.system_identifier)?);
         }
         tracing::info!(relay.lanes = ?numbers, "lanes taken");

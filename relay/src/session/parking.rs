@@ -88,7 +88,7 @@ impl Session<'_> {
                 }
             }
             (Remaining::Nothing, ..) => {
-                self.pipe.send(Work::Unpark(lane, (aggregate_type, aggregate_id))).await;
+                self.pipe.send(Work::Unpark(lane, (aggregate_type, aggregate_id)));
             }
             (Remaining::Rows, ..) => self.retries.push_back(RetryRequest { lane, aggregate_type, aggregate_id }),
         }
@@ -101,7 +101,7 @@ impl Session<'_> {
             return Ok(Retried { published: 0, refused: None });
         }
         self.retrying = true;
-        self.pipe.send(Work::Retry(rows)).await;
+        self.pipe.send(Work::Retry(rows));
         loop {
             // Before the failure: a refusal may end the producer, and still be the answer.
             if let Some(retried) = self.outcomes.take_retry() {

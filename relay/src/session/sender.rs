@@ -1,6 +1,7 @@
 //! The thread that hands events to the producer, so that the next read is under way meanwhile.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -53,8 +54,14 @@ pub(super) struct Sender {
 }
 
 /// The thread and the way to it.
+///
+/// Only batches are bounded, by [`Pipe::is_full`]. If the session could be made to wait here for anything else, it would no longer renew
+/// the leases that the sender may be waiting for, and both would wait for ever: while a topic is looked at, which can take longer than
+/// a lease, nothing is taken from the channel.
 pub(super) struct Pipe {
-    work: mpsc::Sender<Work>,
+    work: mpsc::UnboundedSender<Work>,
+    /// Batches that wait.
+    waiting: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
     lease: Arc<Lease>,
     /// Batches that were sent, whose room is used again: fresh memory for every read costs a tenth of it.
@@ -64,13 +71,15 @@ pub(super) struct Pipe {
 impl Pipe {
     /// Starts the thread. It ends when the lease is closed or this is dropped.
     pub(super) fn start(sender: Sender) -> std::io::Result<Self> {
-        let (work, receiver) = mpsc::channel(BATCHES_WAITING);
+        let (work, receiver) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
         let lease = Arc::clone(&sender.lease);
         let handle = Handle::current();
         let used = Arc::new(Mutex::new(Vec::with_capacity(BATCHES_WAITING + 2)));
-        let run = Run { sender, handle, parked: HashMap::new(), used: Arc::clone(&used) };
+        let run =
+            Run { sender, handle, parked: HashMap::new(), used: Arc::clone(&used), waiting: Arc::clone(&waiting) };
         let thread = std::thread::Builder::new().name("sender".to_owned()).spawn(move || run.work(receiver))?;
-        Ok(Self { work, thread: Some(thread), lease, used })
+        Ok(Self { work, waiting, thread: Some(thread), lease, used })
     }
 
     /// An empty batch for the next read.
@@ -86,12 +95,15 @@ impl Pipe {
 
     /// Whether a batch would have to wait for room.
     pub(super) fn is_full(&self) -> bool {
-        self.work.capacity() == 0
+        self.waiting.load(Ordering::Relaxed) >= BATCHES_WAITING
     }
 
     /// Hands over work. If the thread has ended, the outcomes say why.
-    pub(super) async fn send(&self, work: Work) {
-        let _ = self.work.send(work).await;
+    pub(super) fn send(&self, work: Work) {
+        if matches!(work, Work::Batch(_)) {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        let _ = self.work.send(work);
     }
 
     /// Ends the thread and its producer. What was not sent is thrown away, which takes up to half a second. Blocks.
@@ -99,7 +111,7 @@ impl Pipe {
         self.lease.close();
         let Self { work, thread, .. } = &mut self;
         // The thread may be waiting for work.
-        drop(std::mem::replace(work, mpsc::channel(1).0));
+        drop(std::mem::replace(work, mpsc::unbounded_channel().0));
         if let Some(thread) = thread.take() {
             let _ = thread.join();
         }
@@ -119,13 +131,17 @@ struct Run {
     /// By lane, the keys whose events wait in `relay_parked`.
     parked: HashMap<i16, HashSet<(String, String)>>,
     used: Arc<Mutex<Vec<Batch>>>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Run {
-    fn work(mut self, mut receiver: mpsc::Receiver<Work>) {
+    fn work(mut self, mut receiver: mpsc::UnboundedReceiver<Work>) {
         while let Some(work) = receiver.blocking_recv() {
-            // There is room for another batch.
-            self.sender.outcomes.nudge();
+            if matches!(work, Work::Batch(_)) {
+                // There is room for another one.
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.sender.outcomes.nudge();
+            }
             let done = match work {
                 Work::Lane(lane, keys) => {
                     self.parked.insert(lane, keys.into_iter().collect());

@@ -65,8 +65,8 @@ impl History {
             27..88 => self.work(),
             88..95 => self.pass_time(),
             95 => self.drop_partition(),
-            96 => self.let_wire_arrive(),
-            97 => self.come_and_go(),
+            97 => self.let_wire_arrive(),
+            98 => self.come_and_go(),
             _ => self.trouble(),
         }
     }
