@@ -247,7 +247,7 @@ impl Run {
         };
         let bytes = event.payload.len() + event.aggregate_id.len() + event.headers.len();
         if bytes > to.bytes_max {
-            return Ok(Some(format!("it is larger than max.message.bytes of the topic '{}'", to.topic)));
+            return Ok(Some(format!("it is too large for max.message.bytes of the topic '{}'", to.topic)));
         }
         if alone {
             outcomes.expect_alone(ticket);
