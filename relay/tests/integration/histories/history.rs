@@ -214,7 +214,7 @@ impl History {
     fn give_back_amid_read(&mut self) {
         for number in 0..self.relays.len() {
             if !self.relays[number].frozen && self.relays[number].give_back_amid_read(&mut self.ground) {
-                self.recall = Some((250, self.relays[number].owner));
+                self.recall = Some((150, self.relays[number].owner));
                 return self.add_relay();
             }
         }
@@ -227,6 +227,7 @@ impl History {
                 for relay in self.relays.iter_mut().filter(|relay| relay.owner != *owner) {
                     relay.stopping = true;
                 }
+                self.ground.now += LEASE / 4;
                 self.recall = None;
             }
             Some((steps, _)) => *steps -= 1,
