@@ -15,7 +15,7 @@ use sqlx::Acquire;
 
 use crate::support::{Fixture, Process, Record, all_settled};
 
-const KEYS: usize = 24;
+const KEYS: usize = 300;
 const WRITERS: u64 = 5;
 const RELAYS: usize = 3;
 
@@ -24,7 +24,7 @@ const LENGTH: Duration = Duration::from_secs(22);
 
 /// Small reads, so that much is cut off; the times are those of [`Fixture::settings`].
 const SETTINGS: [(&str, &str); 3] =
-    [("RELAY_LANE_ROWS_MAX", "20"), ("RELAY_LATE_ROWS_MAX", "10"), ("RELAY_SETTLE_MS", "20")];
+    [("RELAY_LANE_ROWS_MAX", "20"), ("RELAY_LATE_ROWS_MAX", "10"), ("RELAY_SETTLE_MS", "100")];
 
 /// `RELAY_MESSAGE_TIMEOUT_MS` of [`Fixture::settings`]: as long as a record may wait in a relay before it is frozen.
 const MESSAGE_TIMEOUT: Duration = Duration::from_millis(1_500);
@@ -72,7 +72,7 @@ async fn nothing_is_lost_or_reordered_while_relays_are_killed_and_frozen_at_rand
 async fn make_things(fixture: &Fixture) {
     for sql in [
         "CREATE TABLE things (id text PRIMARY KEY, version bigint NOT NULL)",
-        "INSERT INTO things SELECT 'k' || i, 0 FROM generate_series(0, 23) i",
+        "INSERT INTO things SELECT 'k' || i, 0 FROM generate_series(0, 299) i",
     ] {
         sqlx::query(sql).execute(&fixture.database.pool).await.unwrap();
     }
@@ -95,12 +95,12 @@ async fn assert_only_committed(fixture: &Fixture, records: &[Record]) {
     assert_eq!(committed.difference(&published).count(), 0, "events that were not published");
 }
 
-/// One transaction that changes one to three things, each under a savepoint that may be rolled back, and that may stay open for longer than
+/// One transaction that changes one to eight things, each under a savepoint that may be rolled back, and that may stay open for longer than
 /// a lease. Returns how many events it has undone.
 async fn write(fixture: &Fixture, rng: &mut ChaCha8Rng) -> u64 {
     let mut connection = fixture.database.pool.acquire().await.unwrap();
     let mut transaction = connection.begin().await.unwrap();
-    let mut chosen: Vec<usize> = (0..rng.random_range(1..=3)).map(|_| rng.random_range(0..KEYS)).collect();
+    let mut chosen: Vec<usize> = (0..rng.random_range(1..=8)).map(|_| rng.random_range(0..KEYS)).collect();
     // In one order, or writers would deadlock.
     chosen.sort_unstable();
     chosen.dedup();
@@ -123,10 +123,10 @@ async fn write(fixture: &Fixture, rng: &mut ChaCha8Rng) -> u64 {
             done += 1;
         }
     }
-    let hold_ms = match rng.random_range(0..200) {
+    let hold_ms = match rng.random_range(0..400) {
         0 => rng.random_range(1_000..4_000),
         1..20 => rng.random_range(1..300),
-        _ => rng.random_range(0..6),
+        _ => rng.random_range(0..4),
     };
     tokio::time::sleep(Duration::from_millis(hold_ms)).await;
     if rng.random_bool(0.1) {

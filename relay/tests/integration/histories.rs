@@ -27,7 +27,7 @@ use variant::Variant;
 const HISTORIES: u64 = 10_000;
 
 /// Histories within which a relay that is wrong in one way must be caught.
-const HISTORIES_TO_CATCH: u64 = 20_000;
+const HISTORIES_TO_CATCH: u64 = 40_000;
 
 /// What must have happened, or the histories prove nothing.
 const MUST_HAPPEN: [&str; 21] = [

@@ -7,7 +7,7 @@ use relay::lanes::HeldLane;
 use super::broker::PARTITIONS;
 use super::database::ReadLimits;
 use super::ground::Ground;
-use super::lanes_table::Owner;
+use super::lanes_table::{LEASE, Owner};
 use super::session::{Session, Stop};
 
 /// One relay's process.
@@ -181,6 +181,8 @@ impl Relay {
         let released = session.release(ground, &[lane]);
         // Time for another relay to take the lane, to read on, and to hand it back before this read is through.
         self.reads_later = 150;
+        session.next_balance = ground.now + LEASE / 2;
+        ground.now += LEASE / 4;
         if let Err(stop) = released {
             self.end(ground, stop);
         }

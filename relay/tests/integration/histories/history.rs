@@ -60,6 +60,9 @@ impl History {
 
     fn step(&mut self) {
         self.recall();
+        if self.recall.is_none() && self.ground.trouble > 0 && self.ground.chance(30) {
+            self.give_back_amid_read();
+        }
         match self.ground.pick(100) {
             0..27 => self.write(),
             27..88 => self.work(),
@@ -134,6 +137,10 @@ impl History {
             }
         } else if !relay.step(&mut self.ground) {
             self.relays.remove(number);
+            // Its lanes are free: let another one find them before much else happens.
+            for session in self.relays.iter_mut().filter_map(|relay| relay.session.as_mut()) {
+                session.next_balance = self.ground.now;
+            }
         }
     }
 
@@ -176,9 +183,8 @@ impl History {
 
     /// What belongs to a relay's life.
     fn come_and_go(&mut self) {
-        match self.ground.pick(6) {
+        match self.ground.pick(3) {
             0 | 1 => self.add_relay(),
-            2..5 if self.ground.trouble > 0 => self.give_back_amid_read(),
             _ if self.relays.is_empty() => {}
             _ => {
                 let number = self.ground.pick(self.relays.len());
@@ -214,7 +220,7 @@ impl History {
     fn give_back_amid_read(&mut self) {
         for number in 0..self.relays.len() {
             if !self.relays[number].frozen && self.relays[number].give_back_amid_read(&mut self.ground) {
-                self.recall = Some((250, self.relays[number].owner));
+                self.recall = Some((100, self.relays[number].owner));
                 return self.add_relay();
             }
         }
