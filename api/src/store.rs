@@ -249,8 +249,8 @@ async fn read_order(connection: &mut PgConnection, id: OrderId) -> Result<Option
     // By the primary key. No lock: a reader never waits for a writer.
     sqlx::query_scalar!(
         r#"-- read_order
-        SELECT row_to_json(ROW(id, user_id, product_id, quantity, status, version, created_at, updated_at)::order_document)::text
-            AS "document!"
+        SELECT row_to_json(ROW(id, user_id, product_id, quantity, status, version, created_at, updated_at,
+            failure_reason)::order_document)::text AS "document!"
         FROM orders WHERE id = $1"#,
         id.get()
     )
@@ -275,7 +275,7 @@ async fn insert_orders(connection: &mut PgConnection, orders: &NewOrders) -> Res
                 AS given (user_id, product_id, quantity, event_id, headers, place)
         ), drawn AS MATERIALIZED (
             SELECT new.*,
-                row_to_json(ROW(id, user_id, product_id, quantity, 'Pending', 1, now(), now())::order_document) AS document
+                row_to_json(ROW(id, user_id, product_id, quantity, 'Pending', 1, now(), now(), NULL)::order_document) AS document
             FROM new
         ), inserted_orders AS (
             INSERT INTO orders (id, user_id, product_id, quantity, status, version, created_at, updated_at)

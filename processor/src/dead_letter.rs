@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::fingerprint::fingerprint;
 use crate::record::{Record, RecordHeaders};
 
 /// A row of `dead_letters`.
@@ -13,6 +14,7 @@ pub struct DeadLetter<'a> {
     pub(crate) event_type: Option<String>,
     pub(crate) headers: Value,
     pub(crate) reason: String,
+    pub(crate) fingerprint: String,
 }
 
 impl<'a> DeadLetter<'a> {
@@ -31,6 +33,7 @@ impl<'a> DeadLetter<'a> {
             event_type: event_type.map(storable),
             headers: headers_json(&record.headers),
             reason: storable(reason),
+            fingerprint: fingerprint(event_type.unwrap_or_default(), reason),
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod config;
 mod consumer;
 mod dead_letter;
 pub mod failpoint;
+mod fingerprint;
 pub mod handler;
 pub mod handlers;
 pub mod metrics;

@@ -116,14 +116,16 @@ pub(crate) async fn bury(
     let event_types: Vec<Option<&str>> = letters.iter().map(|letter| letter.event_type.as_deref()).collect();
     let headers: Vec<&serde_json::Value> = letters.iter().map(|letter| &letter.headers).collect();
     let reasons: Vec<&str> = letters.iter().map(|letter| letter.reason.as_str()).collect();
+    let fingerprints: Vec<&str> = letters.iter().map(|letter| letter.fingerprint.as_str()).collect();
     // The conflict is a record that was given up before its partition was set back.
     sqlx::query!(
         r#"-- bury
         INSERT INTO dead_letters
-            (group_id, topic, partition, record_offset, record_key, event_id, event_type, headers, payload, reason)
-        SELECT $1, $2, $3, record_offset, record_key, event_id, event_type, headers, payload, reason
-        FROM UNNEST($4::bigint[], $5::bytea[], $6::uuid[], $7::text[], $8::jsonb[], $9::bytea[], $10::text[])
-            AS new (record_offset, record_key, event_id, event_type, headers, payload, reason)
+            (group_id, topic, partition, record_offset, record_key, event_id, event_type, headers, payload, reason,
+                fingerprint)
+        SELECT $1, $2, $3, record_offset, record_key, event_id, event_type, headers, payload, reason, fingerprint
+        FROM UNNEST($4::bigint[], $5::bytea[], $6::uuid[], $7::text[], $8::jsonb[], $9::bytea[], $10::text[], $11::text[])
+            AS new (record_offset, record_key, event_id, event_type, headers, payload, reason, fingerprint)
         ON CONFLICT ON CONSTRAINT dead_letters_record_key DO NOTHING"#,
         group,
         &partition.topic,
@@ -135,6 +137,7 @@ pub(crate) async fn bury(
         &headers as _,
         &payloads as _,
         &reasons as _,
+        &fingerprints as _,
     )
     .execute(connection)
     .await?;

@@ -95,7 +95,7 @@ async fn nobody_sets_an_id_a_date_or_a_status() {
     assert_eq!(
         order,
         json!({"id": 1, "user_id": i64::MAX, "product_id": 2, "quantity": 10000, "status": "Pending", "version": 1,
-            "created_at": null, "updated_at": null})
+            "created_at": null, "updated_at": null, "failure_reason": null})
     );
     api.stop().await;
 }

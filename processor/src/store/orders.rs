@@ -40,7 +40,7 @@ pub(crate) async fn process(connection: &mut PgConnection, changes: &Changes) ->
             WHERE o.id = due.id AND o.version = due.version AND o.status = 'Pending'
             RETURNING o.id, o.version, due.event_id,
                 row_to_json(ROW(o.id, o.user_id, o.product_id, o.quantity, o.status, o.version, o.created_at,
-                    o.updated_at)::order_document)::text AS document
+                    o.updated_at, o.failure_reason)::order_document)::text AS document
         ), history AS (
             INSERT INTO order_transitions (order_id, version, from_status, to_status, event_id)
             SELECT id, version, 'Pending', 'Processed', event_id FROM changed
