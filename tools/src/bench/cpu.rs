@@ -1,4 +1,4 @@
-//! CPU time of processes with all of their threads and children, from `/proc`.
+//! CPU time of processes with all of their threads and children, and their memory, from `/proc`.
 
 use std::fs;
 use std::time::Duration;
@@ -19,6 +19,15 @@ pub fn of_tree(root: Pid) -> Result<Duration> {
         }
     }
     Ok(Duration::from_nanos(nanos))
+}
+
+/// The most memory that a process has had at once so far, in bytes.
+pub fn peak_memory_bytes(pid: Pid) -> Result<u64> {
+    let pid = pid.as_raw_nonzero();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the process has ended")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("Linux tells the peak")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("in kB")?;
+    Ok(kib * 1024)
 }
 
 /// The first field of `schedstat` is the time on the CPU, for each thread.
@@ -46,6 +55,7 @@ mod tests {
         let sum: u64 = (0..20_000_000_u64).map(std::hint::black_box).sum();
         assert!(sum > 0);
         assert!(of_tree(rustix::process::getpid())? > before);
+        assert!(peak_memory_bytes(rustix::process::getpid())? > 1 << 20);
         assert_eq!(parent("12 (a (b) c) S 7 1"), Some(7));
         Ok(())
     }

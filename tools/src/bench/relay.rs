@@ -135,19 +135,25 @@ async fn drain_round(ground: &mut Ground, name: &str, scale: Scale) -> Result<f6
 /// Whether a deep backlog goes out as fast as a shallow one.
 async fn depth(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
     let mut scene = ground.scene("depth").await?;
-    scene.start_relay(ground, &[]).await?;
+    let relay = scene.start_relay(ground, &[]).await?;
     let mut shallow = Vec::new();
     for _ in 0..scale.rounds * 3 {
         shallow.push(drain_once(&scene, scale.shallow_rows).await?);
     }
     let deep = drain_once(&scene, scale.deep_rows).await?;
-    let shallow = median(&shallow);
+    let (shallow, peak) = (median(&shallow), cpu::peak_memory_bytes(relay)?);
     eprintln!("  {shallow:.0} events/s from {}, {deep:.0} from {}", scale.shallow_rows, scale.deep_rows);
     scene.close().await?;
     Ok(vec![
         Figure::new("drain of a backlog of 100 k", shallow, "events/s", Bound::Shown),
         Figure::new("drain of a backlog of 10 M", deep, "events/s", Bound::Shown),
         Figure::new("rate an event of 10 M against 100 k", deep / shallow * 100.0, "%", Bound::AtLeast(90.0)),
+        Figure::new(
+            "most memory of the relay meanwhile",
+            per_second(peak, Duration::from_secs(1)) / 1e6,
+            "MB",
+            Bound::Shown,
+        ),
     ])
 }
 
