@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Pid;
 
 use super::figure::{Bound, Figure, median};
 use super::ground::{Ground, Scene};
+use super::topic::Topic;
 use super::{RelayArgs, cpu, load, producer_performance};
 
 mod classic;
@@ -91,7 +93,7 @@ async fn drain(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
     for round in 0..scale.rounds.min(3) {
         let rate = drain_round(ground, &format!("drain{round}"), scale).await?;
         let name = format!("load{round}s");
-        super::topic::Topic::create(&ground.brokers, &name).await?;
+        Topic::create(&ground.brokers, &name).await?;
         let performance = producer_performance::run(ground, &name, scale.drain_rows * 2).await?;
         eprintln!("  {performance:.0} records/s by ProducerPerformance");
         rates.push(rate);
@@ -110,51 +112,82 @@ async fn drain(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
 async fn drain_round(ground: &mut Ground, name: &str, scale: Scale) -> Result<f64> {
     let mut scene = ground.scene(name).await?;
     let relay = scene.start_relay(ground, &[]).await?;
-    let pids = [("relay", relay), ("Postgres", ground.postgres()?), ("Kafka", ground.kafka()?)];
-    let used = || pids.iter().map(|(_, pid)| cpu::of_tree(*pid)).collect::<Result<Vec<_>>>();
+    let processes = Processes { relay, postgres: ground.postgres()?, kafka: ground.kafka()? };
     load::backlog(&scene.pool, &scene.name, scale.drain_rows).await?;
-    let (before, begun) = (used()?, Instant::now());
+    let (before, begun) = (processes.used()?, Instant::now());
     scene.topic.reaches(scale.drain_rows).await?;
-    let took = begun.elapsed();
-    let after = used()?;
-    let events = per_second(scale.drain_rows, Duration::from_secs(1));
-    let shares = pids.iter().zip(before.iter().zip(&after));
-    let shares: Vec<String> = shares
-        .map(|((name, _), (before, after))| {
-            format!("{name} {:.2}", after.saturating_sub(*before).as_secs_f64() * 1e6 / events)
-        })
-        .collect();
-    let rate = per_second(scale.drain_rows, took);
+    let rate = per_second(scale.drain_rows, begun.elapsed());
+    let shares = processes.shares(before, scale.drain_rows)?;
     let order = scene.topic.check(scale.drain_rows)?;
-    eprintln!("  {rate:.0} events/s; CPU in us an event: {}; {order}", shares.join(", "));
+    eprintln!("  {rate:.0} events/s; CPU in us an event: {shares}; {order}");
     ensure!(order.is_perfect(), "the events did not arrive as they should have");
     scene.close().await?;
     Ok(rate)
 }
 
+/// Who works on a drain.
+struct Processes {
+    relay: Pid,
+    postgres: Pid,
+    kafka: Pid,
+}
+
+impl Processes {
+    /// CPU time that each has used so far.
+    fn used(&self) -> Result<[Duration; 3]> {
+        Ok([cpu::of_tree(self.relay)?, cpu::of_tree(self.postgres)?, cpu::of_tree(self.kafka)?])
+    }
+
+    /// CPU time that each has used since `before`, for each of so many events.
+    fn shares(&self, before: [Duration; 3], events: u64) -> Result<String> {
+        let events = per_second(events, Duration::from_secs(1));
+        let spent = self.used()?.into_iter().zip(before).map(|(after, before)| after.saturating_sub(before));
+        let micros: Vec<f64> = spent.map(|spent| spent.as_secs_f64() * 1e6 / events).collect();
+        Ok(format!("relay {:.2}, Postgres {:.2}, Kafka {:.2}", micros[0], micros[1], micros[2]))
+    }
+}
+
 /// Whether a deep backlog goes out as fast as a shallow one.
 async fn depth(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
     let mut scene = ground.scene("depth").await?;
-    let relay = scene.start_relay(ground, &[]).await?;
     let mut shallow = Vec::new();
-    for _ in 0..scale.rounds * 3 {
-        shallow.push(drain_once(&scene, scale.shallow_rows).await?);
+    for _ in 0..scale.rounds {
+        shallow.push(drain_settled(ground, &mut scene, scale.shallow_rows).await?.0);
     }
-    let deep = drain_once(&scene, scale.deep_rows).await?;
-    let (shallow, peak) = (median(&shallow), cpu::peak_memory_bytes(relay)?);
-    eprintln!("  {shallow:.0} events/s from {}, {deep:.0} from {}", scale.shallow_rows, scale.deep_rows);
+    let (deep, peak) = drain_settled(ground, &mut scene, scale.deep_rows).await?;
+    let shallow = median(&shallow);
     scene.close().await?;
     Ok(vec![
         Figure::new("drain of a backlog of 100 k", shallow, "events/s", Bound::Shown),
         Figure::new("drain of a backlog of 10 M", deep, "events/s", Bound::Shown),
         Figure::new("rate an event of 10 M against 100 k", deep / shallow * 100.0, "%", Bound::AtLeast(90.0)),
-        Figure::new(
-            "most memory of the relay meanwhile",
-            per_second(peak, Duration::from_secs(1)) / 1e6,
-            "MB",
-            Bound::Shown,
-        ),
+        Figure::new("most memory of the relay meanwhile", peak, "MB", Bound::Shown),
     ])
+}
+
+/// Commits a backlog, has Postgres write it to disk as it would have done by the time a backlog of days is met, and only then starts
+/// a relay: else the writing of gigabytes is measured with the drain. Returns events a second from the first one on, and the relay's
+/// peak of memory in MB.
+async fn drain_settled(ground: &mut Ground, scene: &mut Scene, count: u64) -> Result<(f64, f64)> {
+    let there = scene.topic.len()?;
+    load::backlog(&scene.pool, &scene.name, count).await?;
+    sqlx::query("CHECKPOINT").execute(&scene.pool).await?;
+    let topic = Topic::create(&ground.brokers, &format!("{}s", scene.name)).await?;
+    let begun = tokio::spawn(async move {
+        topic.reaches(there + 1).await?;
+        anyhow::Ok((topic.len()?, Instant::now()))
+    });
+    let relay = scene.start_relay(ground, &[]).await?;
+    let processes = Processes { relay, postgres: ground.postgres()?, kafka: ground.kafka()? };
+    let before = processes.used()?;
+    scene.topic.reaches(there + count).await?;
+    let (first, begun) = begun.await??;
+    let left = (there + count - first).max(1);
+    let rate = per_second(left, begun.elapsed());
+    eprintln!("  {rate:.0} events/s from {count}; CPU in us an event: {}", processes.shares(before, left)?);
+    let peak = per_second(cpu::peak_memory_bytes(relay)?, Duration::from_secs(1)) / 1e6;
+    scene.stop_relays().await?;
+    Ok((rate, peak))
 }
 
 /// Commits a backlog and waits until all of it is in the topic. Returns events a second.
