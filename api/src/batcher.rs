@@ -98,24 +98,36 @@ impl Batcher {
     /// # Errors
     /// When it was not accepted.
     pub async fn submit(&self, order: NewOrder, headers: Option<String>) -> Result<Written, Refusal> {
+        self.hand_in(order, headers).await
+    }
+
+    /// Hands in an order at once; what this returns waits until it is written.
+    pub fn hand_in(
+        &self,
+        order: NewOrder,
+        headers: Option<String>,
+    ) -> impl Future<Output = Result<Written, Refusal>> + use<'_> {
         let (answer, answered) = oneshot::channel();
         // Counted before it is queued, or the writer could take it off first and the gauge would go below zero.
         self.metrics.queued.inc();
-        let result = match self.queue.try_send(Job { order, headers, answer }) {
-            // Without an answer a writer has panicked; the order may or may not be there.
-            Ok(()) => answered.await.unwrap_or(Err(Refusal::InDoubt)),
-            Err(error) => {
-                self.metrics.queued.dec();
-                Err(match error {
-                    mpsc::error::TrySendError::Full(_) => Refusal::QueueFull,
-                    mpsc::error::TrySendError::Closed(_) => Refusal::ShuttingDown,
-                })
+        let queued = self.queue.try_send(Job { order, headers, answer }).map_err(|error| {
+            self.metrics.queued.dec();
+            match error {
+                mpsc::error::TrySendError::Full(_) => Refusal::QueueFull,
+                mpsc::error::TrySendError::Closed(_) => Refusal::ShuttingDown,
             }
-        };
-        if let Err(refusal) = result {
-            self.metrics.refused(refusal.reason());
+        });
+        async move {
+            let result = match queued {
+                // Without an answer a writer has panicked; the order may or may not be there.
+                Ok(()) => answered.await.unwrap_or(Err(Refusal::InDoubt)),
+                Err(refusal) => Err(refusal),
+            };
+            if let Err(refusal) = result {
+                self.metrics.refused(refusal.reason());
+            }
+            result
         }
-        result
     }
 }
 

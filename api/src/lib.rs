@@ -7,6 +7,7 @@
 pub mod batcher;
 pub mod config;
 pub mod domain;
+pub mod listing;
 pub mod metrics;
 pub mod observe;
 pub mod problem;

@@ -22,6 +22,14 @@ pub enum Kind {
     MalformedBody,
     /// The body is JSON, and no order.
     InvalidOrder,
+    /// The body is JSON, and no list of orders.
+    InvalidBatch,
+    /// A parameter of the query is wrong.
+    InvalidQuery,
+    /// The order is not Pending any more.
+    OrderNotPending,
+    /// The order is not at a version that `If-Match` names.
+    PreconditionFailed,
     /// The body is longer than allowed.
     BodyTooLarge,
     /// The body is said not to be JSON, or is encoded.
@@ -47,6 +55,18 @@ impl Kind {
             Self::InvalidOrder => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "/problems/invalid-order", "The order is not valid")
             }
+            Self::InvalidBatch => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "/problems/invalid-batch", "The list of orders is not valid")
+            }
+            Self::InvalidQuery => (StatusCode::BAD_REQUEST, "/problems/invalid-query", "The query is not valid"),
+            Self::OrderNotPending => {
+                (StatusCode::CONFLICT, "/problems/order-not-pending", "The order is not Pending any more")
+            }
+            Self::PreconditionFailed => (
+                StatusCode::PRECONDITION_FAILED,
+                "/problems/precondition-failed",
+                "The order is not at the expected version",
+            ),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "/problems/body-too-large", "The body is too large"),
             Self::UnsupportedMediaType => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -87,8 +107,9 @@ struct Document<'a> {
 #[derive(Serialize)]
 struct DocumentError<'a> {
     field: &'a str,
-    /// JSON pointer in URI fragment form, as in the example of RFC 9457.
-    pointer: String,
+    /// JSON pointer in URI fragment form, as in the example of RFC 9457; none for what is not in the body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pointer: Option<String>,
     detail: &'a str,
 }
 
@@ -104,6 +125,24 @@ impl Problem {
         Self { allow: Some(allow), ..Self::new(Kind::MethodNotAllowed, format!("Only {allow} can be used here.")) }
     }
 
+    /// What is wrong with the parameters of a query.
+    #[must_use]
+    pub fn invalid_query(errors: Vec<FieldError>) -> Self {
+        Self::of_fields(Kind::InvalidQuery, errors)
+    }
+
+    fn of_fields(kind: Kind, errors: Vec<FieldError>) -> Self {
+        let faults: Vec<String> = errors.iter().map(|error| format!("{} {}", error.field, error.detail)).collect();
+        Self { errors, ..Self::new(kind, format!("{}.", faults.join("; "))) }
+    }
+
+    /// As JSON: what is answered, or what is said of one order of a list.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        // Strings and numbers only: there is nothing in it that could fail to be written.
+        serde_json::to_vec(&self.document()).unwrap_or_default()
+    }
+
     fn unavailable() -> Self {
         Self::new(Kind::Unavailable, "The database does not answer.")
     }
@@ -112,7 +151,7 @@ impl Problem {
         let (status, r#type, title) = self.kind.describe();
         let errors = self.errors.iter().map(|error| DocumentError {
             field: error.field,
-            pointer: format!("#/{}", error.field),
+            pointer: (self.kind != Kind::InvalidQuery).then(|| format!("#/{}", error.field)),
             detail: error.detail,
         });
         Document { r#type, title, status: status.as_u16(), detail: &self.detail, errors: errors.collect() }
@@ -141,8 +180,7 @@ impl ResponseError for Problem {
         if self.status_code() == StatusCode::SERVICE_UNAVAILABLE {
             response.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECS));
         }
-        // Strings and numbers only: there is nothing in it that could fail to be written.
-        response.body(serde_json::to_vec(&self.document()).unwrap_or_default())
+        response.body(self.to_json())
     }
 }
 
@@ -156,11 +194,7 @@ impl From<OrderError> for Problem {
                 Self::new(Kind::MalformedBody, format!("The body is not JSON: see line {line}, column {column}."))
             }
             OrderError::NotAnObject => Self::new(Kind::InvalidOrder, "The body must be a JSON object."),
-            OrderError::Fields(errors) => {
-                let faults: Vec<String> =
-                    errors.iter().map(|error| format!("{} {}", error.field, error.detail)).collect();
-                Self { errors, ..Self::new(Kind::InvalidOrder, format!("{}.", faults.join("; "))) }
-            }
+            OrderError::Fields(errors) => Self::of_fields(Kind::InvalidOrder, errors),
         }
     }
 }

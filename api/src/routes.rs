@@ -2,11 +2,17 @@
 //!
 //! | path | methods |
 //! |---|---|
-//! | `/orders` | `POST` |
-//! | `/orders/{id}` | `GET`, `HEAD` |
+//! | `/orders` | `GET`, `HEAD`, `POST` |
+//! | `/orders/batch` | `POST` |
+//! | `/orders/{id}` | `GET`, `HEAD`, `DELETE` |
+//! | `/orders/{id}/cancel` | `POST` |
 //! | `/livez`, `/readyz` | `GET` |
 
-pub mod orders;
+mod batch;
+mod changes;
+mod conditions;
+mod listing;
+mod orders;
 
 use std::future::{Ready, ready};
 
@@ -22,7 +28,9 @@ use crate::problem::{Kind, Problem};
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
 const ORDERS: &str = "/orders";
+const BATCH: &str = "/orders/batch";
 const ORDER: &str = "/orders/{id}";
+const CANCEL: &str = "/orders/{id}/cancel";
 /// Label of requests to no route: their paths are anybody's to choose.
 const NONE: &str = "none";
 
@@ -34,6 +42,16 @@ pub fn configure(config: &mut web::ServiceConfig, readiness: Readiness) {
             web::resource(ORDERS)
                 .wrap(from_fn(|request, next: Next<BoxBody>| observe(ORDERS, request, next)))
                 .route(web::post().to(orders::create))
+                .route(web::get().to(listing::list))
+                .route(web::head().to(listing::list))
+                .default_service(web::to(|| only("GET, HEAD, POST"))),
+        )
+        // Before the orders themselves, whose path it looks like.
+        .service(
+            web::resource(BATCH)
+                .app_data(web::PayloadConfig::new(batch::BODY_BYTES_MAX))
+                .wrap(from_fn(|request, next: Next<BoxBody>| observe(BATCH, request, next)))
+                .route(web::post().to(batch::create))
                 .default_service(web::to(|| only("POST"))),
         )
         .service(
@@ -41,7 +59,14 @@ pub fn configure(config: &mut web::ServiceConfig, readiness: Readiness) {
                 .wrap(from_fn(|request, next: Next<BoxBody>| observe(ORDER, request, next)))
                 .route(web::get().to(orders::read))
                 .route(web::head().to(orders::read))
-                .default_service(web::to(|| only("GET, HEAD"))),
+                .route(web::delete().to(changes::delete))
+                .default_service(web::to(|| only("GET, HEAD, DELETE"))),
+        )
+        .service(
+            web::resource(CANCEL)
+                .wrap(from_fn(|request, next: Next<BoxBody>| observe(CANCEL, request, next)))
+                .route(web::post().to(changes::cancel))
+                .default_service(web::to(|| only("POST"))),
         )
         .configure(|config| health::routes(config, readiness))
         .default_service(

@@ -17,7 +17,7 @@ use crate::batcher::Batcher;
 use crate::config::{Config, Limits};
 use crate::metrics::Metrics;
 use crate::routes;
-use crate::store::{self, Reader};
+use crate::store::{self, Orders};
 
 /// Connections that the kernel may hold until a worker takes them.
 const BACKLOG: u32 = 1_024;
@@ -31,8 +31,8 @@ const POSTGRES: &str = "postgres";
 pub struct State {
     /// Writes orders.
     pub batcher: Batcher,
-    /// Reads orders.
-    pub reader: Reader,
+    /// Reads orders, and changes single ones.
+    pub orders: Orders,
     /// Takes note of requests.
     pub metrics: Metrics,
     /// Whether anybody collects spans.
@@ -70,9 +70,9 @@ impl Server {
 
         let mut writers = JoinSet::new();
         let batcher = Batcher::start(&database, &limits, &metrics, &mut writers);
-        let reader = Reader::new(pool, &limits);
-        let check = tokio::spawn(keep_checking(reader.clone(), readiness.clone(), shutdown.clone()));
-        let state = web::Data::new(State { batcher, reader, metrics, traced });
+        let orders = Orders::new(pool, &limits);
+        let check = tokio::spawn(keep_checking(orders.clone(), readiness.clone(), shutdown.clone()));
+        let state = web::Data::new(State { batcher, orders, metrics, traced });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
         let address = listener.local_addr()?;
@@ -153,9 +153,9 @@ fn serve(
 }
 
 /// Keeps readiness true to what Postgres says, until the shutdown.
-async fn keep_checking(reader: Reader, readiness: Readiness, shutdown: Shutdown) {
+async fn keep_checking(orders: Orders, readiness: Readiness, shutdown: Shutdown) {
     while shutdown.sleep(CHECK_EVERY).await {
-        match reader.check().await {
+        match orders.check().await {
             Ok(()) => readiness.met(POSTGRES),
             Err(_) => readiness.missing(POSTGRES, "does not answer"),
         }

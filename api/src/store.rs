@@ -13,6 +13,11 @@ use uuid::Uuid;
 use crate::config::Limits;
 use crate::domain::{NewOrder, OrderId};
 
+pub mod changes;
+pub mod list;
+
+use changes::Versioned;
+
 /// A connection that rested this long is tried before it is trusted with orders: the server may have gone meanwhile, and an order
 /// that is lost for that reason is lost for nothing.
 const RESTED: Duration = Duration::from_secs(1);
@@ -199,34 +204,42 @@ impl Writer {
     }
 }
 
-/// Reads orders.
+/// Reads orders, and changes single ones.
 #[derive(Debug, Clone)]
-pub struct Reader {
+pub struct Orders {
     pool: PgPool,
     connect_timeout: Duration,
     statement_patience: Duration,
 }
 
-impl Reader {
-    /// A reader that shares `pool`.
+impl Orders {
+    /// Shares `pool`.
     #[must_use]
     pub fn new(pool: PgPool, limits: &Limits) -> Self {
         Self { pool, connect_timeout: limits.connect_timeout(), statement_patience: limits.statement_patience() }
     }
 
-    /// The JSON of an order, if there is one.
+    /// An order, if there is one.
     ///
     /// # Errors
     /// When Postgres does not say.
-    pub async fn order(&self, id: OrderId) -> Result<Option<Bytes>, StoreError> {
+    pub async fn order(&self, id: OrderId) -> Result<Option<Versioned>, StoreError> {
+        self.on_connection(async |connection| read_order(connection, id).await).await
+    }
+
+    /// Does some work on a connection of the pool, within its time.
+    async fn on_connection<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
         let connection = timeout(self.connect_timeout, self.pool.acquire()).await;
         let mut connection =
             connection.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)?;
-        let Ok(read) = timeout(self.statement_patience, read_order(&mut connection, id)).await else {
+        let Ok(done) = timeout(self.statement_patience, work(&mut connection)).await else {
             connection.close_on_drop();
             return Err(StoreError::InDoubt(timed_out("no answer to a statement")));
         };
-        Ok(read?.map(Bytes::from))
+        Ok(done?)
     }
 
     /// Whether Postgres answers.
@@ -245,17 +258,18 @@ fn timed_out(what: &str) -> sqlx::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("{what} within its time")).into()
 }
 
-async fn read_order(connection: &mut PgConnection, id: OrderId) -> Result<Option<String>, sqlx::Error> {
+async fn read_order(connection: &mut PgConnection, id: OrderId) -> Result<Option<Versioned>, sqlx::Error> {
     // By the primary key. No lock: a reader never waits for a writer.
-    sqlx::query_scalar!(
+    let row = sqlx::query!(
         r#"-- read_order
-        SELECT row_to_json(ROW(id, user_id, product_id, quantity, status, version, created_at, updated_at,
+        SELECT version, row_to_json(ROW(id, user_id, product_id, quantity, status, version, created_at, updated_at,
             failure_reason)::order_document)::text AS "document!"
-        FROM orders WHERE id = $1"#,
+        FROM orders WHERE id = $1 AND deleted_at IS NULL"#,
         id.get()
     )
     .fetch_optional(connection)
-    .await
+    .await?;
+    Ok(row.map(|row| Versioned { version: row.version, document: row.document.into() }))
 }
 
 async fn insert_orders(connection: &mut PgConnection, orders: &NewOrders) -> Result<Vec<Written>, sqlx::Error> {

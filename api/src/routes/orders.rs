@@ -8,7 +8,7 @@ use actix_web::{Error, HttpRequest, HttpResponse};
 use crate::domain::{NewOrder, OrderId};
 use crate::observe::event_headers;
 use crate::problem::{Kind, Problem};
-use crate::routes::BODY_BYTES_MAX;
+use crate::routes::{BODY_BYTES_MAX, conditions};
 use crate::server::State;
 
 /// `POST /orders`: 201 with the order, once it and its event are committed.
@@ -18,25 +18,42 @@ pub async fn create(
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
     require_json(&request)?;
-    let body = body.map_err(|error| unreadable(&error))?;
+    let body = body.map_err(|error| unreadable(&error, BODY_BYTES_MAX))?;
     let order = NewOrder::from_json(&body)?;
     let written = state.batcher.submit(order, event_headers(&state, request.headers())).await?;
     Ok(HttpResponse::Created()
         .insert_header((header::LOCATION, format!("/orders/{}", written.id)))
+        .insert_header((header::ETAG, conditions::etag(1)))
         .content_type(header::ContentType::json())
         .body(written.document))
 }
 
-/// `GET /orders/{id}`: 200 with the order as it is. An id that no order can have is answered like one that none has.
-pub async fn read(id: web::Path<String>, state: web::Data<State>) -> Result<HttpResponse, Problem> {
-    let not_found = || Problem::new(Kind::OrderNotFound, "No order has that id.");
+/// `GET /orders/{id}`: 200 with the order as it is, or 304 if the caller has that already. An id that no order can have is answered
+/// like one that none has.
+pub async fn read(
+    request: HttpRequest,
+    id: web::Path<String>,
+    state: web::Data<State>,
+) -> Result<HttpResponse, Problem> {
     let id = OrderId::from_path(&id).ok_or_else(not_found)?;
-    let document = state.reader.order(id).await?.ok_or_else(not_found)?;
-    Ok(HttpResponse::Ok().content_type(header::ContentType::json()).body(document))
+    let order = state.orders.order(id).await?.ok_or_else(not_found)?;
+    let etag = conditions::etag(order.version);
+    if conditions::has_already(request.headers(), order.version) {
+        return Ok(HttpResponse::NotModified().insert_header((header::ETAG, etag)).finish());
+    }
+    Ok(HttpResponse::Ok()
+        .insert_header((header::ETAG, etag))
+        .content_type(header::ContentType::json())
+        .body(order.document))
+}
+
+/// There is no such order, or none any more.
+pub fn not_found() -> Problem {
+    Problem::new(Kind::OrderNotFound, "No order has that id.")
 }
 
 /// The body is what it says it is. Parameters of the type are passed over: JSON is UTF-8 (RFC 8259), and takes none.
-fn require_json(request: &HttpRequest) -> Result<(), Problem> {
+pub fn require_json(request: &HttpRequest) -> Result<(), Problem> {
     let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
     let media_type = text(header::CONTENT_TYPE).and_then(|value| value.split(';').next()).unwrap_or_default();
     if !media_type.trim().eq_ignore_ascii_case("application/json") {
@@ -48,10 +65,11 @@ fn require_json(request: &HttpRequest) -> Result<(), Problem> {
     Ok(())
 }
 
-fn unreadable(error: &Error) -> Problem {
+/// Why a body of at most so many bytes could not be read.
+pub fn unreadable(error: &Error, bytes_max: usize) -> Problem {
     match error.as_error::<PayloadError>() {
         Some(PayloadError::Overflow) => {
-            Problem::new(Kind::BodyTooLarge, format!("The body may have {BODY_BYTES_MAX} bytes at most."))
+            Problem::new(Kind::BodyTooLarge, format!("The body may have {bytes_max} bytes at most."))
         }
         _ => Problem::new(Kind::MalformedBody, "The body ended early or could not be read."),
     }

@@ -1,7 +1,9 @@
 //! The API on a real Postgres: each test has a database and a server of its own, on free ports, under the role `outrider_api`.
 
+mod changes;
 mod grouping;
 mod http;
+mod listing;
 mod orders;
 mod outages;
 mod process;

@@ -103,10 +103,12 @@ async fn an_unknown_path_and_a_wrong_method_are_problems() {
         answer.problem();
     }
     let cases = [
-        ("GET", "/orders", "POST"),
-        ("DELETE", "/orders", "POST"),
-        ("POST", "/orders/1", "GET, HEAD"),
-        ("PUT", "/orders/1", "GET, HEAD"),
+        ("PUT", "/orders", "GET, HEAD, POST"),
+        ("DELETE", "/orders", "GET, HEAD, POST"),
+        ("POST", "/orders/1", "GET, HEAD, DELETE"),
+        ("PUT", "/orders/1", "GET, HEAD, DELETE"),
+        ("GET", "/orders/batch", "POST"),
+        ("GET", "/orders/1/cancel", "POST"),
         ("POST", "/livez", "GET"),
         ("POST", "/readyz", "GET"),
     ];

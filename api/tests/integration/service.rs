@@ -107,11 +107,17 @@ pub async fn hold(pool: &PgPool) -> Transaction<'static, Postgres> {
 
 /// Waits until a statement of the API waits for that lock.
 pub async fn statement_held(database: &TestDatabase) {
+    statement_waits(database, "-- insert_orders%", 1).await;
+}
+
+/// Waits until so many statements like this one wait for a lock.
+pub async fn statement_waits(database: &TestDatabase, like: &str, count: i64) {
     let waiting = "SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '-- insert_orders%'";
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE $1";
     eventually("a statement waits", async || {
-        let count: i64 = sqlx::query_scalar(waiting).fetch_one(&database.pool).await.expect("the activity can be seen");
-        (count > 0).then_some(())
+        let found: i64 =
+            sqlx::query_scalar(waiting).bind(like).fetch_one(&database.pool).await.expect("the activity can be seen");
+        (found >= count).then_some(())
     })
     .await;
 }

@@ -1,0 +1,75 @@
+//! Many orders in one request.
+
+use actix_web::http::header;
+use actix_web::web::{self, Bytes};
+use actix_web::{Error, HttpRequest, HttpResponse, ResponseError as _};
+use futures_util::future::join_all;
+use serde_json::value::RawValue;
+
+use super::orders::{require_json, unreadable};
+use crate::domain::NewOrder;
+use crate::observe::event_headers;
+use crate::problem::{Kind, Problem};
+use crate::server::State;
+use crate::store::Written;
+
+/// Most orders of one request.
+const ORDERS_MAX: usize = 1_000;
+
+/// The longest body that is read, in bytes.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// `POST /orders/batch`: 200 with what came of each order, in the order of the request. Each is accepted or refused by itself.
+pub async fn create(
+    request: HttpRequest,
+    body: Result<Bytes, Error>,
+    state: web::Data<State>,
+) -> Result<HttpResponse, Problem> {
+    require_json(&request)?;
+    let body = body.map_err(|error| unreadable(&error, BODY_BYTES_MAX))?;
+    let items: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|error| no_list(&error))?;
+    if items.is_empty() || items.len() > ORDERS_MAX {
+        let detail = format!("The list has {} orders; it must have 1 to {ORDERS_MAX}.", items.len());
+        return Err(Problem::new(Kind::InvalidBatch, detail));
+    }
+    let headers = event_headers(&state, request.headers());
+    // All are handed in before any is waited for, so that they share statements.
+    let outcomes = items.into_iter().map(|item| {
+        let order = NewOrder::from_json(item.get().as_bytes());
+        let submitted = order.map(|order| state.batcher.hand_in(order, headers.clone()));
+        async move { Ok::<Written, Problem>(submitted?.await?) }
+    });
+    let outcomes = join_all(outcomes).await;
+    Ok(HttpResponse::Ok().content_type(header::ContentType::json()).body(results(&outcomes)))
+}
+
+fn results(outcomes: &[Result<Written, Problem>]) -> Vec<u8> {
+    let mut body = b"{\"results\":[".to_vec();
+    for (place, outcome) in outcomes.iter().enumerate() {
+        if place > 0 {
+            body.push(b',');
+        }
+        match outcome {
+            Ok(written) => {
+                body.extend_from_slice(b"{\"status\":201,\"order\":");
+                body.extend_from_slice(&written.document);
+            }
+            Err(problem) => {
+                let status = problem.status_code().as_u16();
+                body.extend_from_slice(format!("{{\"status\":{status},\"problem\":").as_bytes());
+                body.extend_from_slice(&problem.to_json());
+            }
+        }
+        body.push(b'}');
+    }
+    body.extend_from_slice(b"]}");
+    body
+}
+
+fn no_list(error: &serde_json::Error) -> Problem {
+    if error.classify() == serde_json::error::Category::Data {
+        return Problem::new(Kind::InvalidBatch, "The body must be a JSON array of orders.");
+    }
+    let (line, column) = (error.line(), error.column());
+    Problem::new(Kind::MalformedBody, format!("The body is not JSON: see line {line}, column {column}."))
+}

@@ -1,0 +1,36 @@
+//! Lists of orders over HTTP.
+
+use actix_web::http::header;
+use actix_web::{HttpResponse, web};
+
+use crate::listing::Filter;
+use crate::problem::{Kind, Problem};
+use crate::server::State;
+
+/// `GET /orders`: 200 with a page of orders, the newest first, and a link to the next one.
+pub async fn list(
+    query: Result<web::Query<Vec<(String, String)>>, actix_web::Error>,
+    state: web::Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let query = query.map_err(|_| Problem::new(Kind::InvalidQuery, "The query string cannot be read."))?;
+    let filter = Filter::from_query(&query).map_err(Problem::invalid_query)?;
+    let page = state.orders.list(&filter).await?;
+
+    let mut body = Vec::with_capacity(64 + page.documents.iter().map(|document| document.len() + 1).sum::<usize>());
+    body.extend_from_slice(b"{\"orders\":[");
+    for (place, document) in page.documents.iter().enumerate() {
+        if place > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(document);
+    }
+    let mut response = HttpResponse::Ok();
+    match page.next {
+        None => body.extend_from_slice(b"],\"next\":null}"),
+        Some(cursor) => {
+            body.extend_from_slice(format!("],\"next\":\"{cursor}\"}}").as_bytes());
+            response.insert_header((header::LINK, format!("</orders?{}>; rel=\"next\"", filter.next(cursor))));
+        }
+    }
+    Ok(response.content_type(header::ContentType::json()).body(body))
+}
