@@ -38,7 +38,7 @@ mod tests {
 
     use super::*;
 
-    fn headers(name: HeaderName, values: &[&'static str]) -> HeaderMap {
+    fn headers(name: &HeaderName, values: &[&'static str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(name.clone(), HeaderValue::from_static(value));
@@ -49,16 +49,16 @@ mod tests {
     #[test]
     fn a_read_is_answered_briefly_when_one_of_the_tags_is_the_orders() {
         for values in [&["\"2\""][..], &["\"1\", W/\"2\""], &["\"1\"", "\"2\""], &["*"]] {
-            assert!(has_already(&headers(header::IF_NONE_MATCH, values), 2), "{values:?}");
+            assert!(has_already(&headers(&header::IF_NONE_MATCH, values), 2), "{values:?}");
         }
         for values in [&["\"1\""][..], &["2"], &[""], &[]] {
-            assert!(!has_already(&headers(header::IF_NONE_MATCH, values), 2), "{values:?}");
+            assert!(!has_already(&headers(&header::IF_NONE_MATCH, values), 2), "{values:?}");
         }
     }
 
     #[test]
     fn a_change_goes_by_the_versions_that_are_named() {
-        let of = |values: &[&'static str]| expected(&headers(header::IF_MATCH, values));
+        let of = |values: &[&'static str]| expected(&headers(&header::IF_MATCH, values));
         assert_eq!(of(&[]), None);
         assert_eq!(of(&["*"]), None);
         assert_eq!(of(&["\"1\", \"3\"", "\"7\""]), Some(vec![1, 3, 7]));
