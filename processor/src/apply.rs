@@ -1,19 +1,23 @@
-//! One batch of one partition in one transaction: position, inbox, effects, dead letters.
+//! One batch of one partition in one transaction: position, inbox, effects, and what could not be applied.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use sqlx::PgPool;
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection, PgPool};
 
-use crate::batch::{Batch, Isolation, runs};
-use crate::dead_letter::DeadLetter;
+use crate::batch::Batch;
+use crate::dead_letter::{DeadLetter, Reason};
 use crate::failpoint::Failpoint;
-use crate::handler::{Handled, HandlerError, Handlers};
+use crate::handler::{FailureKind, Handlers};
 use crate::metrics::Tally;
-use crate::record::{Event, Partition};
+use crate::record::Partition;
+use crate::retry::{Next, Schedule};
 use crate::store;
-use crate::trace::ProcessSpans;
+use crate::store::blocked::{self, Change, State};
+use crate::store::letters::{self, Page};
+use crate::work::Worked;
 
 /// Applies batches for one consumer group.
 #[derive(Debug)]
@@ -21,6 +25,10 @@ pub(crate) struct Applier {
     pub(crate) pool: PgPool,
     pub(crate) group: Arc<str>,
     pub(crate) handlers: Handlers,
+    /// When keys that failed are tried again.
+    pub(crate) schedule: Schedule,
+    /// What one transaction reads back of the records that wait.
+    pub(crate) page: Page,
     pub(crate) failpoint: Option<Failpoint>,
 }
 
@@ -84,90 +92,114 @@ impl Applier {
             transaction.rollback().await?;
             return Err(ApplyError::Fenced);
         }
-        let fresh = if batch.handled() == 0 {
-            HashSet::new()
-        } else {
-            store::take_in(&mut transaction, &self.group, &batch.event_ids()).await?
-        };
-        let mut events = batch.fresh_events(fresh);
-        let spans = ProcessSpans::open(&events, partition);
-        spans.enter(&mut events);
-
-        let mut refused = Vec::new();
-        let mut superseded = 0;
-        for run in runs(&events) {
-            let mut isolation = Isolation::of(run);
-            superseded += self.apply_run(&mut transaction, &mut isolation, constraints).await?.superseded;
-            refused.append(&mut isolation.refused);
-        }
-        let letters = dead_letters(batch, &refused);
-        if !letters.is_empty() {
-            store::bury(&mut transaction, &self.group, partition, &letters).await?;
+        let mut tally = Tally { passed_over: batch.passed_over, ..Tally::default() };
+        if !batch.is_empty() {
+            let blocked = blocked::among(&mut transaction, &self.group, &partition.topic, &batch.keys()).await?;
+            let blocked = HashSet::from_iter(blocked);
+            let worked = self.work(&mut transaction, (partition, batch), &blocked, constraints).await?;
+            tally.applied = worked.applied;
+            tally.superseded = worked.superseded;
+            tally.repeated = worked.repeated;
+            self.set_aside(&mut transaction, (partition, batch), &worked, &mut tally).await?;
         }
         Failpoint::BeforeDbCommit.reached(self.failpoint);
         transaction.commit().await.map_err(refused_or_unknown)?;
         Failpoint::AfterDbCommit.reached(self.failpoint);
-        Ok(Tally {
-            applied: events.len() - refused.len(),
-            superseded,
-            repeated: batch.handled() - events.len(),
-            passed_over: batch.passed_over,
-            dead_lettered: letters.len(),
-        })
+        Ok(tally)
     }
 
-    /// Applies a set of events of one type, without those that are refused for good. At most twice as many attempts as events.
-    async fn apply_run(
+    /// Blocks the keys of what failed, and writes down all that was not applied.
+    async fn set_aside(
         &self,
         connection: &mut PgConnection,
-        isolation: &mut Isolation<'_>,
-        constraints: Constraints,
-    ) -> Result<Handled, ApplyError> {
-        let mut sum = Handled::default();
-        while let Some(set) = isolation.next_set() {
-            match self.attempt(connection, &set, constraints).await {
-                Ok(handled) => sum.superseded += handled.superseded,
-                Err(HandlerError::Permanent { refused, reason }) => isolation.split(set, refused, reason),
-                Err(HandlerError::Retryable(error)) => return Err(ApplyError::RolledBack(error)),
+        (partition, batch): (&Partition, &Batch<'_>),
+        worked: &Worked,
+        tally: &mut Tally,
+    ) -> Result<(), ApplyError> {
+        let left = &worked.left;
+        if left.failed.is_empty() && left.behind.is_empty() {
+            return Ok(());
+        }
+        let changes = self.blocks(batch, worked);
+        if !changes.is_empty() {
+            blocked::block(connection, &self.group, partition, &changes).await?;
+        }
+        Failpoint::AfterBlocking.reached(self.failpoint);
+        let mut reasons: Vec<(usize, Option<&str>)> = left.behind.iter().map(|place| (*place, None)).collect();
+        reasons.extend(left.failed.iter().map(|(place, failure)| (*place, Some(failure.reason.as_str()))));
+        reasons.sort_unstable_by_key(|(place, _)| *place);
+        let records = batch.records();
+        let letter = |(place, reason): &(usize, Option<&str>)| Some(DeadLetter::new(records.get(*place)?, *reason));
+        let letters: Vec<DeadLetter<'_>> = reasons.iter().filter_map(letter).collect();
+        letters::bury(connection, &self.group, partition, &letters).await?;
+        Failpoint::AfterBurying.reached(self.failpoint);
+        // Of the keys that waited before, one that waits for an elder may have got it.
+        let fresh: HashSet<&[u8]> = changes.iter().map(|change| change.key).collect();
+        let behind = left.behind.iter().filter_map(|place| batch.key_at(*place));
+        let mut known: Vec<&[u8]> = behind.filter(|key| !fresh.contains(key)).collect();
+        known.sort_unstable();
+        known.dedup();
+        if !known.is_empty() {
+            tally.keys_woken = count(blocked::wake(connection, &self.group, &partition.topic, &known).await?);
+        }
+        for change in &changes {
+            tally.block(change.state);
+        }
+        // Last, as what it appends to the outbox must come after all locks.
+        for (place, failure) in &left.failed {
+            let is_parked =
+                |change: &Change<'_>| Some(change.key) == batch.key_at(*place) && change.state == State::Parked;
+            if changes.iter().any(is_parked) {
+                self.tell_parked(connection, batch, *place, &failure.reason).await?;
             }
         }
-        Ok(sum)
+        tally.dead_lettered = left.failed.iter().filter(|(_, failure)| failure.kind == FailureKind::Permanent).count();
+        tally.waiting = letters.len() - tally.dead_lettered;
+        Ok(())
     }
 
-    /// Calls the handler under a savepoint, so that what it did can be undone and its neighbours' effects stay.
-    async fn attempt(
-        &self,
-        connection: &mut PgConnection,
-        events: &[Event<'_>],
-        constraints: Constraints,
-    ) -> Result<Handled, HandlerError> {
-        let Some(first) = events.first() else { return Ok(Handled::default()) };
-        let mut savepoint = connection.begin().await.map_err(HandlerError::retryable)?;
-        let mut outcome = self.handlers.handle(first.event_type(), events, &mut savepoint).await;
-        if outcome.is_ok() && constraints == Constraints::CheckedEarly {
-            outcome = check_constraints(&mut savepoint).await.map_err(HandlerError::from).and(outcome);
-        }
-        if outcome.is_ok() {
-            // Fails when the handler went on after a statement that failed: then its error is permanent.
-            savepoint.commit().await?;
-        } else {
-            savepoint.rollback().await.map_err(HandlerError::retryable)?;
-        }
-        outcome
+    /// What becomes of the keys whose first events failed for the first time.
+    fn blocks<'a>(&self, batch: &Batch<'a>, worked: &Worked) -> Vec<Change<'a>> {
+        let records = batch.records();
+        let change = |(place, failure): &(usize, _)| {
+            let failure: &crate::handler::Failure = failure;
+            let record = records.get(*place)?;
+            let key = record.key.as_deref()?;
+            let mut change = Change {
+                key,
+                state: state_of(failure.kind),
+                reason: Some(Reason::new(record, &failure.reason)),
+                attempts: 1,
+                wait: None,
+                is_new: true,
+            };
+            match self.schedule.next(failure.kind, 1, Duration::ZERO, rand::random()) {
+                Next::Park => change.state = State::Parked,
+                Next::Again(wait) => change.wait = Some(wait),
+            }
+            Some(change)
+        };
+        worked.left.failed.iter().filter_map(change).collect()
     }
 }
 
-/// Checks deferred constraints now, and leaves them deferred: the modes are the savepoint's, and go with it.
-async fn check_constraints(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql("SAVEPOINT checking; SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK TO SAVEPOINT checking")
-        .execute(connection)
-        .await
-        .map(|_| ())
+/// How a key waits whose first event failed so, before it is given up.
+pub(crate) const fn state_of(kind: FailureKind) -> State {
+    match kind {
+        FailureKind::Retryable => State::Retrying,
+        FailureKind::TooEarly => State::Waiting,
+        FailureKind::Permanent => State::Parked,
+    }
+}
+
+/// A number of rows.
+pub(crate) fn count(rows: u64) -> usize {
+    usize::try_from(rows).unwrap_or(usize::MAX)
 }
 
 /// Postgres says of a deferred constraint that the transaction is rolled back. Any other error at COMMIT may hide that it
 /// happened: a server that shuts down can say so after it has committed.
-fn refused_or_unknown(error: sqlx::Error) -> ApplyError {
+pub(crate) fn refused_or_unknown(error: sqlx::Error) -> ApplyError {
     match shared::db::sql_state(&error) {
         Some(state) if ["22", "23", "40"].iter().any(|class| state.starts_with(class)) => {
             if state.starts_with("40") {
@@ -178,19 +210,4 @@ fn refused_or_unknown(error: sqlx::Error) -> ApplyError {
         }
         _ => ApplyError::Unknown(error),
     }
-}
-
-/// The records of the batch that are no events, and the events that were refused, by their offsets.
-fn dead_letters<'a>(batch: &Batch<'a>, refused: &[(i64, String)]) -> Vec<DeadLetter<'a>> {
-    let records = batch.records();
-    let broken = batch.broken.iter().filter_map(|(place, reason)| Some((records.get(*place)?, reason)));
-    let refused = refused.iter().filter_map(|(offset, reason)| {
-        // Offsets go up within a batch.
-        let place = records.binary_search_by_key(offset, |record| record.offset).ok()?;
-        Some((records.get(place)?, reason))
-    });
-    let mut letters: Vec<DeadLetter<'a>> =
-        broken.chain(refused).map(|(record, reason)| DeadLetter::new(record, reason)).collect();
-    letters.sort_unstable_by_key(|letter| letter.record.offset);
-    letters
 }

@@ -1,7 +1,7 @@
 //! What is in a batch of records, before the database is asked: which are events with a handler, which are passed over, which
 //! cannot be read. Pure.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use shared::event::Envelope;
 use shared::propagation::TraceHeaders;
@@ -27,6 +27,19 @@ struct Decoded<'a> {
     envelope: Envelope,
     trace: TraceHeaders,
     record: &'a Record,
+    place: usize,
+}
+
+/// What is known of a batch before any of its events is tried.
+#[derive(Debug)]
+pub(crate) struct Plan<'b, 'a> {
+    /// Events to be tried.
+    tried: Vec<&'b Decoded<'a>>,
+    /// Places of records that wait: their key is blocked, or an elder of it in this batch cannot be read.
+    pub(crate) behind: Vec<usize>,
+    /// Places of the first records of their keys, or without a key, that cannot be read, and why. Elders in this batch that fail come
+    /// before them.
+    pub(crate) broken: Vec<(usize, &'b str)>,
 }
 
 impl<'a> Batch<'a> {
@@ -42,10 +55,26 @@ impl<'a> Batch<'a> {
                         traceparent: envelope.traceparent.clone(),
                         tracestate: envelope.tracestate.clone(),
                     };
-                    batch.decoded.push(Decoded { envelope, trace, record });
+                    batch.decoded.push(Decoded { envelope, trace, record, place });
                 }
                 Ok(_) => batch.passed_over += 1,
             }
+        }
+        batch
+    }
+
+    /// Reads records that have waited. One of a type without a handler is not passed over: it had one when it was put aside.
+    pub(crate) fn read_waiting(records: &'a [Record], handlers: &Handlers) -> Self {
+        let mut batch = Self::read(records, handlers);
+        if batch.passed_over > 0 {
+            let known: HashSet<usize> = batch.decoded.iter().map(|decoded| decoded.place).collect();
+            let broken: HashSet<usize> = batch.broken.iter().map(|(place, _)| *place).collect();
+            let passed_over = (0..records.len()).filter(|place| !known.contains(place) && !broken.contains(place));
+            batch
+                .broken
+                .extend(passed_over.map(|place| (place, "there is no handler for events of its type".to_owned())));
+            batch.broken.sort_unstable_by_key(|(place, _)| *place);
+            batch.passed_over = 0;
         }
         batch
     }
@@ -55,88 +84,101 @@ impl<'a> Batch<'a> {
         self.records
     }
 
+    /// The key of the record at `place`, if it has one.
+    pub(crate) fn key_at(&self, place: usize) -> Option<&'a [u8]> {
+        self.records.get(place)?.key.as_deref()
+    }
+
     /// Offset after the last record: where the partition goes on. Offsets may have gaps, so it says nothing of how many
     /// records there were.
     pub(crate) fn next_offset(&self) -> Option<i64> {
         self.records.last().map(|record| record.offset + 1)
     }
 
-    /// Ids of the events with a handler, sorted: two transactions that put the same ids into the inbox do it in the same
-    /// order and cannot lock each other out.
-    pub(crate) fn event_ids(&self) -> Vec<Uuid> {
-        let mut ids: Vec<Uuid> = self.decoded.iter().map(|decoded| decoded.envelope.event_id).collect();
-        ids.sort_unstable();
-        ids
+    /// The keys of all records that are to be applied, each once.
+    pub(crate) fn keys(&self) -> Vec<&'a [u8]> {
+        let handled = self.decoded.iter().map(|decoded| decoded.record);
+        let broken = self.broken.iter().filter_map(|(place, _)| self.records.get(*place));
+        let mut keys: Vec<&[u8]> = handled.chain(broken).filter_map(|record| record.key.as_deref()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
     }
 
-    /// The events with a handler whose ids are in `fresh`, in their order. Of an event that is in the batch twice, the first.
-    pub(crate) fn fresh_events(&self, mut fresh: HashSet<Uuid>) -> Vec<Event<'_>> {
-        self.decoded
-            .iter()
-            .filter(|decoded| fresh.remove(&decoded.envelope.event_id))
-            .map(|decoded| Event {
-                envelope: &decoded.envelope,
-                payload: decoded.record.payload.as_deref(),
-                trace: &decoded.trace,
-                offset: decoded.record.offset,
-            })
-            .collect()
+    /// What is to be tried when the keys in `blocked` wait already.
+    pub(crate) fn plan(&self, blocked: &HashSet<Vec<u8>>) -> Plan<'_, 'a> {
+        let (mut behind, mut broken) = (Vec::new(), Vec::new());
+        // Where each key ends for this batch.
+        let mut ends: HashMap<&[u8], usize> = HashMap::new();
+        for (place, reason) in &self.broken {
+            match self.records.get(*place).and_then(|record| record.key.as_deref()) {
+                Some(key) if blocked.contains(key) || ends.contains_key(key) => behind.push(*place),
+                key => {
+                    ends.extend(key.map(|key| (key, *place)));
+                    broken.push((*place, reason.as_str()));
+                }
+            }
+        }
+        if blocked.is_empty() && ends.is_empty() {
+            return Plan { tried: self.decoded.iter().collect(), behind, broken };
+        }
+        let waits = |decoded: &&Decoded<'_>| {
+            let key = decoded.envelope.aggregate_id.as_bytes();
+            blocked.contains(key) || ends.get(key).is_some_and(|end| *end < decoded.place)
+        };
+        let (waiting, tried): (Vec<_>, Vec<_>) = self.decoded.iter().partition(waits);
+        behind.extend(waiting.iter().map(|decoded| decoded.place));
+        Plan { tried, behind, broken }
+    }
+
+    /// The event at `place`, if there is a readable one with a handler.
+    pub(crate) fn event_at(&self, place: usize) -> Option<Event<'_>> {
+        // Places go up.
+        let found = self.decoded.binary_search_by_key(&place, |decoded| decoded.place).ok()?;
+        self.decoded.get(found).map(Decoded::event)
     }
 
     /// How many events have a handler.
     pub(crate) const fn handled(&self) -> usize {
         self.decoded.len()
     }
+
+    /// Whether any record is to be applied, or cannot be.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.decoded.is_empty() && self.broken.is_empty()
+    }
 }
 
-/// Cuts `events` where the type changes: each part goes to one handler as a set, and the events of one key keep their order
-/// across types.
-pub(crate) fn runs<'a, 'b>(events: &'b [Event<'a>]) -> impl Iterator<Item = &'b [Event<'a>]> {
-    events.chunk_by(|one, other| one.event_type() == other.event_type())
+impl Decoded<'_> {
+    fn event(&self) -> Event<'_> {
+        Event {
+            envelope: &self.envelope,
+            payload: self.record.payload.as_deref(),
+            trace: &self.trace,
+            offset: self.record.offset,
+            place: self.place,
+        }
+    }
 }
 
-/// What to try next with a set of events of which at least one was refused for good.
-#[derive(Debug, Default)]
-pub(crate) struct Isolation<'a> {
-    /// Sets that are to be tried, the next one last.
-    todo: Vec<Vec<Event<'a>>>,
-    /// Offset of each event that is refused, and why.
-    pub(crate) refused: Vec<(i64, String)>,
-}
-
-impl<'a> Isolation<'a> {
-    /// Nothing is tried yet.
-    pub(crate) fn of(events: &[Event<'a>]) -> Self {
-        Self { todo: vec![events.to_vec()], refused: Vec::new() }
+impl<'b> Plan<'b, '_> {
+    /// Ids of the events to be tried, sorted: two transactions that put the same ids into the inbox do it in the same order and
+    /// cannot lock each other out.
+    pub(crate) fn event_ids(&self) -> Vec<Uuid> {
+        let mut ids: Vec<Uuid> = self.tried.iter().map(|decoded| decoded.envelope.event_id).collect();
+        ids.sort_unstable();
+        ids
     }
 
-    /// The next set to try. Every answer makes the sets fewer or smaller, so there are at most twice as many attempts as events.
-    pub(crate) fn next_set(&mut self) -> Option<Vec<Event<'a>>> {
-        self.todo.pop().filter(|set| !set.is_empty())
+    /// The events to be tried whose ids are in `fresh`, in their order. Of an event that is in the batch twice, the first.
+    pub(crate) fn fresh_events(&self, mut fresh: HashSet<Uuid>) -> Vec<Event<'b>> {
+        let fresh = self.tried.iter().filter(|decoded| fresh.remove(&decoded.envelope.event_id));
+        fresh.map(|decoded| decoded.event()).collect()
     }
 
-    /// The handler refused events of `set`: those that it named, or one that it could not name.
-    pub(crate) fn split(&mut self, mut set: Vec<Event<'a>>, mut named: Vec<(usize, String)>, reason: String) {
-        named.retain(|(index, _)| *index < set.len());
-        if named.is_empty() && set.len() > 1 {
-            let second = set.split_off(set.len() / 2);
-            self.todo.push(second);
-            self.todo.push(set);
-            return;
-        }
-        if named.is_empty() {
-            named.push((0, reason));
-        }
-        let mut out: HashSet<i64> = HashSet::with_capacity(named.len());
-        for (index, reason) in named {
-            if out.insert(set[index].offset) {
-                self.refused.push((set[index].offset, reason));
-            }
-        }
-        set.retain(|event| !out.contains(&event.offset));
-        if !set.is_empty() {
-            self.todo.push(set);
-        }
+    /// How many events are to be tried.
+    pub(crate) const fn tried(&self) -> usize {
+        self.tried.len()
     }
 }
 
@@ -188,70 +230,37 @@ mod tests {
         let records = [record(0, 7, "a"), record(1, 8, "a"), record(2, 7, "a"), record(3, 9, "a")];
         let batch = Batch::read(&records, &handlers());
         let fresh = HashSet::from([7, 8].map(Uuid::from_u128));
-        assert_eq!(offsets(&batch.fresh_events(fresh)), [0, 1]);
+        assert_eq!(offsets(&batch.plan(&HashSet::new()).fresh_events(fresh)), [0, 1]);
     }
 
     #[test]
-    fn runs_keep_the_order_across_types() {
-        let types = ["a", "a", "b", "other", "b", "a"];
-        let records: Vec<Record> = types.iter().zip(0_u8..).map(|(name, n)| record(n.into(), n.into(), name)).collect();
+    fn what_is_behind_a_blocked_key_or_a_record_that_cannot_be_read_is_not_tried() {
+        let of_key = |offset: i64, key: &str, event_type: &str| Record {
+            key: Some(key.into()),
+            ..record(offset, u128::try_from(offset).expect("small"), event_type)
+        };
+        let broken = |offset: i64, key: Option<&str>| Record { offset, key: key.map(Into::into), ..Record::default() };
+        let records = [
+            of_key(0, "free", "a"),
+            of_key(1, "blocked", "a"),
+            of_key(2, "x", "b"),
+            broken(3, Some("x")),
+            broken(4, None),
+            of_key(5, "x", "a"),
+            of_key(6, "blocked", "other"),
+            broken(7, Some("blocked")),
+            broken(8, Some("x")),
+            of_key(9, "free", "b"),
+        ];
         let batch = Batch::read(&records, &handlers());
-        let events = batch.fresh_events(batch.event_ids().into_iter().collect());
-        let runs: Vec<Vec<i64>> = runs(&events).map(offsets).collect();
-        assert_eq!(runs, [vec![0, 1], vec![2, 4], vec![5]]);
-    }
-
-    /// Isolates the events at `bad` of `count`; returns what was applied, what was refused, and the number of attempts.
-    fn isolate(count: u8, bad: &[i64], named: bool) -> (Vec<i64>, Vec<i64>, usize) {
-        let records: Vec<Record> = (0..count).map(|n| record(n.into(), n.into(), "a")).collect();
-        let batch = Batch::read(&records, &handlers());
-        let events = batch.fresh_events(batch.event_ids().into_iter().collect());
-        let mut isolation = Isolation::of(&events);
-        let (mut applied, mut attempts) = (Vec::new(), 0);
-        while let Some(set) = isolation.next_set() {
-            attempts += 1;
-            let places = set.iter().enumerate().filter(|(_, event)| bad.contains(&event.offset()));
-            let found: Vec<(usize, String)> = places.map(|(place, _)| (place, "bad".into())).collect();
-            if found.is_empty() {
-                applied.extend(offsets(&set));
-            } else if named {
-                isolation.split(set, found, String::new());
-            } else {
-                isolation.split(set, Vec::new(), "bad".into());
-            }
-        }
-        let mut refused: Vec<i64> = isolation.refused.iter().map(|(offset, _)| *offset).collect();
-        refused.sort_unstable();
-        (applied, refused, attempts)
-    }
-
-    #[test]
-    fn named_events_are_taken_out_at_once() {
-        assert_eq!(isolate(6, &[1, 4], true), (vec![0, 2, 3, 5], vec![1, 4], 2));
-    }
-
-    #[test]
-    fn an_unnamed_event_is_found_by_halving_and_the_others_keep_their_order() {
-        for bad in 0..33 {
-            let (applied, refused, attempts) = isolate(33, &[bad], false);
-            assert_eq!(applied, (0..33).filter(|offset| *offset != bad).collect::<Vec<i64>>());
-            assert_eq!(refused, [bad]);
-            assert!(attempts <= 13, "{attempts} attempts");
-        }
-        let all: Vec<i64> = (0..50).collect();
-        let (applied, refused, attempts) = isolate(50, &all, false);
-        assert_eq!((applied.len(), refused.len()), (0, 50));
-        assert!(attempts <= 100, "{attempts} attempts");
-    }
-
-    #[test]
-    fn a_named_place_that_is_not_in_the_set_counts_for_nothing() {
-        let records = [record(0, 0, "a"), record(1, 1, "a")];
-        let batch = Batch::read(&records, &handlers());
-        let events = batch.fresh_events(batch.event_ids().into_iter().collect());
-        let mut isolation = Isolation::of(&events);
-        let set = isolation.next_set().expect("the first set");
-        isolation.split(set, vec![(2, "bad".into())], "bad".into());
-        assert_eq!(isolation.next_set().map(|set| offsets(&set)), Some(vec![0]));
+        assert_eq!(batch.keys(), [&b"blocked"[..], b"free", b"x"]);
+        let mut plan = batch.plan(&HashSet::from([b"blocked".to_vec()]));
+        plan.behind.sort_unstable();
+        assert_eq!(plan.behind, [1, 5, 7, 8]);
+        assert_eq!(plan.broken.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [3, 4]);
+        let events = plan.fresh_events(plan.event_ids().into_iter().collect());
+        assert_eq!(offsets(&events), [0, 2, 9]);
+        assert_eq!(batch.event_at(5).map(|event| event.offset()), Some(5));
+        assert!(batch.event_at(6).is_none());
     }
 }

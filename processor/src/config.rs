@@ -9,6 +9,8 @@ use shared::db::DatabaseConfig;
 use shared::kafka::KafkaConfig;
 
 use crate::failpoint::Failpoint;
+use crate::retry::Schedule;
+use crate::store::letters::Page;
 
 /// All that the processor is told from outside.
 #[derive(Debug, Clone)]
@@ -55,6 +57,18 @@ pub struct Settings {
     /// `PROCESSOR_RETRY_MAX_MS`: longest wait between two attempts at a batch.
     #[serde(default = "five_seconds")]
     pub retry_max_ms: u64,
+    /// `PROCESSOR_RETRY_FIRST_MS`: longest wait before a key whose event failed is tried again; it doubles with each failure.
+    #[serde(default = "two_hundred")]
+    pub retry_first_ms: u64,
+    /// `PROCESSOR_KEY_RETRY_MAX_MS`: longest wait between two attempts at a key.
+    #[serde(default = "one_minute")]
+    pub key_retry_max_ms: u64,
+    /// `PROCESSOR_KEY_ATTEMPTS_MAX`: after so many attempts at one event its key is parked.
+    #[serde(default = "ten")]
+    pub key_attempts_max: u32,
+    /// `PROCESSOR_KEY_AGE_MAX_S`: so long after the first attempt at an event its key is parked, also one that waits for an elder.
+    #[serde(default = "fifteen_minutes")]
+    pub key_age_max_s: u64,
     /// `PROCESSOR_TRANSACTION_IDLE_MS`: after that long without a statement Postgres ends a transaction. A processor that is
     /// frozen in the middle of one would otherwise hold its locks, and with them its partition, for as long as it is frozen.
     #[serde(default = "one_minute")]
@@ -94,6 +108,18 @@ const fn ten_seconds() -> u64 {
 
 const fn five_seconds() -> u64 {
     5_000
+}
+
+const fn two_hundred() -> u64 {
+    200
+}
+
+const fn ten() -> u32 {
+    10
+}
+
+const fn fifteen_minutes() -> u64 {
+    900
 }
 
 const fn one_minute() -> u64 {
@@ -158,7 +184,28 @@ impl Settings {
         if settings.retry_max_ms == 0 {
             return bad("RETRY_MAX_MS", "must be at least 1: without a wait a failing batch would busy the database");
         }
+        if settings.retry_first_ms == 0 || settings.retry_first_ms > settings.key_retry_max_ms {
+            return bad("RETRY_FIRST_MS", "must be at least 1 and at most PROCESSOR_KEY_RETRY_MAX_MS");
+        }
+        if settings.key_attempts_max == 0 {
+            return bad("KEY_ATTEMPTS_MAX", "must be at least 1");
+        }
         Ok(settings)
+    }
+
+    /// When keys that failed are tried again.
+    pub(crate) const fn key_schedule(&self) -> Schedule {
+        Schedule {
+            first: Duration::from_millis(self.retry_first_ms),
+            max: Duration::from_millis(self.key_retry_max_ms),
+            attempts_max: self.key_attempts_max,
+            age_max: Duration::from_secs(self.key_age_max_s),
+        }
+    }
+
+    /// What one transaction reads back of the records that wait: as much as a batch, and of bytes as much as a queue.
+    pub(crate) const fn page(&self) -> Page {
+        Page { rows_max: self.batch_rows_max, bytes_max: self.queue_bytes_max }
     }
 
     /// How long a transaction under way is waited for.
@@ -202,6 +249,8 @@ mod tests {
             ("PROCESSOR_QUEUE_ROWS_MAX", "999"),
             ("PROCESSOR_TRANSACTION_IDLE_MS", "0"),
             ("PROCESSOR_FAILPOINT", "somewhere"),
+            ("PROCESSOR_RETRY_FIRST_MS", "60001"),
+            ("PROCESSOR_KEY_ATTEMPTS_MAX", "0"),
         ] {
             assert_eq!(read(&[(name, value)]).unwrap_err().variable, name);
         }

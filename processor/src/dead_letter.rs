@@ -1,6 +1,7 @@
-//! A record that is given up, in the form in which Postgres can keep it. Pure.
+//! A record that waits, in the form in which Postgres can keep it, and back. Pure.
 
 use serde_json::{Value, json};
+use shared::event::{AGGREGATE_VERSION, CE_ID, CE_TYPE, ID};
 use uuid::Uuid;
 
 use crate::fingerprint::fingerprint;
@@ -12,30 +13,48 @@ pub struct DeadLetter<'a> {
     pub(crate) record: &'a Record,
     pub(crate) event_id: Option<Uuid>,
     pub(crate) event_type: Option<String>,
+    pub(crate) aggregate_version: Option<i64>,
     pub(crate) headers: Value,
-    pub(crate) reason: String,
+    /// Why it could not be applied, and the kind of this failure; none if it waits behind another one.
+    pub(crate) reason: Option<Reason>,
+}
+
+/// Why something could not be applied, as Postgres can keep it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    pub(crate) text: String,
     pub(crate) fingerprint: String,
 }
 
+impl Reason {
+    /// `reason`, of a record of this type if it tells one.
+    pub(crate) fn new(record: &Record, reason: &str) -> Self {
+        let event_type = header(record, CE_TYPE).and_then(|value| str::from_utf8(value).ok());
+        Self { text: storable(reason), fingerprint: fingerprint(event_type.unwrap_or_default(), reason) }
+    }
+}
+
 impl<'a> DeadLetter<'a> {
-    /// `record`, given up because of `reason`.
-    pub(crate) fn new(record: &'a Record, reason: &str) -> Self {
+    /// `record`, which could not be applied because of `reason`, or waits.
+    pub(crate) fn new(record: &'a Record, reason: Option<&str>) -> Self {
         // Not by the envelope: it is all or nothing, and here each part that can be read is worth having.
-        let header = |name: &str| {
-            let found = record.headers.iter().rev().find(|(found, _)| found == name);
-            found.and_then(|(_, value)| value.as_deref())
-        };
-        let id = header(shared::event::ID).or_else(|| header(shared::event::CE_ID));
-        let event_type = header(shared::event::CE_TYPE).and_then(|value| str::from_utf8(value).ok());
+        let text = |name: &str| header(record, name).and_then(|value| str::from_utf8(value).ok());
+        let id = header(record, ID).or_else(|| header(record, CE_ID));
         Self {
             record,
             event_id: id.and_then(|id| Uuid::try_parse_ascii(id).ok()),
-            event_type: event_type.map(storable),
+            event_type: text(CE_TYPE).map(storable),
+            aggregate_version: text(AGGREGATE_VERSION).and_then(|version| version.parse().ok()),
             headers: headers_json(&record.headers),
-            reason: storable(reason),
-            fingerprint: fingerprint(event_type.unwrap_or_default(), reason),
+            reason: reason.map(|reason| Reason::new(record, reason)),
         }
     }
+}
+
+/// The last header of this name: the one that counts.
+fn header<'a>(record: &'a Record, name: &str) -> Option<&'a [u8]> {
+    let found = record.headers.iter().rev().find(|(found, _)| found == name);
+    found.and_then(|(_, value)| value.as_deref())
 }
 
 /// `text` as Postgres can store it: it refuses U+0000 in text and jsonb, and one such byte in a bad record would otherwise fail
@@ -54,6 +73,20 @@ fn headers_json(headers: &RecordHeaders) -> Value {
         },
     };
     headers.iter().map(|(name, bytes)| json!([storable(name), value(bytes)])).collect()
+}
+
+/// The headers that [`headers_json`] has made `json` of. What is not of its form comes back without a value.
+pub(crate) fn headers_of(json: &Value) -> RecordHeaders {
+    let value = |value: &Value| match value {
+        Value::String(text) => Some(text.clone().into_bytes()),
+        other => unhex(other.get("hex")?.as_str()?),
+    };
+    let pair = |pair: &Value| Some((pair.get(0)?.as_str()?.to_owned(), pair.get(1).and_then(value)));
+    json.as_array().map(|pairs| pairs.iter().filter_map(pair).collect()).unwrap_or_default()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    text.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -75,27 +108,34 @@ mod tests {
     #[test]
     fn headers_keep_their_order_and_repeats() {
         let record = record(&[("b", Some(b"2")), ("a", None), ("b", Some("\u{e9}".as_bytes()))]);
-        assert_eq!(DeadLetter::new(&record, "").headers, json!([["b", "2"], ["a", null], ["b", "\u{e9}"]]));
+        assert_eq!(DeadLetter::new(&record, None).headers, json!([["b", "2"], ["a", null], ["b", "\u{e9}"]]));
     }
 
     #[test]
     fn bytes_that_are_no_text_are_given_in_hex() {
         let record = record(&[("x", Some(b"\xff\x00\x1a")), ("y", Some(b"a\0"))]);
-        assert_eq!(DeadLetter::new(&record, "").headers, json!([["x", {"hex": "ff001a"}], ["y", {"hex": "6100"}]]));
+        assert_eq!(DeadLetter::new(&record, None).headers, json!([["x", {"hex": "ff001a"}], ["y", {"hex": "6100"}]]));
     }
 
     #[test]
     fn zero_bytes_are_written_out() {
         let record = record(&[("ce_type", Some(b"a\0b"))]);
-        let letter = DeadLetter::new(&record, "why\0");
-        assert_eq!((letter.event_type.as_deref(), letter.reason.as_str()), (Some("a\\u0000b"), "why\\u0000"));
+        let letter = DeadLetter::new(&record, Some("why\0"));
+        assert_eq!(letter.event_type.as_deref(), Some("a\\u0000b"));
+        assert_eq!(letter.reason.map(|reason| reason.text).as_deref(), Some("why\\u0000"));
     }
 
     #[test]
     fn what_can_be_read_is_kept_though_the_rest_cannot() {
         let record = record(&[("id", Some(b"01890a5d-ac96-774b-bcce-b302099a8057")), ("ce_type", Some(b"\xff"))]);
-        let letter = DeadLetter::new(&record, "");
+        let letter = DeadLetter::new(&record, None);
         assert!(letter.event_id.is_some());
         assert_eq!(letter.event_type, None);
+    }
+
+    #[test]
+    fn headers_come_back_as_they_were() {
+        let record = record(&[("b", Some(b"2")), ("a", None), ("b", Some(b"\xff\x00\x1a")), ("c", Some(b""))]);
+        assert_eq!(headers_of(&headers_json(&record.headers)), record.headers);
     }
 }

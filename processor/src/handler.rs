@@ -1,7 +1,7 @@
 //! What a user implements for their own events.
 
+use std::any::Any;
 use std::collections::HashMap;
-use std::error::Error;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -10,7 +10,11 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use sqlx::PgConnection;
 
-use crate::record::{Event, PayloadError};
+use crate::record::Event;
+
+mod failure;
+
+pub use self::failure::{Failure, FailureKind, HandlerError};
 
 /// Applies events of one type to the database.
 ///
@@ -38,13 +42,29 @@ pub trait EventHandler: Send + Sync + 'static {
     /// Applies `events`, as a set where that can be.
     ///
     /// # Errors
-    /// [`HandlerError::Retryable`] rolls the whole batch back, to be tried again later. [`HandlerError::Permanent`] undoes this
-    /// call; the offending events go to the dead letters and the others come again.
+    /// A [`HandlerError`] undoes this call. The events at fault, named or found by halving, wait with the later ones of their keys in
+    /// the dead letters, to be tried again or until an operator looks at them; the other events come again at once.
     fn handle(
         &self,
         events: &[Event<'_>],
         connection: &mut PgConnection,
     ) -> impl Future<Output = Result<Handled, HandlerError>> + Send;
+
+    /// Called when `event` is given up for now: the handler refused it for good, or too often, for `reason`. It and the later events
+    /// of its key wait for an operator, who may have it applied later: then [`EventHandler::handle`] gets it again. What this writes
+    /// through `connection` commits together with that.
+    ///
+    /// # Errors
+    /// Undo what the call has written; the key is parked all the same. Only when the database is away is the batch rolled back.
+    fn on_parked(
+        &self,
+        event: &Event<'_>,
+        reason: &str,
+        connection: &mut PgConnection,
+    ) -> impl Future<Output = Result<(), HandlerError>> + Send {
+        let _ = (event, reason, connection);
+        std::future::ready(Ok(()))
+    }
 }
 
 /// Like [`EventHandler`] for who would rather see one event at a time; see [`OneByOne`].
@@ -58,6 +78,20 @@ pub trait SingleEventHandler: Send + Sync + 'static {
         event: Event<'_>,
         connection: &mut PgConnection,
     ) -> impl Future<Output = Result<(), HandlerError>> + Send;
+
+    /// As [`EventHandler::on_parked`].
+    ///
+    /// # Errors
+    /// As there.
+    fn on_parked(
+        &self,
+        event: &Event<'_>,
+        reason: &str,
+        connection: &mut PgConnection,
+    ) -> impl Future<Output = Result<(), HandlerError>> + Send {
+        let _ = (event, reason, connection);
+        std::future::ready(Ok(()))
+    }
 }
 
 /// Makes an [`EventHandler`] of a [`SingleEventHandler`]. It costs the round trips of each event instead of those of a batch.
@@ -71,6 +105,15 @@ impl<H: SingleEventHandler> EventHandler for OneByOne<H> {
         }
         Ok(Handled::default())
     }
+
+    async fn on_parked(
+        &self,
+        event: &Event<'_>,
+        reason: &str,
+        connection: &mut PgConnection,
+    ) -> Result<(), HandlerError> {
+        self.0.on_parked(event, reason, connection).await
+    }
 }
 
 /// What came of a slice of events.
@@ -80,83 +123,32 @@ pub struct Handled {
     pub superseded: usize,
 }
 
-/// Why a handler did not apply a slice of events.
-#[derive(Debug)]
-pub enum HandlerError {
-    /// Something that may be better next time.
-    Retryable(Box<dyn Error + Send + Sync>),
-    /// Something that will be the same next time: which events of the slice are refused, and why. An empty list is one event
-    /// that the handler cannot name; it is found by halving the slice.
-    Permanent {
-        /// Index in the slice and reason of each event that is refused.
-        refused: Vec<(usize, String)>,
-        /// Why, if no event is named.
-        reason: String,
-    },
-}
-
-impl HandlerError {
-    /// The slice may be applied later.
-    pub fn retryable(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::Retryable(error.into())
-    }
-
-    /// Some event of the slice will never be applied.
-    pub fn permanent(reason: impl fmt::Display) -> Self {
-        Self::Permanent { refused: Vec::new(), reason: reason.to_string() }
-    }
-
-    /// The event at `index` of the slice will never be applied.
-    pub fn permanent_at(index: usize, reason: impl fmt::Display) -> Self {
-        Self::refused(vec![(index, reason.to_string())])
-    }
-
-    /// These events of the slice will never be applied: index and reason of each.
-    #[must_use]
-    pub const fn refused(refused: Vec<(usize, String)>) -> Self {
-        Self::Permanent { refused, reason: String::new() }
-    }
-
-    /// Names the event at `index`, if the error is permanent and names none.
-    fn at(self, index: usize) -> Self {
-        match self {
-            Self::Permanent { refused, reason } if refused.is_empty() => Self::permanent_at(index, reason),
-            other => other,
-        }
-    }
-}
-
-impl From<PayloadError> for HandlerError {
-    fn from(error: PayloadError) -> Self {
-        Self::permanent(error)
-    }
-}
-
-impl From<sqlx::Error> for HandlerError {
-    /// What the data are to blame for is permanent: data exceptions (22), violated constraints (23), a function of the user's
-    /// that raised (P0001), and statements after such a failure (25P02). Anything else is worth another try, a missing grant or
-    /// table too: to give up every event over them would be worse than to wait for the operator.
-    fn from(error: sqlx::Error) -> Self {
-        let state = shared::db::sql_state(&error);
-        let blames_data = state.is_some_and(|state| {
-            ["22", "23"].iter().any(|class| state.starts_with(class)) || state == "P0001" || state == "25P02"
-        });
-        let blames_data = blames_data
-            || matches!(error, sqlx::Error::RowNotFound | sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_));
-        if blames_data { Self::permanent(error) } else { Self::retryable(error) }
-    }
-}
-
-type Outcome<'a> = Pin<Box<dyn Future<Output = Result<Handled, HandlerError>> + Send + 'a>>;
+type Outcome<'a, T> = Pin<Box<dyn Future<Output = Result<T, HandlerError>> + Send + 'a>>;
 
 /// [`EventHandler`] with its future in a box, so that handlers of different types fit in one table.
 trait ErasedHandler: Send + Sync {
-    fn handle<'a>(&'a self, events: &'a [Event<'a>], connection: &'a mut PgConnection) -> Outcome<'a>;
+    fn handle<'a>(&'a self, events: &'a [Event<'a>], connection: &'a mut PgConnection) -> Outcome<'a, Handled>;
+
+    fn on_parked<'a>(
+        &'a self,
+        event: &'a Event<'a>,
+        reason: &'a str,
+        connection: &'a mut PgConnection,
+    ) -> Outcome<'a, ()>;
 }
 
 impl<H: EventHandler> ErasedHandler for H {
-    fn handle<'a>(&'a self, events: &'a [Event<'a>], connection: &'a mut PgConnection) -> Outcome<'a> {
+    fn handle<'a>(&'a self, events: &'a [Event<'a>], connection: &'a mut PgConnection) -> Outcome<'a, Handled> {
         Box::pin(EventHandler::handle(self, events, connection))
+    }
+
+    fn on_parked<'a>(
+        &'a self,
+        event: &'a Event<'a>,
+        reason: &'a str,
+        connection: &'a mut PgConnection,
+    ) -> Outcome<'a, ()> {
+        Box::pin(EventHandler::on_parked(self, event, reason, connection))
     }
 }
 
@@ -191,13 +183,27 @@ impl Handlers {
         connection: &mut PgConnection,
     ) -> Result<Handled, HandlerError> {
         let Some(handler) = self.0.get(event_type) else { return Ok(Handled::default()) };
-        match AssertUnwindSafe(handler.handle(events, connection)).catch_unwind().await {
-            Ok(outcome) => outcome,
-            Err(panic) => {
-                let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-                let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-                Err(HandlerError::permanent(format_args!("the handler panicked: {text}")))
-            }
-        }
+        AssertUnwindSafe(handler.handle(events, connection))
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|panic| Err(panicked(&*panic)))
     }
+
+    /// Lets the handler of `event`'s type know that it is parked.
+    pub(crate) async fn on_parked(
+        &self,
+        event: &Event<'_>,
+        reason: &str,
+        connection: &mut PgConnection,
+    ) -> Result<(), HandlerError> {
+        let Some(handler) = self.0.get(event.event_type()) else { return Ok(()) };
+        let told = AssertUnwindSafe(handler.on_parked(event, reason, connection)).catch_unwind().await;
+        told.unwrap_or_else(|panic| Err(panicked(&*panic)))
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> HandlerError {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or_default();
+    HandlerError::permanent(format_args!("the handler panicked: {text}"))
 }

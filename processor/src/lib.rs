@@ -14,13 +14,18 @@ pub mod failpoint;
 mod fingerprint;
 pub mod handler;
 pub mod handlers;
+mod isolation;
+mod key_work;
+mod looks;
 pub mod metrics;
 mod partition;
 mod processor;
 mod queue;
 pub mod record;
+mod retry;
 mod store;
 mod trace;
+mod work;
 
 pub use consumer::ConsumerError;
 pub use consumer::positions::LostPositions;

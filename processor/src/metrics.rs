@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::store::blocked::State;
+
 /// What came of the records of committed batches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -18,13 +20,43 @@ pub struct Tally {
     pub repeated: usize,
     /// Of a type without a handler.
     pub passed_over: usize,
-    /// Given up.
+    /// Given up: they wait for an operator.
     pub dead_lettered: usize,
+    /// Put behind them, or to be tried again.
+    pub waiting: usize,
+    /// Keys blocked, because an event of theirs is to be tried again.
+    pub keys_retrying: usize,
+    /// Keys blocked, because an event of theirs came before its elder.
+    pub keys_waiting: usize,
+    /// Keys given up: they wait for an operator.
+    pub keys_parked: usize,
+    /// Keys unblocked, with nothing left that waits.
+    pub keys_unblocked: usize,
+    /// Attempts at keys that were blocked.
+    pub keys_tried: usize,
+    /// Keys that are to be tried again at once, since something has come for them.
+    pub keys_woken: usize,
+}
+
+impl Tally {
+    /// Counts a key that is blocked now.
+    pub(crate) const fn block(&mut self, state: State) {
+        match state {
+            State::Retrying => self.keys_retrying += 1,
+            State::Waiting => self.keys_waiting += 1,
+            State::Parked => self.keys_parked += 1,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Label {
     outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Change {
+    change: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -36,6 +68,7 @@ struct Kind {
 #[derive(Debug, Clone)]
 pub struct Metrics {
     events: Family<Label, Counter>,
+    keys: Family<Change, Counter>,
     pub(crate) retries: Counter,
     pub(crate) fenced: Counter,
     pub(crate) pauses: Counter,
@@ -50,6 +83,7 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             events: Family::default(),
+            keys: Family::default(),
             retries: Counter::default(),
             fenced: Counter::default(),
             pauses: Counter::default(),
@@ -67,6 +101,11 @@ impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("outrider_processor");
         registry.register("events", "Records of committed batches, by what came of them", self.events.clone());
+        registry.register(
+            "keys",
+            "Keys whose events wait, by what became of them: retrying, waiting (for an elder), parked, tried, unblocked",
+            self.keys.clone(),
+        );
         registry.register("retries", "Batches that were rolled back, to be tried again", self.retries.clone());
         registry.register("fenced", "Batches that somebody else had applied already", self.fenced.clone());
         registry.register("pauses", "Times that a partition's queue was full", self.pauses.clone());
@@ -88,18 +127,34 @@ impl Metrics {
 
     /// Counts a committed batch of `rows` records.
     pub(crate) fn record(&self, tally: &Tally, rows: usize, seconds: f64) {
+        self.count(tally);
+        #[expect(clippy::cast_precision_loss, reason = "a batch has far fewer than 2^52 rows")]
+        self.batch_rows.observe(rows as f64);
+        self.batch_seconds.observe(seconds);
+    }
+
+    /// Counts what has committed.
+    pub(crate) fn count(&self, tally: &Tally) {
         for (outcome, count) in [
             ("applied", tally.applied),
             ("superseded", tally.superseded),
             ("repeated", tally.repeated),
             ("passed_over", tally.passed_over),
             ("dead_lettered", tally.dead_lettered),
+            ("waiting", tally.waiting),
         ] {
             self.events.get_or_create(&Label { outcome }).inc_by(count as u64);
         }
-        #[expect(clippy::cast_precision_loss, reason = "a batch has far fewer than 2^52 rows")]
-        self.batch_rows.observe(rows as f64);
-        self.batch_seconds.observe(seconds);
+        for (change, count) in [
+            ("retrying", tally.keys_retrying),
+            ("waiting", tally.keys_waiting),
+            ("parked", tally.keys_parked),
+            ("unblocked", tally.keys_unblocked),
+            ("tried", tally.keys_tried),
+            ("woken", tally.keys_woken),
+        ] {
+            self.keys.get_or_create(&Change { change }).inc_by(count as u64);
+        }
     }
 
     /// Counts a change of the assignment: `assign` or `revoke`.
@@ -112,12 +167,20 @@ impl Metrics {
     pub fn tally(&self) -> Tally {
         let count =
             |outcome| usize::try_from(self.events.get_or_create(&Label { outcome }).get()).unwrap_or(usize::MAX);
+        let keys = |change| usize::try_from(self.keys.get_or_create(&Change { change }).get()).unwrap_or(usize::MAX);
         Tally {
             applied: count("applied"),
             superseded: count("superseded"),
             repeated: count("repeated"),
             passed_over: count("passed_over"),
             dead_lettered: count("dead_lettered"),
+            waiting: count("waiting"),
+            keys_retrying: keys("retrying"),
+            keys_waiting: keys("waiting"),
+            keys_parked: keys("parked"),
+            keys_unblocked: keys("unblocked"),
+            keys_tried: keys("tried"),
+            keys_woken: keys("woken"),
         }
     }
 

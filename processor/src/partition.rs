@@ -1,4 +1,5 @@
-//! One partition in order: takes what waits in its queue and applies it, batch by batch, until it is stopped.
+//! One partition in order: takes what waits in its queue and applies it, batch by batch, until it is stopped; and between batches what
+//! has waited for longer.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -13,11 +14,12 @@ use tracing::Instrument;
 
 use crate::apply::{Applier, ApplyError, Constraints};
 use crate::batch::Batch;
+use crate::looks::{Looked, Looks};
 use crate::metrics::{Metrics, Tally};
 use crate::queue::Queue;
 use crate::record::{Partition, Record};
 use crate::store;
-use crate::trace::batch_span;
+use crate::trace::{batch_span, key_span};
 
 /// Condition of [`Readiness`]: batches commit.
 pub(crate) const POSTGRES: &str = "postgres";
@@ -62,11 +64,23 @@ pub(crate) const NOTHING_COMMITTED: i64 = -1;
 impl Worker {
     /// Works until it is stopped or fenced. A transaction under way is finished first.
     pub(crate) async fn run(mut self, shop: Arc<Shop>) -> Ending {
+        let mut looks = Looks::new(shop.retry_max);
         loop {
+            if let Some(position) = self.position.filter(|_| looks.is_time()) {
+                let look = looks.look(&shop, &self.partition, position);
+                let span = key_span(&shop.applier.group, &self.partition);
+                // A transaction under way is finished, unless the seat gives up waiting and aborts this task.
+                if look.instrument(span).await == Looked::Fenced {
+                    self.fenced(&shop);
+                    return Ending::Fenced;
+                }
+            }
+            // The queue before the clock: however much there is to do for keys, a batch gets its turn after each piece of it.
             let mut records = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ending::Stopped,
                 records = self.queue.take(shop.batch_rows_max) => records,
+                () = looks.wait(), if self.position.is_some() => continue,
             };
             if self.queue.is_paused() {
                 shop.room.notify_one();
@@ -80,10 +94,13 @@ impl Worker {
             match self.apply(&shop, &records).instrument(span).await {
                 None => return Ending::Stopped,
                 Some(Outcome::Fenced) => return Ending::Fenced,
-                Some(Outcome::Committed { next }) => {
+                Some(Outcome::Committed { next, keys }) => {
                     self.position = Some(next);
                     self.next_offset = next;
                     self.committed.store(next, Ordering::Release);
+                    if keys {
+                        looks.soon();
+                    }
                 }
             }
         }
@@ -103,7 +120,8 @@ impl Worker {
             let error = match shop.applier.apply(&self.partition, &batch, self.position, constraints).await {
                 Ok(tally) => {
                     self.settle(shop, &tally, records, started);
-                    return Some(Outcome::Committed { next });
+                    let keys = tally.keys_retrying + tally.keys_waiting + tally.keys_woken > 0;
+                    return Some(Outcome::Committed { next, keys });
                 }
                 Err(error) => error,
             };
@@ -150,7 +168,7 @@ impl Worker {
                 Ok(found) => {
                     let found = found.get(&self.partition).copied();
                     return Some(match found {
-                        found if found == Some(next) => Some(Outcome::Committed { next }),
+                        found if found == Some(next) => Some(Outcome::Committed { next, keys: true }),
                         found if found == self.position => None,
                         _ => Some(self.fenced(shop)),
                     });
@@ -203,6 +221,15 @@ impl Worker {
                 "records given up: see dead_letters"
             );
         }
+        if tally.keys_retrying + tally.keys_waiting > 0 {
+            tracing::warn!(
+                messaging.destination.name = &*self.partition.topic,
+                messaging.destination.partition.id = self.partition.number,
+                retrying = tally.keys_retrying,
+                waiting = tally.keys_waiting,
+                "keys to be tried again: see blocked_keys"
+            );
+        }
     }
 }
 
@@ -212,6 +239,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// What came of a batch.
 #[derive(Debug, Clone, Copy)]
 enum Outcome {
-    Committed { next: i64 },
+    /// The partition goes on at `next`; `keys`: there may be some to be tried again soon.
+    Committed {
+        next: i64,
+        keys: bool,
+    },
     Fenced,
 }

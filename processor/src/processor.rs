@@ -94,6 +94,8 @@ impl Processor {
                 pool: pool.clone(),
                 group: settings.group.as_str().into(),
                 handlers,
+                schedule: settings.key_schedule(),
+                page: settings.page(),
                 failpoint: settings.failpoint,
             },
             metrics,

@@ -70,6 +70,8 @@ pub struct Event<'a> {
     pub(crate) payload: Option<&'a [u8]>,
     pub(crate) trace: &'a TraceHeaders,
     pub(crate) offset: i64,
+    /// Its place among the records that are worked on together.
+    pub(crate) place: usize,
 }
 
 /// Why a payload is not what a handler expects.

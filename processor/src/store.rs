@@ -1,14 +1,17 @@
-//! All SQL of the processor itself: positions, inbox, dead letters. That of the order handler is in [`orders`].
+//! All SQL of the processor itself: positions and inbox here, blocked keys in [`blocked`], what waits in [`letters`], what operators
+//! ask for in [`requests`]. That of the order handler is in [`orders`].
 
 use std::collections::{HashMap, HashSet};
 
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::dead_letter::DeadLetter;
-use crate::record::{Partition, Record};
+use crate::record::Partition;
 
+pub(crate) mod blocked;
+pub(crate) mod letters;
 pub mod orders;
+pub(crate) mod requests;
 
 /// Where `partitions` go on, for those that have a position.
 pub(crate) async fn positions(
@@ -82,6 +85,32 @@ pub(crate) async fn advance(
     Ok(hit.rows_affected() == 1)
 }
 
+/// Locks the position of a partition until the transaction ends. Returns whether it was at `position`.
+///
+/// It fences like [`advance`]: of two processors that hold the partition, one waits here for the other's transaction, which is a batch or
+/// another work on keys. After a batch the position has moved, and this hits nothing; after work on keys, whatever is
+/// read from now on is what that has left.
+pub(crate) async fn hold(
+    connection: &mut PgConnection,
+    group: &str,
+    partition: &Partition,
+    position: i64,
+) -> Result<bool, sqlx::Error> {
+    // Locks its one row, found by the primary key.
+    let held = sqlx::query_scalar!(
+        r#"-- hold
+        SELECT next_offset FROM consumer_offsets
+        WHERE group_id = $1 AND topic = $2 AND partition = $3 AND next_offset = $4 FOR UPDATE"#,
+        group,
+        &partition.topic,
+        partition.number,
+        position,
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(held.is_some())
+}
+
 /// Takes event ids into the inbox. Returns those that were not in it, each once, however often it is in `event_ids`.
 pub(crate) async fn take_in(
     connection: &mut PgConnection,
@@ -101,43 +130,18 @@ pub(crate) async fn take_in(
     Ok(fresh.into_iter().collect())
 }
 
-/// Writes dead letters.
-pub(crate) async fn bury(
+/// Takes events out of the inbox that this transaction has taken in and could not apply.
+pub(crate) async fn take_out(
     connection: &mut PgConnection,
     group: &str,
-    partition: &Partition,
-    letters: &[DeadLetter<'_>],
+    event_ids: &[Uuid],
 ) -> Result<(), sqlx::Error> {
-    let records = || letters.iter().map(|letter| letter.record);
-    let offsets: Vec<i64> = records().map(|record| record.offset).collect();
-    let keys: Vec<Option<&[u8]>> = records().map(|record| record.key.as_deref()).collect();
-    let payloads: Vec<Option<&[u8]>> = records().map(|record: &Record| record.payload.as_deref()).collect();
-    let event_ids: Vec<Option<Uuid>> = letters.iter().map(|letter| letter.event_id).collect();
-    let event_types: Vec<Option<&str>> = letters.iter().map(|letter| letter.event_type.as_deref()).collect();
-    let headers: Vec<&serde_json::Value> = letters.iter().map(|letter| &letter.headers).collect();
-    let reasons: Vec<&str> = letters.iter().map(|letter| letter.reason.as_str()).collect();
-    let fingerprints: Vec<&str> = letters.iter().map(|letter| letter.fingerprint.as_str()).collect();
-    // The conflict is a record that was given up before its partition was set back.
+    // By the primary key. Nobody else has seen these rows.
     sqlx::query!(
-        r#"-- bury
-        INSERT INTO dead_letters
-            (group_id, topic, partition, record_offset, record_key, event_id, event_type, headers, payload, reason,
-                fingerprint)
-        SELECT $1, $2, $3, record_offset, record_key, event_id, event_type, headers, payload, reason, fingerprint
-        FROM UNNEST($4::bigint[], $5::bytea[], $6::uuid[], $7::text[], $8::jsonb[], $9::bytea[], $10::text[], $11::text[])
-            AS new (record_offset, record_key, event_id, event_type, headers, payload, reason, fingerprint)
-        ON CONFLICT ON CONSTRAINT dead_letters_record_key DO NOTHING"#,
+        r#"-- take_out
+        DELETE FROM inbox WHERE group_id = $1 AND event_id = ANY($2)"#,
         group,
-        &partition.topic,
-        partition.number,
-        &offsets,
-        &keys as _,
-        &event_ids as _,
-        &event_types as _,
-        &headers as _,
-        &payloads as _,
-        &reasons as _,
-        &fingerprints as _,
+        event_ids,
     )
     .execute(connection)
     .await?;

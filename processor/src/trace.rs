@@ -22,6 +22,18 @@ pub(crate) fn batch_span(group: &str, partition: &Partition, rows: usize) -> Spa
     )
 }
 
+/// The span of a look at the keys that wait.
+pub(crate) fn key_span(group: &str, partition: &Partition) -> Span {
+    tracing::debug_span!(
+        parent: None,
+        "process_keys",
+        otel.kind = "internal",
+        messaging.destination.name = &*partition.topic,
+        messaging.destination.partition.id = partition.number,
+        messaging.consumer.group.name = group,
+    )
+}
+
 /// A span for each event of a batch, and its context for what the event causes. Open for as long as it is kept.
 #[derive(Debug)]
 pub(crate) struct ProcessSpans(Vec<(Span, TraceHeaders)>);

@@ -1,4 +1,5 @@
-//! `order.created`: the order goes from Pending to Processed.
+//! `order.created`: the order goes from Pending to Processed; to Failed, if its event is given up, and from there to Processed, if an
+//! operator has it applied after all.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,14 +10,17 @@ use uuid::Uuid;
 
 use crate::handler::{EventHandler, Handled, HandlerError};
 use crate::record::Event;
-use crate::store::orders::{Changed, Changes, process, versions};
+use crate::store::orders::{Changed, Changes, fail, process, versions};
 
 /// The event that [`OrderCreated`] handles.
 pub const ORDER_CREATED: &str = "order.created";
-/// The event that [`OrderCreated`] appends for each order.
+/// The event that [`OrderCreated`] appends for each order that is processed.
 pub const ORDER_PROCESSED: &str = "order.processed";
+/// The event that [`OrderCreated`] appends for each order whose processing is given up.
+pub const ORDER_FAILED: &str = "order.failed";
 
-/// Makes a created order Processed: status, version + 1, one transition and one event `order.processed`.
+/// Makes a created order Processed: status, version + 1, one transition and one event `order.processed`. An order whose event is given
+/// up becomes Failed, with the reason, in the same way; if the event is applied later, the order becomes Processed from there.
 ///
 /// Refused for good: a payload that is no order, one whose id is not the key, an order that is not in the database. An order
 /// that is past the event's version has been processed or cancelled otherwise: then the event has no effect.
@@ -41,6 +45,33 @@ impl EventHandler for OrderCreated {
         // Last in the transaction, after the orders are changed: the append rule.
         outbox::append(connection, "order", &announcements(events, &orders, changed)).await?;
         Ok(Handled { superseded: missed.len() })
+    }
+
+    async fn on_parked(
+        &self,
+        event: &Event<'_>,
+        reason: &str,
+        connection: &mut PgConnection,
+    ) -> Result<(), HandlerError> {
+        // By the key: it may be the payload that cannot be read.
+        let Ok(order_id) = event.aggregate_id().parse::<i64>() else { return Ok(()) };
+        let failed = fail(connection, order_id, event.aggregate_version(), (Uuid::now_v7(), reason)).await?;
+        // None: it is not there, or has gone on otherwise.
+        let Some(failed) = failed else { return Ok(()) };
+        let mut new = NewEvents::with_capacity(1);
+        new.push(announcement(ORDER_FAILED, failed, event));
+        Ok(outbox::append(connection, "order", &new).await?)
+    }
+}
+
+fn announcement<'a>(event_type: &'a str, order: Changed, cause: &Event<'a>) -> NewEvent<'a> {
+    NewEvent {
+        event_id: order.event_id,
+        aggregate_id: order.id.to_string(),
+        aggregate_version: order.version,
+        event_type,
+        payload: order.document,
+        trace: cause.trace(),
     }
 }
 
@@ -76,7 +107,7 @@ fn changes(orders: &[Order]) -> Changes {
 /// Places of the orders that did not change through their event.
 fn missed(orders: &[Order], changed: &[Changed]) -> Vec<usize> {
     // Of two events for one order and version, the first made the change.
-    let mut made: HashSet<(i64, i64)> = changed.iter().map(|order| (order.id, order.version - 1)).collect();
+    let mut made: HashSet<(i64, i64)> = changed.iter().map(|order| (order.id, order.event_version)).collect();
     let by_event = |order: &Order| made.remove(&(order.id, order.version));
     let by_event: Vec<bool> = orders.iter().map(by_event).collect();
     (0..orders.len()).filter(|place| !by_event[*place]).collect()
@@ -104,14 +135,7 @@ fn announcements(events: &[Event<'_>], orders: &[Order], changed: Vec<Changed>) 
     let mut new = NewEvents::with_capacity(changed.len());
     for (event, order) in events.iter().zip(orders) {
         if let Some(now) = changed.remove(&order.id) {
-            new.push(NewEvent {
-                event_id: now.event_id,
-                aggregate_id: now.id.to_string(),
-                aggregate_version: now.version,
-                event_type: ORDER_PROCESSED,
-                payload: now.document,
-                trace: event.trace(),
-            });
+            new.push(announcement(ORDER_PROCESSED, now, event));
         }
     }
     new

@@ -1,0 +1,117 @@
+//! When a partition's worker looks at the keys that wait, and what it does then.
+
+use std::time::Duration;
+
+use shared::backoff::Backoff;
+use tokio::time::Instant;
+
+use crate::apply::{ApplyError, Constraints};
+use crate::partition::Shop;
+use crate::record::Partition;
+use crate::store::requests;
+
+/// Least time between two looks, so that batches hardly notice.
+const LOOK_MIN: Duration = Duration::from_millis(100);
+
+/// Most time between two looks: so long an operator's request waits for its turn.
+const LOOK_MAX: Duration = Duration::from_millis(500);
+
+/// First wait after a look that failed, before jitter.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+
+/// The looks of one worker.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    next: Instant,
+    last: Instant,
+    backoff: Backoff,
+}
+
+/// What a look has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Looked {
+    /// The worker goes on, whether it went well or not.
+    GoOn,
+    /// The position was moved by somebody else.
+    Fenced,
+}
+
+impl Looks {
+    /// The first one is due at once: keys may wait that another processor has blocked.
+    pub(crate) fn new(retry_max: Duration) -> Self {
+        let now = Instant::now();
+        Self { next: now, last: now, backoff: Backoff::new(FIRST_RETRY, retry_max) }
+    }
+
+    /// Whether one is due.
+    pub(crate) fn is_time(&self) -> bool {
+        Instant::now() >= self.next
+    }
+
+    /// Waits until one is due.
+    pub(crate) async fn wait(&self) {
+        tokio::time::sleep_until(self.next).await;
+    }
+
+    /// Has the next one come as soon as it may.
+    pub(crate) fn soon(&mut self) {
+        self.next = self.next.min(self.last + LOOK_MIN);
+    }
+
+    /// Looks, and tries the keys that are due. What fails here is tried again later; batches go on meanwhile.
+    pub(crate) async fn look(&mut self, shop: &Shop, partition: &Partition, position: i64) -> Looked {
+        let outcome = work(shop, partition, position).await;
+        self.last = Instant::now();
+        match outcome {
+            Ok(wait) => {
+                self.backoff.reset();
+                self.next = self.last + wait;
+                Looked::GoOn
+            }
+            Err(ApplyError::Fenced) => Looked::Fenced,
+            Err(error) => {
+                let delay = self.backoff.random_delay().max(LOOK_MIN);
+                self.next = self.last + delay;
+                shop.metrics.retries.inc();
+                tracing::warn!(
+                    messaging.destination.name = &*partition.topic,
+                    messaging.destination.partition.id = partition.number,
+                    attempt = self.backoff.attempts(),
+                    retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                    error = %error,
+                    "keys not tried"
+                );
+                Looked::GoOn
+            }
+        }
+    }
+}
+
+/// One look. Returns how long the next one can wait.
+async fn work(shop: &Shop, partition: &Partition, position: i64) -> Result<Duration, ApplyError> {
+    let applier = &shop.applier;
+    let due = requests::due(&applier.pool, &applier.group, partition).await?;
+    if due.is_rehearsed {
+        applier.rehearse(partition, position).await?;
+    }
+    if !due.is_requested && due.key != Some(Duration::ZERO) {
+        return Ok(due.key.unwrap_or(LOOK_MAX).clamp(LOOK_MIN, LOOK_MAX));
+    }
+    let tally = match applier.work_keys(partition, position, Constraints::AsDeclared).await {
+        // Once more, to find out which event it is.
+        Err(ApplyError::Deferred(_)) => applier.work_keys(partition, position, Constraints::CheckedEarly).await?,
+        // An unknown outcome needs no finding out: whatever waits still is in the database.
+        other => other?,
+    };
+    shop.metrics.count(&tally);
+    if tally.keys_parked > 0 {
+        tracing::warn!(
+            messaging.destination.name = &*partition.topic,
+            messaging.destination.partition.id = partition.number,
+            count = tally.keys_parked,
+            "keys given up: see blocked_keys"
+        );
+    }
+    // What was applied may be a part of a long key, whose next part is due now. Batches have their turn in between.
+    Ok(if tally.applied + tally.repeated > 0 { Duration::ZERO } else { LOOK_MIN })
+}
