@@ -19,7 +19,8 @@ impl RecordKey {
         let Some(digits) = text.strip_prefix("\\x") else { return Ok(Self(text.as_bytes().to_vec())) };
         let pair = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
         let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(pair).collect();
-        let bytes = bytes.filter(|_| digits.len().is_multiple_of(2) && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let bytes =
+            bytes.filter(|_| digits.len().is_multiple_of(2) && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
         bytes.map(Self).ok_or_else(|| "is not \\x and pairs of hexadecimal digits".to_owned())
     }
 }
@@ -43,7 +44,11 @@ impl Serialize for RecordKey {
 /// Two digits a byte.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
+        .collect()
 }
 
 #[cfg(test)]

@@ -138,8 +138,7 @@ async fn round(
 }
 
 fn print(found: &Found, outcome: &Outcome, is_dry_run: bool) {
-    let (applied, wait) =
-        if is_dry_run { ("would be applied", "would still wait") } else { ("applied", "still wait") };
+    let (applied, wait) = if is_dry_run { ("would be applied", "would still wait") } else { ("applied", "still wait") };
     say(format_args!(
         "{}{} of {} {applied}",
         if is_dry_run { "dry run: " } else { "" },
