@@ -5,6 +5,7 @@ mod dead_letters;
 mod effects;
 mod failures;
 mod fencing;
+mod loyalty;
 mod membership;
 mod proxy;
 mod support;

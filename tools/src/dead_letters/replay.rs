@@ -117,8 +117,9 @@ async fn round(
     let round =
         Round { keys: &found.rows, is_dry_run, rate: args.rate, patience: Duration::from_secs(args.wait), asker };
     let outcome = signals.interrupts(Box::pin(round.carry_out(connection))).await;
-    // On the connection that asked: a statement that was interrupted is over before this one begins.
-    let taken_back = take_back(connection, asker).await;
+    // On the connection that asked: a statement that was interrupted is over before this one begins. It may have to wait for a processor
+    // that is at one of them, which a second signal cuts short.
+    let taken_back = signals.interrupts(async { Ok(take_back(connection, asker).await?) }).await;
     match outcome {
         Ok(outcome) => {
             taken_back.context("cannot take back what was not done")?;
@@ -130,7 +131,7 @@ async fn round(
                     eprintln!("outrider: took back {requests} requests that nobody had carried out");
                 }
                 Ok(_) => {}
-                Err(error) => eprintln!("outrider: requests may be left in dead_letter_requests: {error}"),
+                Err(error) => eprintln!("outrider: requests may be left in dead_letter_requests: {error:#}"),
             }
             Err(error)
         }
