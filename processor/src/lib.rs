@@ -24,6 +24,8 @@ mod queue;
 pub mod record;
 mod retry;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod trace;
 mod work;
 

@@ -31,6 +31,10 @@ pub enum ProcessorError {
 
 /// A processor to be put together: which handler gets which events.
 ///
+/// Events of a type without a handler are passed over. Each consumer group (`PROCESSOR_GROUP`) keeps its own positions, so a second program
+/// with another group and other handlers gets all events as well. `examples/loyalty` is a whole program, and `processor::testing` (feature
+/// `testing`) tries handlers without Kafka.
+///
 /// ```no_run
 /// # use processor::{Processor, config::ProcessorConfig, handlers::orders::{ORDER_CREATED, OrderCreated}};
 /// # use shared::{config::Env, shutdown::Shutdown};

@@ -1,11 +1,12 @@
 //! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `prepare`) and operators (`migrate`, `status`,
-//! `parked`, `replay`).
+//! `parked`, `replay`, `dead-letters`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
 
 pub mod bench;
 pub mod cli;
 pub mod console;
+pub mod dead_letters;
 pub mod http;
 pub mod migrate;
 pub mod parked;

@@ -198,14 +198,14 @@ async fn say_who_answers(connection: &mut PgConnection) -> Result<()> {
 }
 
 /// Who runs this command, as far as the operating system tells.
-fn actor() -> Actor {
+pub(crate) fn actor() -> Actor {
     let uid = getuid().as_raw();
     let name = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|name| !name.is_empty()));
     Actor { os_user: name.map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})")) }
 }
 
 /// Asks whoever sits at the terminal; without one, nobody says yes.
-async fn confirmed(question: &str) -> Result<bool> {
+pub(crate) async fn confirmed(question: &str) -> Result<bool> {
     if !io::stdin().is_terminal() {
         return Ok(false);
     }

@@ -165,7 +165,8 @@ fn parse_key(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
+/// A time, or so long ago.
+pub(crate) fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
     if let Some(ago) = duration::parse(text) {
         return Ok(Utc::now() - ago);
     }

@@ -7,6 +7,7 @@ mod failures;
 mod fencing;
 mod keeper;
 mod kills;
+mod loyalty;
 mod membership;
 mod order_life;
 mod parking;

@@ -294,6 +294,11 @@ impl Running {
 pub struct Process(Child);
 
 impl Process {
+    /// Another binary than the processor.
+    pub const fn of(child: Child) -> Self {
+        Self(child)
+    }
+
     /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.0.kill().expect("it can be killed");
