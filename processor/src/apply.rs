@@ -78,16 +78,16 @@ impl Applier {
         position: Option<i64>,
         constraints: Constraints,
     ) -> Result<Tally, ApplyError> {
-        let Some(next) = batch.next_offset() else { return Ok(Tally::default()) };
+        let Some(last) = batch.records().last() else { return Ok(Tally::default()) };
         let mut transaction = self.pool.begin().await?;
-        if !store::advance(&mut transaction, &self.group, partition, position, next).await? {
+        if !store::advance(&mut transaction, &self.group, partition, position, last).await? {
             transaction.rollback().await?;
             return Err(ApplyError::Fenced);
         }
         let fresh = if batch.handled() == 0 {
             HashSet::new()
         } else {
-            store::take_in(&mut transaction, &self.group, &batch.event_ids()).await?
+            store::take_in(&mut transaction, &self.group, &batch.inbox_keys()).await?
         };
         let mut events = batch.fresh_events(fresh);
         let spans = ProcessSpans::open(&events, partition);

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::handler::Handlers;
 use crate::record::{Event, Record};
+use crate::store::inbox::InboxKey;
 
 /// Records of one partition in their order, read and sorted by what is to be done with them.
 #[derive(Debug)]
@@ -61,12 +62,12 @@ impl<'a> Batch<'a> {
         self.records.last().map(|record| record.offset + 1)
     }
 
-    /// Ids of the events with a handler, sorted: two transactions that put the same ids into the inbox do it in the same
+    /// What the inbox knows the events with a handler by, sorted: two transactions that put the same ids into it do it in the same
     /// order and cannot lock each other out.
-    pub(crate) fn event_ids(&self) -> Vec<Uuid> {
-        let mut ids: Vec<Uuid> = self.decoded.iter().map(|decoded| decoded.envelope.event_id).collect();
-        ids.sort_unstable();
-        ids
+    pub(crate) fn inbox_keys(&self) -> Vec<InboxKey> {
+        let mut keys: Vec<InboxKey> = self.decoded.iter().map(|decoded| InboxKey::of(&decoded.envelope)).collect();
+        keys.sort_unstable();
+        keys
     }
 
     /// The events with a handler whose ids are in `fresh`, in their order. Of an event that is in the batch twice, the first.
@@ -160,7 +161,11 @@ mod tests {
         let headers =
             [(ID, Uuid::from_u128(id).to_string()), (CE_TYPE, event_type.into()), (AGGREGATE_VERSION, "1".into())];
         let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), Some(value.into_bytes())));
-        Record { offset, key: Some(b"k".to_vec()), payload: None, headers: headers.collect() }
+        Record { offset, key: Some(b"k".to_vec()), payload: None, headers: headers.collect(), time_ms: None }
+    }
+
+    fn ids(batch: &Batch<'_>) -> HashSet<Uuid> {
+        batch.inbox_keys().into_iter().map(|key| key.event_id).collect()
     }
 
     fn handlers() -> Handlers {
@@ -196,7 +201,7 @@ mod tests {
         let types = ["a", "a", "b", "other", "b", "a"];
         let records: Vec<Record> = types.iter().zip(0_u8..).map(|(name, n)| record(n.into(), n.into(), name)).collect();
         let batch = Batch::read(&records, &handlers());
-        let events = batch.fresh_events(batch.event_ids().into_iter().collect());
+        let events = batch.fresh_events(ids(&batch));
         let runs: Vec<Vec<i64>> = runs(&events).map(offsets).collect();
         assert_eq!(runs, [vec![0, 1], vec![2, 4], vec![5]]);
     }
@@ -205,7 +210,7 @@ mod tests {
     fn isolate(count: u8, bad: &[i64], named: bool) -> (Vec<i64>, Vec<i64>, usize) {
         let records: Vec<Record> = (0..count).map(|n| record(n.into(), n.into(), "a")).collect();
         let batch = Batch::read(&records, &handlers());
-        let events = batch.fresh_events(batch.event_ids().into_iter().collect());
+        let events = batch.fresh_events(ids(&batch));
         let mut isolation = Isolation::of(&events);
         let (mut applied, mut attempts) = (Vec::new(), 0);
         while let Some(set) = isolation.next_set() {
@@ -248,7 +253,7 @@ mod tests {
     fn a_named_place_that_is_not_in_the_set_counts_for_nothing() {
         let records = [record(0, 0, "a"), record(1, 1, "a")];
         let batch = Batch::read(&records, &handlers());
-        let events = batch.fresh_events(batch.event_ids().into_iter().collect());
+        let events = batch.fresh_events(ids(&batch));
         let mut isolation = Isolation::of(&events);
         let set = isolation.next_set().expect("the first set");
         isolation.split(set, vec![(2, "bad".into())], "bad".into());

@@ -5,8 +5,10 @@
 //!
 //! A team brings its own events by implementing [`handler::EventHandler`] and registering it with [`Processor::builder`].
 
+pub mod anchor;
 mod apply;
 mod batch;
+pub mod broker;
 pub mod config;
 mod consumer;
 mod dead_letter;
@@ -14,7 +16,9 @@ pub mod failpoint;
 mod fingerprint;
 pub mod handler;
 pub mod handlers;
+mod inbox;
 pub mod metrics;
+pub mod offsets;
 mod partition;
 mod processor;
 mod queue;
@@ -23,5 +27,5 @@ mod store;
 mod trace;
 
 pub use consumer::ConsumerError;
-pub use consumer::positions::LostPositions;
+pub use offsets::LostPositions;
 pub use processor::{Processor, ProcessorError};

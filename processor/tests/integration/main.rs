@@ -5,6 +5,8 @@ mod dead_letters;
 mod effects;
 mod failures;
 mod fencing;
+mod inbox;
 mod membership;
 mod proxy;
+mod recreated;
 mod support;

@@ -62,6 +62,11 @@ impl World {
         Self { database, topic, group: unique("processor"), kafka, partitions }
     }
 
+    /// Makes the topic, unless it is there.
+    pub async fn make_topic(&self) {
+        self.kafka.ensure_topics("test", &[&self.topic]).await.expect("a topic");
+    }
+
     /// The variables of a processor here.
     pub fn variables(&self) -> Vec<(String, String)> {
         [
@@ -100,7 +105,7 @@ impl World {
                 INSERT INTO order_transitions (order_id, version, to_status, event_id)
                 SELECT id, 1, 'Pending', gen_random_uuid() FROM new
             )
-            SELECT id, row_to_json(ROW(id, user_id, product_id, quantity, status, version, created_at, updated_at)
+            SELECT id, row_to_json(ROW(id, user_id, product_id, quantity, status, version, created_at, updated_at, NULL)
                 ::order_document)::text FROM new ORDER BY id",
         )
         .bind(count)
