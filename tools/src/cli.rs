@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
-use crate::{bench, migrate, parked, prepare, replay, seed, stack, status, test, up};
+use crate::{bench, migrate, offsets, parked, prepare, replay, seed, stack, status, test, up};
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
 #[derive(Debug, Parser)]
@@ -54,6 +54,12 @@ enum Command {
     ///
     /// The database is that of the environment, as for `migrate`; the role `outrider_operator` has the rights that this needs.
     Parked(parked::ParkedArgs),
+
+    /// Show where consumer groups stand, and let one go on where its position is lost
+    ///
+    /// The database and the brokers are those of the environment, as for the processor; the role `outrider_operator` has the rights that
+    /// this needs.
+    Offsets(offsets::OffsetsArgs),
 
     /// Publish events again that were published before, from the partitions that are still there
     ///
@@ -153,6 +159,7 @@ impl Cli {
             Command::Status(args) => Box::pin(status::run(args)),
             Command::Replay(args) => Box::pin(replay::run(args)),
             Command::Parked(args) => Box::pin(parked::run(args)),
+            Command::Offsets(args) => Box::pin(offsets::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Bench(args) => Box::pin(bench::run(args)),
             Command::Prepare(args) => Box::pin(prepare::run(args)),

@@ -31,6 +31,8 @@ fn every_command_shows_examples() -> Result<()> {
         "parked list",
         "parked retry",
         "parked discard",
+        "offsets list",
+        "offsets accept",
         "test",
         "bench relay",
         "prepare",

@@ -1,6 +1,7 @@
 //! Tests on real processes: the stack itself, and the command line as its users call it.
 
 mod command_line;
+mod offsets;
 mod outages;
 mod parked;
 mod pipeline;
