@@ -86,9 +86,9 @@ impl Applier {
         position: Option<i64>,
         constraints: Constraints,
     ) -> Result<Tally, ApplyError> {
-        let Some(next) = batch.next_offset() else { return Ok(Tally::default()) };
+        let Some(last) = batch.records().last() else { return Ok(Tally::default()) };
         let mut transaction = self.pool.begin().await?;
-        if !store::advance(&mut transaction, &self.group, partition, position, next).await? {
+        if !store::advance(&mut transaction, &self.group, partition, position, last).await? {
             transaction.rollback().await?;
             return Err(ApplyError::Fenced);
         }

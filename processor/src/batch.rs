@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::handler::Handlers;
 use crate::record::{Event, Record};
+use crate::store::inbox::InboxKey;
 
 /// Records of one partition in their order, read and sorted by what is to be done with them.
 #[derive(Debug)]
@@ -162,12 +163,12 @@ impl Decoded<'_> {
 }
 
 impl<'b> Plan<'b, '_> {
-    /// Ids of the events to be tried, sorted: two transactions that put the same ids into the inbox do it in the same order and
-    /// cannot lock each other out.
-    pub(crate) fn event_ids(&self) -> Vec<Uuid> {
-        let mut ids: Vec<Uuid> = self.tried.iter().map(|decoded| decoded.envelope.event_id).collect();
-        ids.sort_unstable();
-        ids
+    /// What the inbox knows the events to be tried by, sorted: two transactions that put the same ids into it do it in the same order
+    /// and cannot lock each other out.
+    pub(crate) fn inbox_keys(&self) -> Vec<InboxKey> {
+        let mut keys: Vec<InboxKey> = self.tried.iter().map(|decoded| InboxKey::of(&decoded.envelope)).collect();
+        keys.sort_unstable();
+        keys
     }
 
     /// The events to be tried whose ids are in `fresh`, in their order. Of an event that is in the batch twice, the first.
@@ -202,7 +203,7 @@ mod tests {
         let headers =
             [(ID, Uuid::from_u128(id).to_string()), (CE_TYPE, event_type.into()), (AGGREGATE_VERSION, "1".into())];
         let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), Some(value.into_bytes())));
-        Record { offset, key: Some(b"k".to_vec()), payload: None, headers: headers.collect() }
+        Record { offset, key: Some(b"k".to_vec()), payload: None, headers: headers.collect(), time_ms: None }
     }
 
     fn handlers() -> Handlers {
@@ -258,7 +259,7 @@ mod tests {
         plan.behind.sort_unstable();
         assert_eq!(plan.behind, [1, 5, 7, 8]);
         assert_eq!(plan.broken.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [3, 4]);
-        let events = plan.fresh_events(plan.event_ids().into_iter().collect());
+        let events = plan.fresh_events(plan.inbox_keys().into_iter().map(|key| key.event_id).collect());
         assert_eq!(offsets(&events), [0, 2, 9]);
         assert_eq!(batch.event_at(5).map(|event| event.offset()), Some(5));
         assert!(batch.event_at(6).is_none());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use shared::config::{ConfigError, Env};
 use shared::db::DatabaseConfig;
+use shared::duration::Retention;
 use shared::kafka::KafkaConfig;
 
 use crate::failpoint::Failpoint;
@@ -73,9 +74,27 @@ pub struct Settings {
     /// frozen in the middle of one would otherwise hold its locks, and with them its partition, for as long as it is frozen.
     #[serde(default = "one_minute")]
     pub transaction_idle_ms: u64,
+    /// `PROCESSOR_INBOX_RETENTION`: for how long an event that was taken in is known when it comes again. Counts from when the last
+    /// record of it came.
+    #[serde(default = "seven_days")]
+    pub inbox_retention: Retention,
+    /// `PROCESSOR_INBOX_RETENTION_SHORTER`: what to do if topics keep their records for longer than that.
+    #[serde(default)]
+    pub inbox_retention_shorter: Shorter,
     /// `PROCESSOR_FAILPOINT`: for tests only, where the process aborts.
     #[serde(default)]
     pub failpoint: Option<Failpoint>,
+}
+
+/// What to do if topics keep their records for longer than the inbox remembers them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shorter {
+    /// Do not start: a record that is read again after that long would have a second effect.
+    #[default]
+    Refuse,
+    /// Start.
+    Allow,
 }
 
 fn orders() -> Vec<String> {
@@ -120,6 +139,10 @@ const fn ten() -> u32 {
 
 const fn fifteen_minutes() -> u64 {
     900
+}
+
+const fn seven_days() -> Retention {
+    Retention::For(Duration::from_hours(7 * 24))
 }
 
 const fn one_minute() -> u64 {
@@ -248,6 +271,8 @@ mod tests {
             ("PROCESSOR_BATCH_ROWS_MAX", "0"),
             ("PROCESSOR_QUEUE_ROWS_MAX", "999"),
             ("PROCESSOR_TRANSACTION_IDLE_MS", "0"),
+            ("PROCESSOR_INBOX_RETENTION", "7"),
+            ("PROCESSOR_INBOX_RETENTION_SHORTER", "yes"),
             ("PROCESSOR_FAILPOINT", "somewhere"),
             ("PROCESSOR_RETRY_FIRST_MS", "60001"),
             ("PROCESSOR_KEY_ATTEMPTS_MAX", "0"),

@@ -16,13 +16,15 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 
 use self::context::{Change, Context, decline};
-use self::positions::{LostPositions, Positions, Start};
+use self::positions::{Positions, Start};
 use self::requests::{commit, list_of};
-use self::seat::{Seat, copy, drain};
+use self::seat::{Seat, drain};
+use crate::broker::Broker;
 use crate::config::Settings;
+use crate::offsets::LostPositions;
 use crate::partition::{Ending, Shop};
 use crate::queue::Limits;
-use crate::record::Partition;
+use crate::record::{Partition, copy};
 
 mod context;
 pub(crate) mod positions;
@@ -98,12 +100,15 @@ impl Consumer {
         settings: &Settings,
         shop: Arc<Shop>,
     ) -> Result<Self, ConsumerError> {
+        let broker = Arc::new(Broker::new(&client)?);
         client
             .set("session.timeout.ms", settings.session_timeout_ms.to_string())
             .set("heartbeat.interval.ms", (settings.session_timeout_ms / 3).clamp(1, 3_000).to_string())
             .set("queued.max.messages.kbytes", Settings::PREFETCH_KIB_MAX.to_string())
             // A partition whose prefetch is full is looked at again after a hundredth and not after a whole second.
-            .set("fetch.queue.backoff.ms", "10");
+            .set("fetch.queue.backoff.ms", "10")
+            // Partitions that are added to a topic are heard of within ten seconds and not within five minutes.
+            .set("topic.metadata.refresh.interval.ms", "10000");
         let (sender, changes) = unbounded_channel();
         let kafka: KafkaConsumer = client.create_with_context(Context::new(sender, shop.metrics.clone()))?;
         let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
@@ -112,7 +117,7 @@ impl Consumer {
         let positions = Positions {
             pool: shop.applier.pool.clone(),
             group: Arc::clone(&shop.applier.group),
-            kafka: Arc::clone(&kafka),
+            broker,
             retry_max: settings.retry_max(),
         };
         Ok(Self {

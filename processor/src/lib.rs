@@ -5,8 +5,10 @@
 //!
 //! A team brings its own events by implementing [`handler::EventHandler`] and registering it with [`Processor::builder`].
 
+pub mod anchor;
 mod apply;
 mod batch;
+pub mod broker;
 pub mod config;
 mod consumer;
 mod dead_letter;
@@ -14,10 +16,12 @@ pub mod failpoint;
 mod fingerprint;
 pub mod handler;
 pub mod handlers;
+mod inbox;
 mod isolation;
 mod key_work;
 mod looks;
 pub mod metrics;
+pub mod offsets;
 mod partition;
 mod processor;
 mod queue;
@@ -30,5 +34,5 @@ mod trace;
 mod work;
 
 pub use consumer::ConsumerError;
-pub use consumer::positions::LostPositions;
+pub use offsets::LostPositions;
 pub use processor::{Processor, ProcessorError};

@@ -74,6 +74,8 @@ pub struct Metrics {
     pub(crate) pauses: Counter,
     pub(crate) commit_failures: Counter,
     pub(crate) partitions: Gauge,
+    pub(crate) inbox_partitions: Gauge,
+    pub(crate) inbox_partitions_dropped: Counter,
     rebalances: Family<Kind, Counter>,
     batch_rows: Histogram,
     batch_seconds: Histogram,
@@ -89,6 +91,8 @@ impl Default for Metrics {
             pauses: Counter::default(),
             commit_failures: Counter::default(),
             partitions: Gauge::default(),
+            inbox_partitions: Gauge::default(),
+            inbox_partitions_dropped: Counter::default(),
             rebalances: Family::default(),
             batch_rows: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
             batch_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
@@ -115,6 +119,12 @@ impl Metrics {
             self.commit_failures.clone(),
         );
         registry.register("partitions", "Partitions that are assigned and worked on", self.partitions.clone());
+        registry.register("inbox_partitions", "Days that the inbox has partitions for", self.inbox_partitions.clone());
+        registry.register(
+            "inbox_partitions_dropped",
+            "Days that the inbox has dropped",
+            self.inbox_partitions_dropped.clone(),
+        );
         registry.register("rebalances", "Changes of the assignment", self.rebalances.clone());
         registry.register("batch_rows", "Records of a batch", self.batch_rows.clone());
         registry.register_with_unit(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 use shared::backoff::Backoff;
+use shared::config::ConfigError;
 use shared::db::ConnectError;
 use shared::health::{self, Readiness};
 use shared::shutdown::Shutdown;
@@ -12,6 +13,7 @@ use crate::apply::Applier;
 use crate::config::ProcessorConfig;
 use crate::consumer::{ASSIGNMENT, Consumer, ConsumerError};
 use crate::handler::{EventHandler, Handlers};
+use crate::inbox;
 use crate::metrics::Metrics;
 use crate::partition::{POSTGRES, Shop};
 
@@ -24,6 +26,9 @@ pub enum ProcessorError {
     /// The database will not do.
     #[error(transparent)]
     Database(ConnectError),
+    /// A setting does not go with what the brokers say.
+    #[error("{0}")]
+    Config(#[source] ConfigError),
     /// The consumer cannot go on.
     #[error(transparent)]
     Consumer(#[from] ConsumerError),
@@ -75,7 +80,7 @@ impl Processor {
     /// Runs until the shutdown is asked for.
     ///
     /// # Errors
-    /// When the admin port, the schema or the position of a partition will not do, or Kafka's client fails for good.
+    /// When the admin port, the schema, the retention or the position of a partition will not do, or Kafka's client fails for good.
     pub async fn run(self, shutdown: &Shutdown) -> Result<(), ProcessorError> {
         let Self { config, handlers, metrics } = self;
         let readiness = Readiness::waiting_for(&[POSTGRES, ASSIGNMENT]);
@@ -93,6 +98,14 @@ impl Processor {
         if !config.kafka.wait_until_up(&settings.group, shutdown).await || !ensure_topics(&config, shutdown).await {
             return Ok(());
         }
+        if !inbox::check_retention(&config.kafka, CLIENT_ID, settings, shutdown)
+            .await
+            .map_err(ProcessorError::Config)?
+        {
+            return Ok(());
+        }
+        let upkeep = inbox::Upkeep::begin(&pool, settings, &metrics).await;
+        let upkeep = tokio::spawn(upkeep.run(shutdown.clone()));
         let shop = Shop {
             applier: Applier {
                 pool: pool.clone(),
@@ -109,7 +122,12 @@ impl Processor {
             room: tokio::sync::Notify::new(),
         };
         let client = config.kafka.consumer(CLIENT_ID, &settings.group);
-        Consumer::subscribe(client, settings, Arc::new(shop))?.run(shutdown).await?;
+        let consumed = match Consumer::subscribe(client, settings, Arc::new(shop)) {
+            Ok(consumer) => consumer.run(shutdown).await,
+            Err(error) => Err(error),
+        };
+        upkeep.abort();
+        consumed?;
         pool.close().await;
         Ok(())
     }

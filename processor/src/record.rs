@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rdkafka::message::{BorrowedMessage, Headers, Message};
 use serde::de::DeserializeOwned;
 use shared::event::{DecodeError, Envelope};
 use shared::propagation::TraceHeaders;
@@ -36,6 +37,8 @@ pub struct Record {
     pub payload: Option<Vec<u8>>,
     /// Headers.
     pub headers: RecordHeaders,
+    /// Kafka's timestamp, milliseconds since 1970.
+    pub time_ms: Option<i64>,
 }
 
 impl Record {
@@ -61,6 +64,27 @@ impl Record {
             self.key.as_deref(),
         )
     }
+}
+
+/// Copies a record out of librdkafka's memory.
+pub(crate) fn copy(message: &BorrowedMessage<'_>) -> Record {
+    Record {
+        offset: message.offset(),
+        key: message.key().map(<[u8]>::to_vec),
+        payload: message.payload().map(<[u8]>::to_vec),
+        headers: message.headers().map(headers).unwrap_or_default(),
+        time_ms: message.timestamp().to_millis(),
+    }
+}
+
+fn headers(headers: &impl Headers) -> RecordHeaders {
+    let copy = |index| headers.try_get(index).map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)));
+    // rdkafka panics over a header whose name is not UTF-8. One such record must not end the processor: its header is kept
+    // without name and value, and the record is dead-lettered if it was one that matters.
+    let copy = |index| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| copy(index)));
+    (0..headers.count())
+        .filter_map(|index| copy(index).unwrap_or_else(|_| Some(("\u{fffd}".to_owned(), None))))
+        .collect()
 }
 
 /// An event as its handler sees it: a view, cheap to copy.

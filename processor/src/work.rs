@@ -12,6 +12,7 @@ use crate::handler::{Failure, FailureKind, Handled, HandlerError};
 use crate::isolation::{Isolation, Left};
 use crate::record::{Event, Partition};
 use crate::store;
+use crate::store::inbox::InboxKey;
 use crate::trace::ProcessSpans;
 
 /// What came of a batch.
@@ -41,7 +42,7 @@ impl Applier {
         let fresh = if plan.tried() == 0 {
             HashSet::new()
         } else {
-            store::take_in(&mut *connection, &self.group, &plan.event_ids()).await?
+            store::take_in(&mut *connection, &self.group, &plan.inbox_keys()).await?
         };
         Failpoint::AfterInbox.reached(self.failpoint);
         let mut events = plan.fresh_events(fresh);
@@ -79,10 +80,9 @@ impl Applier {
     /// Takes out of the inbox what was not applied after all: it comes again, out of the dead letters.
     async fn take_out(&self, connection: &mut PgConnection, batch: &Batch<'_>, left: &Left) -> Result<(), ApplyError> {
         let places = left.failed.iter().map(|(place, _)| place).chain(&left.behind);
-        let mut ids: Vec<_> = places.filter_map(|place| Some(batch.event_at(*place)?.id())).collect();
-        if !ids.is_empty() {
-            ids.sort_unstable();
-            store::take_out(connection, &self.group, &ids).await?;
+        let keys: Vec<_> = places.filter_map(|place| Some(InboxKey::of(batch.event_at(*place)?.envelope))).collect();
+        if !keys.is_empty() {
+            store::take_out(connection, &self.group, &keys).await?;
         }
         Ok(())
     }

@@ -1,7 +1,5 @@
 //! The section `RELAY_*`, and the rules that its times must keep among each other.
 
-pub mod duration;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -12,7 +10,7 @@ use shared::kafka::KafkaConfig;
 
 use crate::routes::{self, Routes};
 
-pub use duration::Retention;
+pub use shared::duration::{self, Retention};
 
 /// Everything a relay is told.
 #[derive(Debug, Clone)]

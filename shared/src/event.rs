@@ -3,6 +3,7 @@
 //! A record is a CloudEvents 1.0 message in binary mode (Kafka protocol binding): the value is the payload as its writer made
 //! it, everything else is in headers. `id` repeats `ce_id` in Debezium's vocabulary.
 
+use chrono::{DateTime, NaiveDate};
 use uuid::Uuid;
 
 /// Identity of the event; the same for every repeat of it.
@@ -39,6 +40,8 @@ pub struct Envelope {
     pub aggregate_id: String,
     /// Number of the change, from 1.
     pub aggregate_version: i64,
+    /// Day (UTC) on which it occurred, the same for every repeat: see [`occurred_on`].
+    pub occurred_on: Option<NaiveDate>,
     /// W3C Trace Context of the writer.
     pub traceparent: Option<String>,
     /// W3C Trace Context: vendors' part.
@@ -73,12 +76,14 @@ impl Envelope {
         headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
         key: Option<&[u8]>,
     ) -> Result<Self, DecodeError> {
-        let (mut id, mut event_type, mut version, mut traceparent, mut tracestate) = (None, None, None, None, None);
+        let (mut id, mut event_type, mut version, mut time) = (None, None, None, None);
+        let (mut traceparent, mut tracestate) = (None, None);
         for (name, value) in headers {
             match name {
                 ID => id = value,
                 CE_ID => id = id.or(value),
                 CE_TYPE => event_type = value,
+                CE_TIME => time = value,
                 AGGREGATE_VERSION => version = value,
                 TRACEPARENT => traceparent = value,
                 TRACESTATE => tracestate = value,
@@ -99,11 +104,28 @@ impl Envelope {
             event_type: event_type.to_owned(),
             aggregate_id: aggregate_id.to_owned(),
             aggregate_version,
+            occurred_on: occurred_on(event_id, time),
             // A trace context that cannot be read costs the trace, never the event.
             traceparent: traceparent.and_then(text).map(str::to_owned),
             tracestate: tracestate.and_then(text).map(str::to_owned),
         })
     }
+}
+
+/// The day (UTC) of an event: that of the time within its id, a UUID v7; for other ids that of its header [`CE_TIME`], RFC 3339. None if
+/// neither tells.
+///
+/// It is a part of the key by which repeats are known, and must come out the same for each of them, wherever and whenever that is read.
+/// So the id comes first, which is what makes a repeat a repeat, and the present day plays no part.
+#[must_use]
+pub fn occurred_on(event_id: Uuid, time: Option<&[u8]>) -> Option<NaiveDate> {
+    if event_id.get_version_num() == 7 {
+        // RFC 9562, 5.7: the first 48 bits are milliseconds since 1970.
+        let millis = i64::try_from(event_id.as_u128() >> 80).ok()?;
+        return DateTime::from_timestamp_millis(millis).map(|time| time.date_naive());
+    }
+    let time = DateTime::parse_from_rfc3339(text(time?)?).ok()?;
+    Some(time.to_utc().date_naive())
 }
 
 const fn text(bytes: &[u8]) -> Option<&str> {
@@ -136,6 +158,18 @@ mod tests {
         assert_eq!(envelope.event_id.to_string().as_bytes(), UUID);
         assert_eq!((envelope.event_type.as_str(), envelope.aggregate_id.as_str()), ("order.created", "42"));
         assert_eq!((envelope.aggregate_version, envelope.traceparent.as_deref()), (3, Some("00-a-b-01")));
+    }
+
+    #[test]
+    fn the_day_of_an_event_is_that_of_its_id_and_else_that_of_its_header() {
+        let v7 = Uuid::try_parse_ascii(UUID).expect("an id");
+        let v4 = Uuid::from_u128(0x0189_0a5d_ac96_474b_bcce_b302_099a_8057);
+        let day = |id, time: Option<&[u8]>| occurred_on(id, time).map(|day| day.to_string());
+        let time: &[u8] = b"2026-11-24T23:30:00.5-02:00";
+        assert_eq!(day(v7, None).as_deref(), Some("2023-06-30"));
+        assert_eq!(day(v7, Some(time)).as_deref(), Some("2023-06-30"), "the header does not matter");
+        assert_eq!(day(v4, Some(time)).as_deref(), Some("2026-11-25"), "the day is that of UTC");
+        assert_eq!((day(v4, None), day(v4, Some(b"yesterday")), day(v4, Some(b"\xff"))), (None, None, None));
     }
 
     #[test]

@@ -14,6 +14,10 @@ use crate::backoff::Backoff;
 use crate::config::{ConfigError, Env, Secret, check_file};
 use crate::shutdown::Shutdown;
 
+pub use retention::TopicRetention;
+
+mod retention;
+
 /// The section `KAFKA_*`: where the brokers are, who we are to them, and how missing topics are made.
 #[derive(Debug, Clone, Deserialize)]
 pub struct KafkaConfig {

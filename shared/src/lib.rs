@@ -4,6 +4,7 @@
 pub mod backoff;
 pub mod config;
 pub mod db;
+pub mod duration;
 pub mod event;
 pub mod health;
 #[cfg(feature = "kafka")]

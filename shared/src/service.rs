@@ -53,8 +53,13 @@ pub fn run<C>(
                 ExitCode::SUCCESS
             }
             Err(error) => {
-                tracing::error!("{name} has failed: {error:#}");
-                ExitCode::FAILURE
+                // Some settings are bad only by what the servers say.
+                if let Some(bad) = error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>()) {
+                    refuse(name, bad)
+                } else {
+                    tracing::error!("{name} has failed: {error:#}");
+                    ExitCode::FAILURE
+                }
             }
         };
         // The exporter waits on the network; doing that on a worker thread would stall whatever still runs there.

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
-use crate::{bench, dead_letters, migrate, parked, prepare, replay, seed, stack, status, test, up};
+use crate::{bench, dead_letters, migrate, offsets, parked, prepare, replay, seed, stack, status, test, up};
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
 #[derive(Debug, Parser)]
@@ -59,6 +59,11 @@ enum Command {
     ///
     /// The database is that of the environment, as for `migrate`; the role `outrider_operator` has the rights that this needs.
     DeadLetters(dead_letters::DeadLettersArgs),
+    /// Show where consumer groups stand, and let one go on where its position is lost
+    ///
+    /// The database and the brokers are those of the environment, as for the processor; the role `outrider_operator` has the rights that
+    /// this needs.
+    Offsets(offsets::OffsetsArgs),
 
     /// Publish events again that were published before, from the partitions that are still there
     ///
@@ -159,6 +164,7 @@ impl Cli {
             Command::Replay(args) => Box::pin(replay::run(args)),
             Command::Parked(args) => Box::pin(parked::run(args)),
             Command::DeadLetters(args) => Box::pin(dead_letters::run(args)),
+            Command::Offsets(args) => Box::pin(offsets::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Bench(args) => Box::pin(bench::run(args)),
             Command::Prepare(args) => Box::pin(prepare::run(args)),

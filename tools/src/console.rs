@@ -1,11 +1,12 @@
 //! What is shown to whoever waits: plain lines, the same on a terminal and in a file.
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tokio::sync::oneshot;
 
 /// Prints a line. A reader who has gone away is no reason to stop: the work goes on, and ends in order.
 pub fn say(line: impl Display) {
@@ -20,6 +21,26 @@ pub async fn step<T>(name: &str, work: impl Future<Output = Result<(T, String)>>
     let (result, words) = work.await.with_context(|| format!("{name} failed"))?;
     say(format_args!("{name:<15}{words:<60} {:>8}", short(begun.elapsed())));
     Ok(result)
+}
+
+/// Asks whoever sits at the terminal; without one, nobody says yes.
+///
+/// # Errors
+/// When the terminal cannot be read.
+pub async fn confirmed(question: &str) -> Result<bool> {
+    if !io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    print!("{question} [y/N] ");
+    io::stdout().flush()?;
+    // In a thread of its own, which ends with the process: a signal is not to wait for the answer.
+    let (answer, answered) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = io::stdin().lock().read_line(&mut line);
+        let _ = answer.send(read.map(|_| line));
+    });
+    Ok(matches!(answered.await??.trim(), "y" | "Y" | "yes"))
 }
 
 /// A duration for people: `7 ms`, `1.2 s`.

@@ -12,7 +12,7 @@ use shared::config::Env;
 use shared::db::DatabaseConfig;
 use sqlx::{Connection, PgConnection};
 
-use crate::console::say;
+use crate::console::{confirmed, say};
 use crate::parked;
 use crate::replay::parse_since;
 use crate::signals::StopSignals;
@@ -182,7 +182,7 @@ async fn discard(connection: &mut PgConnection, args: &DiscardArgs) -> Result<Ex
         };
         let found = store::waiting_keys(connection, &selection, 20).await?;
         list::print_keys(&found);
-        if found.events > 1 && !parked::confirmed(&format!("give {} up for good?", found.totals())).await? {
+        if found.events > 1 && !confirmed(&format!("give {} up for good?", found.totals())).await? {
             bail!("not confirmed; --yes does without");
         }
     }

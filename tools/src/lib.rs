@@ -1,5 +1,5 @@
 //! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `prepare`) and operators (`migrate`, `status`,
-//! `parked`, `replay`, `dead-letters`).
+//! `parked`, `offsets`, `replay`, `dead-letters`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
 
@@ -9,6 +9,7 @@ pub mod console;
 pub mod dead_letters;
 pub mod http;
 pub mod migrate;
+pub mod offsets;
 pub mod parked;
 pub mod prepare;
 pub mod prerequisites;

@@ -4,7 +4,6 @@
 //! `retry` asks the relays to publish them again, in order; `discard` gives one event up and asks for the rest. Both only write a
 //! request: it is the relay that holds the key's lane that publishes.
 
-use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -15,9 +14,8 @@ use shared::config::Env;
 use shared::db::DatabaseConfig;
 use sqlx::types::Uuid;
 use sqlx::{Connection, PgConnection};
-use tokio::sync::oneshot;
 
-use crate::console::say;
+use crate::console::{confirmed, say};
 use crate::signals::StopSignals;
 use store::{Actor, Discard, Refusal, Selection};
 
@@ -202,21 +200,4 @@ pub(crate) fn actor() -> Actor {
     let uid = getuid().as_raw();
     let name = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|name| !name.is_empty()));
     Actor { os_user: name.map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})")) }
-}
-
-/// Asks whoever sits at the terminal; without one, nobody says yes.
-pub(crate) async fn confirmed(question: &str) -> Result<bool> {
-    if !io::stdin().is_terminal() {
-        return Ok(false);
-    }
-    print!("{question} [y/N] ");
-    io::stdout().flush()?;
-    // In a thread of its own, which ends with the process: a signal is not to wait for the answer.
-    let (answer, answered) = oneshot::channel();
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let read = io::stdin().lock().read_line(&mut line);
-        let _ = answer.send(read.map(|_| line));
-    });
-    Ok(matches!(answered.await??.trim(), "y" | "Y" | "yes"))
 }

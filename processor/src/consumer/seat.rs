@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use rdkafka::message::{BorrowedMessage, Headers, Message};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +12,6 @@ use super::Done;
 use super::positions::Start;
 use crate::partition::{NOTHING_COMMITTED, Shop, Worker};
 use crate::queue::{Limits, Queue};
-use crate::record::{Record, RecordHeaders};
 
 /// A partition that is assigned.
 #[derive(Debug)]
@@ -88,24 +86,4 @@ pub(crate) async fn drain(seats: &[&Seat], timeout: Duration) {
         // An aborted task is dropped at its next await, which is where it is waiting now.
         join_all(seats.iter().map(|seat| seat.ended.cancelled())).await;
     }
-}
-
-/// Copies a record out of librdkafka's memory.
-pub(crate) fn copy(message: &BorrowedMessage<'_>) -> Record {
-    Record {
-        offset: message.offset(),
-        key: message.key().map(<[u8]>::to_vec),
-        payload: message.payload().map(<[u8]>::to_vec),
-        headers: message.headers().map(headers).unwrap_or_default(),
-    }
-}
-
-fn headers(headers: &impl Headers) -> RecordHeaders {
-    let copy = |index| headers.try_get(index).map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)));
-    // rdkafka panics over a header whose name is not UTF-8. One such record must not end the processor: its header is kept
-    // without name and value, and the record is dead-lettered if it was one that matters.
-    let copy = |index| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| copy(index)));
-    (0..headers.count())
-        .filter_map(|index| copy(index).unwrap_or_else(|_| Some(("\u{fffd}".to_owned(), None))))
-        .collect()
 }

@@ -119,7 +119,8 @@ pub(crate) async fn of_keys(
     .await?;
     let waiting = rows.into_iter().map(|row| {
         let headers = headers_of(&row.headers);
-        let record = Record { offset: row.record_offset, key: row.record_key, payload: row.payload, headers };
+        let record =
+            Record { offset: row.record_offset, key: row.record_key, payload: row.payload, headers, time_ms: None };
         (Waiting { id: row.id, has_failed: row.has_failed }, record)
     });
     Ok(waiting.collect())
@@ -140,7 +141,7 @@ pub(crate) async fn without_key(
     .await?;
     let waiting = rows.into_iter().map(|row| {
         let headers = headers_of(&row.headers);
-        let record = Record { offset: row.record_offset, key: None, payload: row.payload, headers };
+        let record = Record { offset: row.record_offset, key: None, payload: row.payload, headers, time_ms: None };
         (Waiting { id: row.id, has_failed: row.has_failed }, record)
     });
     Ok(waiting.collect())

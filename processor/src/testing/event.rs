@@ -55,6 +55,12 @@ impl TestEvent {
 
     /// The record that carries it; its offset is for whoever delivers it.
     pub(super) fn record(&self) -> Record {
-        Record { offset: 0, key: self.key.clone(), payload: self.payload.clone(), headers: self.headers.clone() }
+        Record {
+            offset: 0,
+            key: self.key.clone(),
+            payload: self.payload.clone(),
+            headers: self.headers.clone(),
+            time_ms: None,
+        }
     }
 }

@@ -62,6 +62,11 @@ impl World {
         Self { database, topic, group: unique("processor"), kafka, partitions }
     }
 
+    /// Makes the topic, unless it is there.
+    pub async fn make_topic(&self) {
+        self.kafka.ensure_topics("test", &[&self.topic]).await.expect("a topic");
+    }
+
     /// The variables of a processor here.
     pub fn variables(&self) -> Vec<(String, String)> {
         [

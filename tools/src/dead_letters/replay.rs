@@ -12,7 +12,7 @@ use super::Which;
 use super::list::{self, events};
 use super::store::requests::{Asker, take_back};
 use super::store::{self, Found};
-use crate::console::say;
+use crate::console::{confirmed, say};
 use crate::parked;
 use crate::parked::list::{counted, printable};
 use crate::signals::{Interrupted, StopSignals};
@@ -78,7 +78,7 @@ pub async fn run(connection: &mut PgConnection, args: &ReplayArgs, signals: &mut
         let rehearsed = round(connection, signals, &found, args, true).await?;
         print(&found, &rehearsed, true);
         let question = format!("apply {}?", found.totals());
-        if !signals.interrupts(parked::confirmed(&question)).await? {
+        if !signals.interrupts(confirmed(&question)).await? {
             bail!("not confirmed; --yes does without");
         }
     }

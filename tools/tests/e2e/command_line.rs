@@ -35,6 +35,8 @@ fn every_command_shows_examples() -> Result<()> {
         "dead-letters show",
         "dead-letters replay",
         "dead-letters discard",
+        "offsets list",
+        "offsets accept",
         "test",
         "bench relay",
         "prepare",

@@ -2,6 +2,7 @@
 
 mod command_line;
 mod dead_letters;
+mod offsets;
 mod outages;
 mod parked;
 mod pipeline;

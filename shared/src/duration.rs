@@ -34,12 +34,12 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duratio
     parse(&text).ok_or_else(|| D::Error::custom("is not a length of time such as 30s, 15m, 24h or 7d"))
 }
 
-/// For how long published events stay in the outbox.
+/// For how long something is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retention {
-    /// No partition is ever dropped.
+    /// Nothing is ever dropped.
     Forever,
-    /// So long after they occurred.
+    /// So long.
     For(Duration),
 }
 
