@@ -26,14 +26,18 @@ async fn broken_records_are_dead_lettered_and_their_neighbours_are_processed() {
     let header = |name, value: &[u8]| vec![(name, value.to_vec())];
     let broken = [
         Produced::default(),
-        Produced { headers: header("id", b"\xff\x00\x01"), ..whole(0) },
+        Produced { headers: header("id", b"\xff\x00\x01"), key: Some(b"another".to_vec()), ..whole(0) },
         Produced { key: Some(b"\xff".to_vec()), ..whole(0) },
-        created("1", "no JSON \0"),
-        Produced { payload: None, ..created("1", "") },
+        created("8888888", "no JSON \0"),
+        Produced { payload: None, ..created("8888889", "") },
         created("999999", &orders[0].payload.replace(&format!("\"id\":{}", orders[0].id), "\"id\":999999")),
         created("7777777", &orders[0].payload),
         created("\0", "{\"id\": \"\0\"}"),
-        Produced { headers: vec![("ce_type", b"type\0".to_vec()), ("x", b"a\0".to_vec())], ..whole(0) },
+        Produced {
+            headers: vec![("ce_type", b"type\0".to_vec()), ("x", b"a\0".to_vec())],
+            key: Some(b"third".to_vec()),
+            ..whole(0)
+        },
     ];
     let unknown = event("type\0", Uuid::now_v7(), "1", "{}");
     let records: Vec<Produced> = broken
