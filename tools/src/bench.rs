@@ -14,6 +14,7 @@ mod cpu;
 mod figure;
 mod ground;
 mod load;
+mod processor;
 mod producer_performance;
 mod relay;
 mod topic;
@@ -32,6 +33,12 @@ enum What {
     /// How fast and how calmly the relay publishes
     #[command(after_help = relay::EXAMPLES)]
     Relay(RelayArgs),
+    /// How fast the processor changes statuses, and what failures and repeats cost it
+    #[command(after_help = processor::EXAMPLES)]
+    Processor(ProcessorArgs),
+    /// The processor whose handler fails, for the benchmark
+    #[command(hide = true)]
+    FailingProcessor(processor::failing::FailingArgs),
 }
 
 /// How to measure the relay.
@@ -54,12 +61,38 @@ pub struct RelayArgs {
     binaries: Option<std::path::PathBuf>,
 }
 
+/// How to measure the processor.
+#[derive(Debug, Args)]
+pub struct ProcessorArgs {
+    /// All of it, but small and with the build at hand: shows that it works, and no figures to speak of
+    #[arg(long)]
+    quick: bool,
+
+    /// Print the figures as a JSON list
+    #[arg(long)]
+    json: bool,
+
+    /// Only the parts with these names: drain, singly, failing, latency, redelivery
+    #[arg(long, value_name = "PART", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(processor::PARTS))]
+    only: Vec<String>,
+
+    /// Measure the executables in this folder, instead of building this checkout
+    #[arg(long, value_name = "FOLDER")]
+    binaries: Option<std::path::PathBuf>,
+}
+
 /// Measures, and prints the figures.
 pub async fn run(args: BenchArgs) -> Result<ExitCode> {
-    let What::Relay(args) = args.what;
     let mut signals = StopSignals::listen()?;
-    let figures = signals.interrupts(Box::pin(relay::measure(&args))).await?;
-    if args.json {
+    let (figures, json) = match args.what {
+        What::Relay(args) => (signals.interrupts(Box::pin(relay::measure(&args))).await?, args.json),
+        What::Processor(args) => (signals.interrupts(Box::pin(processor::measure(&args))).await?, args.json),
+        What::FailingProcessor(args) => {
+            signals.interrupts(Box::pin(processor::failing::run(args))).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    if json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
         print!("{}", figure::table(&figures));

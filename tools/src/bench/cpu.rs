@@ -6,6 +6,38 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::Pid;
 
+use super::ground::Ground;
+use crate::report::per_second;
+
+/// Who works on a drain: a service, Postgres and Kafka.
+pub struct Processes {
+    names: [&'static str; 3],
+    pids: [Pid; 3],
+}
+
+impl Processes {
+    /// The service is called `name`.
+    pub fn of(ground: &mut Ground, name: &'static str, service: Pid) -> Result<Self> {
+        Ok(Self { names: [name, "Postgres", "Kafka"], pids: [service, ground.postgres()?, ground.kafka()?] })
+    }
+
+    /// CPU time that each has used so far.
+    pub fn used(&self) -> Result<[Duration; 3]> {
+        let [service, postgres, kafka] = self.pids;
+        Ok([of_tree(service)?, of_tree(postgres)?, of_tree(kafka)?])
+    }
+
+    /// CPU time that each has used since `before`, for each of so many events.
+    pub fn shares(&self, before: [Duration; 3], events: u64) -> Result<String> {
+        let events = per_second(events, Duration::from_secs(1));
+        let spent = self.used()?.into_iter().zip(before).map(|(after, before)| after.saturating_sub(before));
+        let micros = spent.map(|spent| spent.as_secs_f64() * 1e6 / events);
+        let shares: Vec<String> =
+            self.names.iter().zip(micros).map(|(name, micros)| format!("{name} {micros:.2}")).collect();
+        Ok(shares.join(", "))
+    }
+}
+
 /// CPU time that a process and its living children have used, to the nanosecond. A child that has ended is not counted.
 pub fn of_tree(root: Pid) -> Result<Duration> {
     let root = root.as_raw_nonzero().get();

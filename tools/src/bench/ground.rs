@@ -13,12 +13,15 @@ use super::topic::Topic;
 use crate::migrate;
 use crate::stack::service::Surroundings;
 use crate::stack::throwaway::{Supply, Throwaway};
-use crate::stack::{Kind, Service};
+use crate::stack::{Kind, Launch, Service};
 use crate::workspace::{Executables, Workspace};
 
 /// Postgres as it would be set up for a service, and durable: a benchmark with `fsync` off flatters.
 const POSTGRES_SETTINGS: [(&str, &str); 4] =
     [("shared_buffers", "2GB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "30min"), ("wal_compression", "on")];
+
+/// Gives each transaction its time of commit, by which latencies are told.
+const COMMIT_TIMES: (&str, &str) = ("track_commit_timestamp", "on");
 
 /// Servers, executables, and room for logs.
 pub struct Ground {
@@ -47,7 +50,11 @@ impl Ground {
         };
         let mut servers = Throwaway::new()?;
         let settings = if quick { &POSTGRES_SETTINGS[..0] } else { &POSTGRES_SETTINGS };
-        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let settings = settings
+            .iter()
+            .chain([&COMMIT_TIMES])
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
         let postgres_url = servers.start_postgres_with(&supply, true, settings).await?;
         let brokers = servers.start_kafka(&supply).await?;
         Ok(Self { servers, supply, binaries, postgres_url, brokers })
@@ -59,7 +66,13 @@ impl Ground {
         self.servers.folder()
     }
 
-    /// A fresh database and topic, without a relay.
+    /// One of the executables that are measured.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.binaries.join(name)
+    }
+
+    /// A fresh database and topic, without any service.
     pub async fn scene(&self, name: &str) -> Result<Scene> {
         let (server, _) = self.postgres_url.rsplit_once('/').context("the URL ends in a database")?;
         let admin = pool(&self.postgres_url).await?;
@@ -76,7 +89,7 @@ impl Ground {
             env: vec![("RUST_LOG".to_owned(), "info".to_owned())],
         };
         let topic = Topic::create(&self.brokers, &format!("{name}s")).await?;
-        Ok(Scene { name: name.to_owned(), pool: pool(&url).await?, admin, surroundings, topic, relays: Vec::new() })
+        Ok(Scene { name: name.to_owned(), pool: pool(&url).await?, admin, surroundings, topic, services: Vec::new() })
     }
 
     /// The process of Postgres; its children are the connections.
@@ -90,7 +103,7 @@ impl Ground {
     }
 }
 
-/// A database, a topic and the relays between them, for one part of a benchmark.
+/// A database, a topic and the services around them, for one part of a benchmark.
 pub struct Scene {
     /// The aggregate type; the topic's name is one `s` longer.
     pub name: String,
@@ -100,24 +113,38 @@ pub struct Scene {
     surroundings: Surroundings,
     /// Where the events go.
     pub topic: Topic,
-    relays: Vec<Service>,
+    services: Vec<Service>,
 }
 
 impl Scene {
     /// Starts a relay and waits until it is ready.
     pub async fn start_relay(&mut self, ground: &Ground, env: &[(&str, &str)]) -> Result<Pid> {
-        let name = format!("{}-relay-{}", self.name, self.relays.len());
-        let mut relay = Service::start(Kind::Relay, &name, &self.surroundings, env, &ground.supply.reaper)?;
+        let relay = self.start(Kind::Relay, ground, env)?;
         relay.wait_ready().await?;
-        let pid = relay.process().pid();
-        self.relays.push(relay);
-        Ok(pid)
+        Ok(relay.process().pid())
     }
 
-    /// Stops the relays in good order.
-    pub async fn stop_relays(&mut self) -> Result<()> {
-        for mut relay in self.relays.drain(..) {
-            relay.stop().await?;
+    /// Starts a service and does not wait for it.
+    pub fn start(&mut self, kind: Kind, ground: &Ground, env: &[(&str, &str)]) -> Result<&mut Service> {
+        let place = self.services.len();
+        let name = format!("{}-{}-{place}", self.name, kind.name());
+        self.services.push(Service::start(kind, &name, &self.surroundings, env, &ground.supply.reaper)?);
+        self.services.last_mut().context("it has just been added")
+    }
+
+    /// Another program with the settings that services get here.
+    #[must_use]
+    pub fn launch(&self, ground: &Ground, name: &str, program: &str) -> Launch {
+        Launch::new(name, ground.program(program))
+            .env("DATABASE_URL", &self.surroundings.database_url)
+            .env("KAFKA_BROKERS", &self.surroundings.kafka_brokers)
+            .log(self.surroundings.logs.join(format!("{name}.log")))
+    }
+
+    /// Stops the services in good order.
+    pub async fn stop(&mut self) -> Result<()> {
+        for mut service in self.services.drain(..) {
+            service.stop().await?;
         }
         Ok(())
     }
@@ -128,9 +155,9 @@ impl Scene {
         &self.surroundings.database_url
     }
 
-    /// Stops the relays and drops the database, so that its pages and files are out of the way of the next part.
+    /// Stops the services and drops the database, so that its pages and files are out of the way of the next part.
     pub async fn close(mut self) -> Result<()> {
-        self.stop_relays().await?;
+        self.stop().await?;
         self.pool.close().await;
         let drop = format!("DROP DATABASE \"{}\" WITH (FORCE)", self.name);
         sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&self.admin).await?;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Pid;
 
+use super::cpu::Processes;
 use super::figure::{Bound, Figure, median};
 use super::ground::{Ground, Scene};
 use super::topic::Topic;
@@ -112,7 +112,7 @@ async fn drain(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
 async fn drain_round(ground: &mut Ground, name: &str, scale: Scale) -> Result<f64> {
     let mut scene = ground.scene(name).await?;
     let relay = scene.start_relay(ground, &[]).await?;
-    let processes = Processes { relay, postgres: ground.postgres()?, kafka: ground.kafka()? };
+    let processes = Processes::of(ground, "relay", relay)?;
     load::backlog(&scene.pool, &scene.name, scale.drain_rows).await?;
     let (before, begun) = (processes.used()?, Instant::now());
     scene.topic.reaches(scale.drain_rows).await?;
@@ -123,28 +123,6 @@ async fn drain_round(ground: &mut Ground, name: &str, scale: Scale) -> Result<f6
     ensure!(order.is_perfect(), "the events did not arrive as they should have");
     scene.close().await?;
     Ok(rate)
-}
-
-/// Who works on a drain.
-struct Processes {
-    relay: Pid,
-    postgres: Pid,
-    kafka: Pid,
-}
-
-impl Processes {
-    /// CPU time that each has used so far.
-    fn used(&self) -> Result<[Duration; 3]> {
-        Ok([cpu::of_tree(self.relay)?, cpu::of_tree(self.postgres)?, cpu::of_tree(self.kafka)?])
-    }
-
-    /// CPU time that each has used since `before`, for each of so many events.
-    fn shares(&self, before: [Duration; 3], events: u64) -> Result<String> {
-        let events = per_second(events, Duration::from_secs(1));
-        let spent = self.used()?.into_iter().zip(before).map(|(after, before)| after.saturating_sub(before));
-        let micros: Vec<f64> = spent.map(|spent| spent.as_secs_f64() * 1e6 / events).collect();
-        Ok(format!("relay {:.2}, Postgres {:.2}, Kafka {:.2}", micros[0], micros[1], micros[2]))
-    }
 }
 
 /// Whether a deep backlog goes out as fast as a shallow one.
@@ -178,7 +156,7 @@ async fn drain_settled(ground: &mut Ground, scene: &mut Scene, count: u64) -> Re
         anyhow::Ok((topic.len()?, Instant::now()))
     });
     let relay = scene.start_relay(ground, &[]).await?;
-    let processes = Processes { relay, postgres: ground.postgres()?, kafka: ground.kafka()? };
+    let processes = Processes::of(ground, "relay", relay)?;
     let before = processes.used()?;
     scene.topic.reaches(there + count).await?;
     let (first, begun) = begun.await??;
@@ -186,7 +164,7 @@ async fn drain_settled(ground: &mut Ground, scene: &mut Scene, count: u64) -> Re
     let rate = per_second(left, begun.elapsed());
     eprintln!("  {rate:.0} events/s from {count}; CPU in us an event: {}", processes.shares(before, left)?);
     let peak = per_second(cpu::peak_memory_bytes(relay)?, Duration::from_secs(1)) / 1e6;
-    scene.stop_relays().await?;
+    scene.stop().await?;
     Ok((rate, peak))
 }
 

@@ -1,0 +1,128 @@
+//! What failures cost those that do not fail: one key of which every event fails for good, and one order in a hundred that fails once.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use processor::Processor;
+use processor::config::ProcessorConfig;
+use processor::handler::{EventHandler, Handled, HandlerError};
+use processor::handlers::orders::{ORDER_CREATED, OrderCreated};
+use processor::record::Event;
+use shared::config::Env;
+use shared::shutdown::Shutdown;
+use sqlx::PgConnection;
+
+use super::orders::{self, Poison};
+use super::{LOOK_INTERVAL, STANDSTILL, Scale, passes};
+use crate::bench::figure::{Bound, Figure, median};
+use crate::bench::ground::Ground;
+use crate::report::per_second;
+
+/// One in so many orders fails once.
+const FLAKY_EVERY: i64 = 100;
+
+/// One in so many events is of the key that fails for good.
+const POISON_EVERY: u64 = 500;
+
+/// What fails in the processor of the benchmark.
+#[derive(Debug, Args)]
+pub struct FailingArgs {
+    /// The order whose events are refused for good
+    #[arg(long)]
+    poison: Option<i64>,
+
+    /// One in so many orders fails the first time that it is tried
+    #[arg(long)]
+    flaky_every: Option<i64>,
+}
+
+/// The processor of the benchmark: the settings are those of the service, only the handler fails at times. A process of its own, so
+/// that it is of the same build as the rest of what is measured.
+pub async fn run(args: FailingArgs) -> Result<()> {
+    let config = ProcessorConfig::from_env(&Env::load()?)?;
+    let handler = Failing { args, failed: Mutex::default() };
+    Processor::builder(config).handler(ORDER_CREATED, handler).run(&Shutdown::new()).await?;
+    Ok(())
+}
+
+struct Failing {
+    args: FailingArgs,
+    /// Orders that have failed once.
+    failed: Mutex<HashSet<i64>>,
+}
+
+impl EventHandler for Failing {
+    async fn handle(&self, events: &[Event<'_>], connection: &mut PgConnection) -> Result<Handled, HandlerError> {
+        let orders =
+            events.iter().enumerate().filter_map(|(index, event)| Some((index, event.aggregate_id().parse().ok()?)));
+        let orders: Vec<(usize, i64)> = orders.collect();
+        let poisoned = orders.iter().filter(|(_, order)| Some(*order) == self.args.poison);
+        let refused: Vec<_> = poisoned.map(|(index, _)| (*index, "this order fails for good".to_owned())).collect();
+        if !refused.is_empty() {
+            return Err(HandlerError::refused(refused));
+        }
+        if let Some(every) = self.args.flaky_every {
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            if orders.iter().any(|(_, order)| order % every == 0 && failed.insert(*order)) {
+                return Err(HandlerError::retryable("this order fails once"));
+            }
+        }
+        OrderCreated.handle(events, connection).await
+    }
+}
+
+/// The rate with failures as a share of that without, by the same processor.
+pub async fn measure(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
+    let (mut shares, mut rates) = (Vec::new(), Vec::new());
+    for round in 0..scale.rounds {
+        let sound = one(ground, &format!("sound{round}"), scale.orders, false).await?;
+        let failing = one(ground, &format!("failing{round}"), scale.orders, true).await?;
+        eprintln!("  {sound:.0} orders/s, with failures {failing:.0}");
+        shares.push(failing / sound * 100.0);
+        rates.push(failing);
+    }
+    Ok(vec![
+        Figure::new(
+            "status updates with one key failing and 1 % failing once",
+            median(&rates),
+            "orders/s",
+            Bound::Shown,
+        ),
+        Figure::new("the same as a share of the rate without", median(&shares), "%", Bound::AtLeast(90.0)),
+    ])
+}
+
+/// A drain until every order that can be is Processed, so those that failed once too. Returns orders a second.
+async fn one(ground: &mut Ground, name: &str, count: u64, fails: bool) -> Result<f64> {
+    let scene = ground.scene(name).await?;
+    orders::write(&scene.pool, count).await?;
+    // Not one of those that fail once.
+    let poison = fails.then_some(Poison { order: FLAKY_EVERY / 2 + 1, more: count / POISON_EVERY });
+    orders::produce(ground, &scene, poison).await?;
+    let mut launch = scene
+        .launch(ground, &format!("{name}-processor"), "outrider")
+        .args(["bench", "failing-processor"])
+        .env("DB_ROLE", "outrider_processor")
+        .env("ADMIN_BIND", "127.0.0.1:0")
+        .env("PROCESSOR_TOPICS", format!("{name}s"))
+        .env("PROCESSOR_GROUP", name);
+    if let Some(poison) = poison {
+        launch = launch.args(["--poison", &poison.order.to_string(), "--flaky-every", &FLAKY_EVERY.to_string()])
+    }
+    let mut processor = launch.spawn(&ground.supply.reaper)?;
+    let records = count + poison.map_or(0, |poison| poison.more);
+    let passed = passes(&scene.pool, name, records).await?;
+    let (begun, wanted) = (Instant::now(), count - u64::from(fails));
+    while orders::processed(&scene.pool).await? < wanted {
+        ensure!(begun.elapsed() < STANDSTILL, "orders that failed once were not tried again within {STANDSTILL:?}");
+        tokio::time::sleep(LOOK_INTERVAL.max(Duration::from_millis(50))).await;
+    }
+    let took = passed + begun.elapsed();
+    processor.kill().await?;
+    orders::check(&scene.pool, wanted).await?;
+    scene.close().await?;
+    Ok(per_second(wanted, took))
+}
