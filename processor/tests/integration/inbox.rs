@@ -1,6 +1,5 @@
 //! The inbox knows events for as long as they can come again, and no longer.
 
-use std::process::Command;
 use std::time::Duration;
 
 use processor::handler::{EventHandler, Handled, HandlerError};
@@ -297,15 +296,8 @@ async fn an_event_is_looked_up_in_the_one_partition_of_its_day() {
 async fn a_retention_shorter_than_that_of_the_topic_is_refused() {
     let world = world("refused").await;
     let shorter = [("PROCESSOR_INBOX_RETENTION", "1h")];
-    let output = Command::new(env!("CARGO_BIN_EXE_outrider-processor"))
-        .env_clear()
-        .envs(world.variables())
-        .envs(shorter)
-        .current_dir(env!("CARGO_TARGET_TMPDIR")) // No `.env` of a developer's.
-        .output()
-        .expect("the binary runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(64), "{said}");
+    let (code, said) = world.spawn_refused(&shorter).await;
+    assert_eq!(code, Some(64), "{said}");
     let start = "outrider-processor: PROCESSOR_INBOX_RETENTION: is shorter (3600 s) than the topic ";
     assert!(said.starts_with(start) && said.lines().count() == 1, "{said}");
 

@@ -1,6 +1,7 @@
 //! What the tests need around a processor: a database with orders, a topic with their events, and the processor itself, in this
 //! process or as the real binary.
 
+use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -225,13 +226,26 @@ impl World {
 
     /// Starts the real binary; `more` variables win.
     pub fn spawn(&self, more: &[(&str, &str)]) -> Process {
+        self.spawn_to(more, Stdio::null())
+    }
+
+    /// Starts the real binary, and waits until it ends by itself. Its exit code, and what it said on standard error.
+    pub async fn spawn_refused(&self, more: &[(&str, &str)]) -> (Option<i32>, String) {
+        let mut process = self.spawn_to(more, Stdio::piped());
+        process.ended().await;
+        let mut said = String::new();
+        process.0.stderr.take().expect("a pipe").read_to_string(&mut said).expect("text");
+        (process.0.wait().expect("it has ended").code(), said)
+    }
+
+    fn spawn_to(&self, more: &[(&str, &str)], stderr: Stdio) -> Process {
         let child = Command::new(env!("CARGO_BIN_EXE_outrider-processor"))
             .env_clear()
             .envs(self.variables())
             .envs(more.iter().copied())
             .current_dir(env!("CARGO_TARGET_TMPDIR")) // No `.env` of a developer's.
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(stderr)
             .spawn()
             .expect("the binary starts");
         Process(child)
