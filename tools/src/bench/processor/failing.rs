@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use processor::Processor;
 use processor::config::ProcessorConfig;
-use processor::handler::{EventHandler, Handled, HandlerError};
+use processor::handler::{EventHandler, Failure, FailureKind, Handled, HandlerError};
 use processor::handlers::orders::{ORDER_CREATED, OrderCreated};
 use processor::record::Event;
 use shared::config::Env;
@@ -54,23 +54,35 @@ struct Failing {
     failed: Mutex<HashSet<i64>>,
 }
 
+impl Failing {
+    fn failure(&self, event: &Event<'_>) -> Option<Failure> {
+        let order = event.aggregate_id().parse().ok()?;
+        if Some(order) == self.args.poison {
+            return Some(Failure::new(FailureKind::Permanent, "this order fails for good"));
+        }
+        let fails = order % self.args.flaky_every? == 0;
+        let first = fails && self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(order);
+        first.then(|| Failure::new(FailureKind::Retryable, "this order fails once"))
+    }
+}
+
 impl EventHandler for Failing {
     async fn handle(&self, events: &[Event<'_>], connection: &mut PgConnection) -> Result<Handled, HandlerError> {
-        let orders =
-            events.iter().enumerate().filter_map(|(index, event)| Some((index, event.aggregate_id().parse().ok()?)));
-        let orders: Vec<(usize, i64)> = orders.collect();
-        let poisoned = orders.iter().filter(|(_, order)| Some(*order) == self.args.poison);
-        let refused: Vec<_> = poisoned.map(|(index, _)| (*index, "this order fails for good".to_owned())).collect();
-        if !refused.is_empty() {
-            return Err(HandlerError::refused(refused));
-        }
-        if let Some(every) = self.args.flaky_every {
-            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-            if orders.iter().any(|(_, order)| order % every == 0 && failed.insert(*order)) {
-                return Err(HandlerError::retryable("this order fails once"));
-            }
+        let failures: Vec<(usize, Failure)> =
+            events.iter().enumerate().filter_map(|(index, event)| Some((index, self.failure(event)?))).collect();
+        if !failures.is_empty() {
+            return Err(HandlerError::Events(failures));
         }
         OrderCreated.handle(events, connection).await
+    }
+
+    async fn on_parked(
+        &self,
+        event: &Event<'_>,
+        reason: &str,
+        connection: &mut PgConnection,
+    ) -> Result<(), HandlerError> {
+        OrderCreated.on_parked(event, reason, connection).await
     }
 }
 
