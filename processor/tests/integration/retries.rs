@@ -91,11 +91,8 @@ async fn after_progress_attempts_are_counted_from_one() {
     let running = start(&world, true, &[]);
     world.produce((1..=3).map(|version| kept("slow", version)));
     for version in 1..=3 {
-        let reason = Some("later".to_owned());
-        eventually("it has failed", async || {
-            (world.waiting("slow").await[0] == (version, reason.clone())).then_some(())
-        })
-        .await;
+        let head = (version, Some("later".to_owned()));
+        eventually("it has failed", async || (world.waiting("slow").await.first() == Some(&head)).then_some(())).await;
         eventually("it has failed a few times", async || {
             let attempts = world.count("SELECT coalesce(max(attempts), 0)::bigint FROM blocked_keys").await;
             (3..900).contains(&attempts).then_some(())
