@@ -130,9 +130,9 @@ fn start(world: &World) -> Process {
     // As this test was built, and so without building anything else anew: its folder is one above ours.
     let test = std::env::current_exe().expect("a path");
     let folder = test.parent().and_then(|deps| deps.parent()).expect("a target folder");
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--workspace", "--example", "loyalty"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    let built = build.env_remove("DATABASE_URL").status().expect("cargo runs");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--workspace", "--example", "loyalty"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let built = cargo.env_remove("DATABASE_URL").status().expect("cargo runs");
     assert!(built.success(), "the example builds");
     let child = Command::new(folder.join("examples").join("loyalty"))
         .env_clear()
