@@ -14,6 +14,7 @@ pub mod failpoint;
 mod fingerprint;
 pub mod handler;
 pub mod handlers;
+pub mod membership;
 pub mod metrics;
 mod partition;
 mod processor;

@@ -100,7 +100,7 @@ impl World {
                 INSERT INTO order_transitions (order_id, version, to_status, event_id)
                 SELECT id, 1, 'Pending', gen_random_uuid() FROM new
             )
-            SELECT id, row_to_json(ROW(id, user_id, product_id, quantity, status, version, created_at, updated_at)
+            SELECT id, row_to_json(ROW(id, user_id, product_id, quantity, status, version, created_at, updated_at, NULL)
                 ::order_document)::text FROM new ORDER BY id",
         )
         .bind(count)
