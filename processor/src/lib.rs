@@ -26,3 +26,4 @@ mod trace;
 pub use consumer::ConsumerError;
 pub use consumer::positions::LostPositions;
 pub use processor::{Processor, ProcessorError};
+pub use store::status;

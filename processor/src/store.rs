@@ -9,6 +9,7 @@ use crate::dead_letter::DeadLetter;
 use crate::record::{Partition, Record};
 
 pub mod orders;
+pub mod status;
 
 /// Where `partitions` go on, for those that have a position.
 pub(crate) async fn positions(
