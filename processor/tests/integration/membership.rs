@@ -87,9 +87,14 @@ async fn come_and_go_under_load(test: &str, membership: &[(&str, &str)]) {
             // The eldest goes with transactions under way.
             running.remove(0).stop().await;
         } else {
-            running.push(world.start(&settings));
+            let newcomer = world.start(&settings);
+            eventually("the newcomer has its partitions", async || (newcomer.metrics.rebalances() >= 1).then_some(()))
+                .await;
+            running.push(newcomer);
             joined += 1;
         }
+        world.created_orders(300).await;
+        written += 300;
         tallied.extend(running.last().map(|last| last.metrics.clone()));
         let enough = written - 200;
         eventually("most are Processed", async || (world.processed().await >= enough).then_some(())).await;
