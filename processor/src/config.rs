@@ -10,6 +10,7 @@ use shared::duration::Retention;
 use shared::kafka::KafkaConfig;
 
 use crate::failpoint::Failpoint;
+use crate::membership::{self, Assignment, GroupProtocol};
 use crate::retry::Schedule;
 use crate::store::letters::Page;
 
@@ -35,6 +36,14 @@ pub struct Settings {
     /// `PROCESSOR_GROUP`: consumer group; also the key of its rows in Postgres.
     #[serde(default = "group")]
     pub group: String,
+    /// `PROCESSOR_INSTANCE_ID`: a name that stays over restarts, each processor its own. Then one that is back within the session's
+    /// time-out gets its partitions again, and the others do not notice.
+    pub instance_id: Option<String>,
+    /// `PROCESSOR_GROUP_PROTOCOL`: `classic` or `consumer`.
+    #[serde(default)]
+    pub group_protocol: GroupProtocol,
+    /// `PROCESSOR_ASSIGNMENT`: `cooperative-sticky` (also if it is not given), `range` or `roundrobin`.
+    pub assignment: Option<Assignment>,
     /// `PROCESSOR_BATCH_ROWS_MAX`: records in one transaction.
     #[serde(default = "thousand")]
     pub batch_rows_max: usize,
@@ -48,9 +57,14 @@ pub struct Settings {
     /// `PROCESSOR_QUEUE_BYTES_MAX`: the same in bytes of keys, headers and payloads.
     #[serde(default = "eight_mebibytes")]
     pub queue_bytes_max: usize,
-    /// `PROCESSOR_SESSION_TIMEOUT_MS`: how long the group waits for a member that is silent.
+    /// `PROCESSOR_SESSION_TIMEOUT_MS`: how long the group waits for a member that is silent. With the
+    /// protocol `consumer` it is for the broker to say (`group.consumer.session.timeout.ms`).
     #[serde(default = "forty_five_seconds")]
     pub session_timeout_ms: u64,
+    /// `PROCESSOR_POLL_INTERVAL_MS`: after that long without a poll the group gives our partitions to others. Slow handlers do not
+    /// count: polling never waits for them, so this is only about a processor that hangs altogether.
+    #[serde(default = "five_minutes")]
+    pub poll_interval_ms: u64,
     /// `PROCESSOR_DRAIN_TIMEOUT_MS`: how long a partition that is taken away, or the shutdown, waits for a transaction that
     /// is under way; then it is rolled back.
     #[serde(default = "ten_seconds")]
@@ -121,6 +135,10 @@ const fn forty_five_seconds() -> u64 {
     45_000
 }
 
+const fn five_minutes() -> u64 {
+    300_000
+}
+
 const fn ten_seconds() -> u64 {
     10_000
 }
@@ -186,6 +204,7 @@ impl Settings {
         if settings.topics.iter().any(String::is_empty) {
             return bad("TOPICS", "has an empty name in its list");
         }
+        membership::check(&settings)?;
         if settings.batch_rows_max == 0 {
             return bad("BATCH_ROWS_MAX", "must be at least 1");
         }

@@ -21,6 +21,7 @@ use self::requests::{commit, list_of};
 use self::seat::{Seat, drain};
 use crate::broker::Broker;
 use crate::config::Settings;
+use crate::membership;
 use crate::offsets::LostPositions;
 use crate::partition::{Ending, Shop};
 use crate::queue::Limits;
@@ -82,6 +83,8 @@ pub(crate) struct Consumer {
     topics: Vec<Arc<str>>,
     limits: Limits,
     drain_timeout: Duration,
+    /// Whether we are known to the group by a name of our own.
+    comes_back: bool,
     seats: HashMap<Partition, Seat>,
     generation: u64,
     changes: UnboundedReceiver<Change>,
@@ -102,13 +105,12 @@ impl Consumer {
     ) -> Result<Self, ConsumerError> {
         let broker = Arc::new(Broker::new(&client)?);
         client
-            .set("session.timeout.ms", settings.session_timeout_ms.to_string())
-            .set("heartbeat.interval.ms", (settings.session_timeout_ms / 3).clamp(1, 3_000).to_string())
             .set("queued.max.messages.kbytes", Settings::PREFETCH_KIB_MAX.to_string())
             // A partition whose prefetch is full is looked at again after a hundredth and not after a whole second.
             .set("fetch.queue.backoff.ms", "10")
             // Partitions that are added to a topic are heard of within ten seconds and not within five minutes.
             .set("topic.metadata.refresh.interval.ms", "10000");
+        membership::set(settings, &mut client);
         let (sender, changes) = unbounded_channel();
         let kafka: KafkaConsumer = client.create_with_context(Context::new(sender, shop.metrics.clone()))?;
         let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
@@ -127,6 +129,7 @@ impl Consumer {
             topics: topics.into_iter().map(Arc::from).collect(),
             limits: Limits { rows_max: settings.queue_rows_max, bytes_max: settings.queue_bytes_max },
             drain_timeout: settings.drain_timeout(),
+            comes_back: settings.instance_id.is_some(),
             seats: HashMap::new(),
             generation: 0,
             changes,
@@ -402,6 +405,9 @@ impl Drop for Consumer {
         }
         // librdkafka's close by itself does not leave the group when it holds no partition (2.12, rd_kafka_cgrp_revoke_all_rejoin),
         // and the next rebalance of the others would wait for a member that is gone until its session ends.
-        self.kafka.unsubscribe();
+        // One that comes back under its name does not leave: that would be the rebalance which the name is to spare the others.
+        if !self.comes_back {
+            self.kafka.unsubscribe();
+        }
     }
 }

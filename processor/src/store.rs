@@ -10,3 +10,4 @@ pub(crate) mod letters;
 pub(crate) mod offsets;
 pub mod orders;
 pub(crate) mod requests;
+pub mod status;

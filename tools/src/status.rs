@@ -1,6 +1,8 @@
-//! `outrider status`: how the pipeline is doing, from Postgres alone. Each part of it is looked at and described in a module of its own.
+//! `outrider status`: how the pipeline is doing, from Postgres, and what Kafka adds of the consumer groups. Each part of it is looked at and described in a module of its own.
 
 pub mod format;
+pub mod groups;
+mod kafka_groups;
 pub mod relay;
 mod table;
 pub mod transactions;
@@ -14,6 +16,7 @@ use clap::Args;
 use serde::Serialize;
 use shared::config::Env;
 use shared::db::{DatabaseConfig, check_schema};
+use shared::kafka::KafkaConfig;
 use sqlx::{Connection, PgConnection};
 
 use crate::signals::StopSignals;
@@ -38,21 +41,26 @@ pub struct StatusArgs {
 pub struct Status {
     /// The relays, and what they have published and not.
     pub relay: relay::RelayStatus,
+    /// The consumer groups.
+    pub consumers: groups::Groups,
     /// What stays open.
     pub transactions: transactions::Transactions,
 }
 
 /// Looks at the database in the environment, and prints what it finds.
 pub async fn run(args: StatusArgs) -> Result<ExitCode> {
-    let database = DatabaseConfig::from_env(&Env::load()?, "outrider status")?;
-    StopSignals::listen()?.interrupts(Box::pin(show(&database, &args))).await?;
+    let env = Env::load()?;
+    let database = DatabaseConfig::from_env(&env, "outrider status")?;
+    // Whoever may only look at Postgres sees what that knows.
+    let kafka = env.var("KAFKA_BROKERS").map(|_| KafkaConfig::from_env(&env)).transpose()?;
+    StopSignals::listen()?.interrupts(Box::pin(show(&database, kafka.as_ref(), &args))).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn show(database: &DatabaseConfig, args: &StatusArgs) -> Result<()> {
+async fn show(database: &DatabaseConfig, kafka: Option<&KafkaConfig>, args: &StatusArgs) -> Result<()> {
     let mut connection = connect(database).await?;
     loop {
-        let status = look(&mut connection).await.context("cannot read the status")?;
+        let status = look(&mut connection, kafka).await.context("cannot read the status")?;
         let text = if args.json {
             format!("{}\n", serde_json::to_string(&status)?)
         } else if args.watch.is_some() {
@@ -97,6 +105,9 @@ async fn connect(database: &DatabaseConfig) -> Result<PgConnection> {
 }
 
 /// Looks once, which takes about a second.
-pub async fn look(connection: &mut PgConnection) -> Result<Status> {
-    Ok(Status { relay: relay::look(connection).await?, transactions: transactions::look(connection).await? })
+pub async fn look(connection: &mut PgConnection, kafka: Option<&KafkaConfig>) -> Result<Status> {
+    let before = groups::before(connection).await?;
+    let relay = relay::look(connection).await?;
+    let consumers = groups::look(connection, &before, kafka).await?;
+    Ok(Status { relay, consumers, transactions: transactions::look(connection).await? })
 }

@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use super::Status;
 use super::format::{about, count, size, time, time_or_dash};
+use super::groups::{Group, Groups};
 use super::relay::{Backlog, PartitionState, RelayStatus};
 use super::transactions::Transactions;
 
@@ -12,6 +13,7 @@ impl Display for Status {
         summary(&self.relay, out)?;
         lanes(&self.relay, out)?;
         partitions(&self.relay, out)?;
+        consumers(&self.consumers, out)?;
         transactions(&self.transactions, out)
     }
 }
@@ -83,6 +85,59 @@ fn partitions(relay: &RelayStatus, out: &mut Formatter<'_>) -> fmt::Result {
     writeln!(out, "{} ids are left until an insert finds no partition", count(relay.ids_ahead))
 }
 
+fn consumers(groups: &Groups, out: &mut Formatter<'_>) -> fmt::Result {
+    for group in &groups.groups {
+        consumer(group, out)?;
+    }
+    match &groups.kafka_error {
+        Some(error) if !groups.groups.is_empty() => writeln!(out, "(of Kafka nothing is known: {error})"),
+        _ => Ok(()),
+    }
+}
+
+fn consumer(group: &Group, out: &mut Formatter<'_>) -> fmt::Result {
+    let members: Vec<String> = group
+        .members
+        .iter()
+        .map(|one| format!("{} at {} ({} partitions)", short_member(&one.member), one.host, one.partitions))
+        .collect();
+    let members = if members.is_empty() { "none is known".to_owned() } else { members.join(", ") };
+    let state = group.state.as_deref().map(|state| format!(", {}", state.to_lowercase())).unwrap_or_default();
+    writeln!(out, "\ngroup       {}{state}", group.group)?;
+    writeln!(out, "members     {members}")?;
+    let lag = group.lag.map_or_else(|| "?".to_owned(), count);
+    let oldest = match group.lag_secs {
+        Some(secs) if group.lag != Some(0) => format!(", the oldest {} ago", time(secs)),
+        _ => String::new(),
+    };
+    writeln!(out, "lag         {lag} events{oldest}; {:.0} passed/s", group.rate_per_second)?;
+    let blocked = &group.blocked;
+    let oldest = blocked.oldest_age_secs.map(|secs| format!(", the oldest for {}", time(secs))).unwrap_or_default();
+    writeln!(
+        out,
+        "keys        {} retrying, {} waiting, {} parked{oldest}",
+        count(blocked.retrying),
+        count(blocked.waiting),
+        count(blocked.parked)
+    )?;
+    writeln!(out, "topic/partition          owner         position        kafka          end          lag      moved")?;
+    for partition in &group.partitions {
+        let offset = |offset: Option<i64>| offset.map_or_else(|| "-".to_owned(), count);
+        writeln!(
+            out,
+            "{:<25}{:<9}{:>13}{:>13}{:>13}{:>13}{:>11}",
+            format!("{}/{}", partition.topic, partition.partition),
+            partition.owner.as_deref().map_or_else(|| "-".to_owned(), short_member),
+            count(partition.position),
+            offset(partition.kafka_position),
+            offset(partition.end),
+            offset(partition.lag),
+            time(partition.moved_age_secs),
+        )?;
+    }
+    Ok(())
+}
+
 fn transactions(transactions: &Transactions, out: &mut Formatter<'_>) -> fmt::Result {
     if transactions.open.is_empty() {
         writeln!(out, "\nno transaction has been open for more than a second")?;
@@ -114,5 +169,13 @@ fn short(relay: &str) -> String {
     match relay.split_once('-') {
         Some((pid, rest)) if rest.len() > 6 && rest.is_ascii() => format!("{pid}-{}", &rest[rest.len() - 6..]),
         _ => relay.to_owned(),
+    }
+}
+
+/// A member's id is its client's name and a UUID, of which the end is enough.
+fn short_member(member: &str) -> String {
+    match member.len().checked_sub(6).and_then(|from| member.get(from..)) {
+        Some(end) => end.to_owned(),
+        None => member.to_owned(),
     }
 }

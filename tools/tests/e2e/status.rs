@@ -3,11 +3,15 @@
 use std::process::Output;
 
 use anyhow::{Context, Result};
+use processor::Processor;
+use processor::config::ProcessorConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use relay::RelayConfig;
 use serde_json::Value;
 use shared::config::Env;
+use shared::kafka::KafkaConfig;
 use shared::shutdown::Shutdown;
-use shared::testing::{TestDatabase, eventually, kafka_brokers, unique};
+use shared::testing::{PATIENCE, TestDatabase, eventually, kafka_brokers, unique};
 use sqlx::{Connection, PgConnection};
 
 use super::command_line::outrider;
@@ -122,5 +126,94 @@ async fn a_database_without_the_schema_and_one_that_is_not_there_are_told_apart(
     let text = String::from_utf8(output.stderr)?;
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains("cannot connect to the database") && text.lines().count() == 1, "{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_what_consumer_groups_do_and_what_waits() -> Result<()> {
+    let database = TestDatabase::create("status_shows_groups").await;
+    let (topic, group, brokers) = (unique("orders"), unique("processor"), kafka_brokers());
+    let settings = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("DB_ROLE", "outrider_processor"),
+        ("KAFKA_BROKERS", brokers.as_str()),
+        ("KAFKA_TOPIC_PARTITIONS", "2"),
+        ("ADMIN_BIND", "127.0.0.1:0"),
+        ("PROCESSOR_TOPICS", topic.as_str()),
+        ("PROCESSOR_GROUP", group.as_str()),
+    ];
+    let env = Env::from_pairs(settings);
+    let kafka = KafkaConfig::from_env(&env)?;
+    kafka.ensure_topics("test", &[&topic]).await?;
+    let producer: BaseProducer = kafka.producer("test", PATIENCE).create()?;
+    let produce = |count: usize| {
+        for partition in 0..2 {
+            for _ in 0..count {
+                let record = BaseRecord::<str, str>::to(&topic).partition(partition).key("1").payload("{}");
+                producer.send(record).map_err(|(error, _)| error)?;
+            }
+        }
+        producer.flush(PATIENCE)
+    };
+    produce(3)?;
+    let look = || -> Result<Value> {
+        let output =
+            outrider("status --json").env("DATABASE_URL", &database.url).env("KAFKA_BROKERS", &brokers).output()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    assert_eq!(look()?["consumers"]["groups"], serde_json::json!([]), "nothing was done yet");
+
+    // A processor without a handler passes over whatever it can read; these records are none, and become dead letters.
+    let shutdown = Shutdown::new();
+    let running = tokio::spawn({
+        let (processor, shutdown) = (Processor::builder(ProcessorConfig::from_env(&env)?), shutdown.clone());
+        async move { processor.run(&shutdown).await }
+    });
+    let caught_up = eventually("all is passed", async || {
+        let status = look().ok()?;
+        let group = &status["consumers"]["groups"][0];
+        (group["lag"] == 0 && group["partitions"][1]["kafka_position"] == 3).then(|| group.clone())
+    })
+    .await;
+    assert_eq!((&caught_up["group"], &caught_up["state"]), (&group.as_str().into(), &"Stable".into()));
+    assert_eq!(caught_up["members"][0]["partitions"], 2);
+    for partition in caught_up["partitions"].as_array().context("an array")? {
+        assert_eq!(partition["owner"], caught_up["members"][0]["member"]);
+        assert_eq!(
+            (&partition["position"], &partition["end"], &partition["lag_secs"]),
+            (&3.into(), &3.into(), &0.0.into())
+        );
+    }
+    shutdown.request();
+    running.await??;
+
+    // Nobody works any more, and two keys wait.
+    produce(5)?;
+    sqlx::query(
+        "INSERT INTO blocked_keys (group_id, topic, record_key, partition, state, reason, fingerprint, attempts, next_attempt_at)
+        VALUES ($1, $2, 'a', 0, 'parked', 'r', 'f', 10, NULL), ($1, $2, 'b', 0, 'retrying', 'r', 'f', 1, now())",
+    )
+    .bind(&group)
+    .bind(&topic)
+    .execute(&database.pool)
+    .await?;
+    let behind = look()?["consumers"]["groups"][0].clone();
+    assert_eq!(
+        (&behind["state"], &behind["members"], &behind["lag"]),
+        (&"Empty".into(), &serde_json::json!([]), &10.into())
+    );
+    assert!(behind["lag_secs"].as_f64().is_some_and(|secs| secs > 0.0 && secs < 60.0), "{behind}");
+    assert_eq!((&behind["blocked"]["parked"], &behind["blocked"]["retrying"]), (&1.into(), &1.into()));
+    let text = outrider("status").env("DATABASE_URL", &database.url).env("KAFKA_BROKERS", &brokers).output()?.stdout;
+    let text = String::from_utf8(text)?;
+    for word in ["none is known", "10 events, the oldest", "1 retrying, 0 waiting, 1 parked", &format!("{topic}/1")] {
+        assert!(text.contains(word), "'{word}' is not in\n{text}");
+    }
+    // Without Kafka there is still what Postgres knows.
+    let alone = json(&database.url)?;
+    assert_eq!(alone["consumers"]["kafka_error"], "KAFKA_BROKERS is not set");
+    assert_eq!(alone["consumers"]["groups"][0]["partitions"][0]["position"], 3);
+    assert_eq!(alone["consumers"]["groups"][0]["lag"], Value::Null);
     Ok(())
 }
