@@ -45,7 +45,7 @@ impl Schedule {
         let doublings = attempts.saturating_sub(1);
         let cap = self.first.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(self.max);
         // Not beyond its age: the last attempt, after which it is parked, is then.
-        Next::Again(cap.mul_f64(unit.clamp(0.0, 1.0)).min(self.age_max - age))
+        Next::Again(cap.mul_f64(unit.clamp(0.0, 1.0)).min(self.age_max.saturating_sub(age)))
     }
 }
 
@@ -58,9 +58,9 @@ mod tests {
 
     const SCHEDULE: Schedule = Schedule {
         first: Duration::from_millis(200),
-        max: Duration::from_secs(60),
+        max: Duration::from_mins(1),
         attempts_max: 10,
-        age_max: Duration::from_secs(900),
+        age_max: Duration::from_mins(15),
     };
 
     fn next(kind: FailureKind, attempts: u32, age_secs: u64, unit: f64) -> Next {
@@ -71,7 +71,7 @@ mod tests {
     fn the_wait_doubles_up_to_the_longest() {
         let waits: Vec<Next> = [1, 2, 3, 9].map(|attempts| next(FailureKind::Retryable, attempts, 0, 1.0)).into();
         assert_eq!(waits, [200, 400, 800, 51_200].map(|millis| Next::Again(Duration::from_millis(millis))));
-        assert_eq!(next(FailureKind::TooEarly, u32::MAX, 0, 1.0), Next::Again(Duration::from_secs(60)));
+        assert_eq!(next(FailureKind::TooEarly, u32::MAX, 0, 1.0), Next::Again(Duration::from_mins(1)));
     }
 
     #[test]

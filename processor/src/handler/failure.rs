@@ -45,6 +45,9 @@ pub enum HandlerError {
     Events(Vec<(usize, Failure)>),
 }
 
+/// The failures that name their events, and what is to be said of an event that is found without being named.
+pub(crate) type Parts = (Vec<(usize, Failure)>, Failure);
+
 impl HandlerError {
     /// Some event of the slice may be applied later.
     pub fn retryable(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
@@ -96,7 +99,7 @@ impl HandlerError {
     }
 
     /// Takes the error apart: what is known of which event. `Err`: no event is at fault.
-    pub(crate) fn into_parts(self) -> Result<(Vec<(usize, Failure)>, Failure), Box<dyn Error + Send + Sync>> {
+    pub(crate) fn into_parts(self) -> Result<Parts, Box<dyn Error + Send + Sync>> {
         match self {
             Self::Retryable(error) if is_of_the_database(&*error) => Err(error),
             Self::Retryable(error) => Ok((Vec::new(), Failure::new(FailureKind::Retryable, error))),

@@ -48,6 +48,7 @@ pub(crate) struct Change<'a> {
 
 /// A blocked key that is locked.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the name of the column, and of the key's own")]
 pub(crate) struct Key {
     pub(crate) record_key: Vec<u8>,
     pub(crate) is_parked: bool,
@@ -219,7 +220,7 @@ pub(crate) async fn change(
 ) -> Result<u64, sqlx::Error> {
     let Columns { keys, states, texts, fingerprints, attempts, waits } = Columns::of(changes);
     let new: Vec<bool> = changes.iter().map(|change| change.is_new).collect();
-    let changed = sqlx::query!(
+    let written = sqlx::query!(
         r#"-- change_keys
         UPDATE blocked_keys AS b SET
             state = new.state,
@@ -244,7 +245,7 @@ pub(crate) async fn change(
     )
     .execute(connection)
     .await?;
-    Ok(changed.rows_affected())
+    Ok(written.rows_affected())
 }
 
 /// Changes as columns.

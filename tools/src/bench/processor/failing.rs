@@ -122,7 +122,7 @@ async fn one(ground: &mut Ground, name: &str, count: u64, fails: bool) -> Result
         .env("PROCESSOR_TOPICS", format!("{name}s"))
         .env("PROCESSOR_GROUP", name);
     if let Some(poison) = poison {
-        launch = launch.args(["--poison", &poison.order.to_string(), "--flaky-every", &FLAKY_EVERY.to_string()])
+        launch = launch.args(["--poison", &poison.order.to_string(), "--flaky-every", &FLAKY_EVERY.to_string()]);
     }
     let mut processor = launch.spawn(&ground.supply.reaper)?;
     let records = count + poison.map_or(0, |poison| poison.more);

@@ -48,7 +48,7 @@ pub struct Poison {
 
 /// Produces `order.created` of each order with the headers that the relay gives it; among them those of a `poison`ed key, evenly.
 pub async fn produce(ground: &Ground, scene: &Scene, poison: Option<Poison>) -> Result<()> {
-    let producer = config(&ground.brokers)?.producer("outrider-bench", Duration::from_secs(60));
+    let producer = config(&ground.brokers)?.producer("outrider-bench", Duration::from_mins(1));
     let producer: ThreadedProducer<DefaultProducerContext> = producer.create()?;
     let topic = format!("{}s", scene.name);
     let all: i64 = sqlx::query_scalar("SELECT count(*) FROM orders").fetch_one(&scene.pool).await?;
