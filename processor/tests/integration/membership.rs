@@ -112,13 +112,7 @@ async fn come_and_go_under_load(test: &str, membership: &[(&str, &str)]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cooperative_rebalances_under_load_lose_and_repeat_nothing() {
-    come_and_go_under_load("cooperative", &[("PROCESSOR_ASSIGNMENT", "cooperative-sticky")]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn eager_rebalances_under_load_lose_and_repeat_nothing() {
-    come_and_go_under_load("eager_range", &[("PROCESSOR_ASSIGNMENT", "range")]).await;
-    come_and_go_under_load("eager_roundrobin", &[("PROCESSOR_ASSIGNMENT", "roundrobin")]).await;
+    come_and_go_under_load("cooperative", &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

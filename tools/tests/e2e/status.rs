@@ -164,7 +164,7 @@ async fn status_shows_what_consumer_groups_do_and_what_waits() -> Result<()> {
     };
     assert_eq!(look()?["consumers"]["groups"], serde_json::json!([]), "nothing was done yet");
 
-    // A processor without a handler passes over whatever it can read; these records are none, and become dead letters.
+    // A processor without a handler passes over whatever it can read; these records are none, and park their key.
     let shutdown = Shutdown::new();
     let running = tokio::spawn({
         let (processor, shutdown) = (Processor::builder(ProcessorConfig::from_env(&env)?), shutdown.clone());
@@ -188,7 +188,7 @@ async fn status_shows_what_consumer_groups_do_and_what_waits() -> Result<()> {
     shutdown.request();
     running.await??;
 
-    // Nobody works any more, and two keys wait.
+    // Nobody works any more, and two more keys wait.
     produce(5)?;
     sqlx::query(
         "INSERT INTO blocked_keys (group_id, topic, record_key, partition, state, reason, fingerprint, attempts, next_attempt_at)
@@ -204,10 +204,10 @@ async fn status_shows_what_consumer_groups_do_and_what_waits() -> Result<()> {
         (&"Empty".into(), &serde_json::json!([]), &10.into())
     );
     assert!(behind["lag_secs"].as_f64().is_some_and(|secs| secs > 0.0 && secs < 60.0), "{behind}");
-    assert_eq!((&behind["blocked"]["parked"], &behind["blocked"]["retrying"]), (&1.into(), &1.into()));
+    assert_eq!((&behind["blocked"]["parked"], &behind["blocked"]["retrying"]), (&2.into(), &1.into()));
     let text = outrider("status").env("DATABASE_URL", &database.url).env("KAFKA_BROKERS", &brokers).output()?.stdout;
     let text = String::from_utf8(text)?;
-    for word in ["none is known", "10 events, the oldest", "1 retrying, 0 waiting, 1 parked", &format!("{topic}/1")] {
+    for word in ["none is known", "10 events, the oldest", "1 retrying, 0 waiting, 2 parked", &format!("{topic}/1")] {
         assert!(text.contains(word), "'{word}' is not in\n{text}");
     }
     // Without Kafka there is still what Postgres knows.
