@@ -6,8 +6,8 @@ use actix_web::{Error, HttpRequest, HttpResponse, ResponseError as _};
 use futures_util::future::join_all;
 use serde_json::value::RawValue;
 
-use super::orders::{require_json, unreadable};
-use crate::domain::NewOrder;
+use super::orders::json_body;
+use crate::domain::{NewOrder, OrderError};
 use crate::observe::event_headers;
 use crate::problem::{Kind, Problem};
 use crate::server::State;
@@ -25,8 +25,7 @@ pub async fn create(
     body: Result<Bytes, Error>,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
-    require_json(&request)?;
-    let body = body.map_err(|error| unreadable(&error, BODY_BYTES_MAX))?;
+    let body = json_body(&request, body, BODY_BYTES_MAX)?;
     let items: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|error| no_list(&error))?;
     if items.is_empty() || items.len() > ORDERS_MAX {
         let detail = format!("The list has {} orders; it must have 1 to {ORDERS_MAX}.", items.len());
@@ -70,6 +69,5 @@ fn no_list(error: &serde_json::Error) -> Problem {
     if error.classify() == serde_json::error::Category::Data {
         return Problem::new(Kind::InvalidBatch, "The body must be a JSON array of orders.");
     }
-    let (line, column) = (error.line(), error.column());
-    Problem::new(Kind::MalformedBody, format!("The body is not JSON: see line {line}, column {column}."))
+    OrderError::NotJson { line: error.line(), column: error.column() }.into()
 }

@@ -17,8 +17,7 @@ pub async fn create(
     body: Result<Bytes, Error>,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
-    require_json(&request)?;
-    let body = body.map_err(|error| unreadable(&error, BODY_BYTES_MAX))?;
+    let body = json_body(&request, body, BODY_BYTES_MAX)?;
     let order = NewOrder::from_json(&body)?;
     let written = state.batcher.submit(order, event_headers(&state, request.headers())).await?;
     Ok(HttpResponse::Created()
@@ -52,8 +51,14 @@ pub fn not_found() -> Problem {
     Problem::new(Kind::OrderNotFound, "No order has that id.")
 }
 
+/// The body of a request, which must say that it is JSON and have `bytes_max` bytes at most.
+pub fn json_body(request: &HttpRequest, body: Result<Bytes, Error>, bytes_max: usize) -> Result<Bytes, Problem> {
+    require_json(request)?;
+    body.map_err(|error| unreadable(&error, bytes_max))
+}
+
 /// The body is what it says it is. Parameters of the type are passed over: JSON is UTF-8 (RFC 8259), and takes none.
-pub fn require_json(request: &HttpRequest) -> Result<(), Problem> {
+fn require_json(request: &HttpRequest) -> Result<(), Problem> {
     let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
     let media_type = text(header::CONTENT_TYPE).and_then(|value| value.split(';').next()).unwrap_or_default();
     if !media_type.trim().eq_ignore_ascii_case("application/json") {
@@ -66,7 +71,7 @@ pub fn require_json(request: &HttpRequest) -> Result<(), Problem> {
 }
 
 /// Why a body of at most so many bytes could not be read.
-pub fn unreadable(error: &Error, bytes_max: usize) -> Problem {
+fn unreadable(error: &Error, bytes_max: usize) -> Problem {
     match error.as_error::<PayloadError>() {
         Some(PayloadError::Overflow) => {
             Problem::new(Kind::BodyTooLarge, format!("The body may have {bytes_max} bytes at most."))
