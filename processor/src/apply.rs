@@ -165,26 +165,25 @@ impl Applier {
             let failure: &crate::handler::Failure = failure;
             let record = records.get(*place)?;
             let key = record.key.as_deref()?;
-            let mut change = Change {
-                key,
-                state: state_of(failure.kind),
-                reason: Some(Reason::new(record, &failure.reason)),
-                attempts: 1,
-                wait: None,
-                is_new: true,
-            };
-            match self.schedule.next(failure.kind, 1, Duration::ZERO, rand::random()) {
-                Next::Park => change.state = State::Parked,
-                Next::Again(wait) => change.wait = Some(wait),
-            }
-            Some(change)
+            let (state, wait) = self.next_state(failure.kind, 1, Duration::ZERO);
+            let reason = Some(Reason::new(record, &failure.reason));
+            Some(Change { key, state, reason, attempts: 1, wait, is_new: true })
         };
         worked.left.failed.iter().filter_map(change).collect()
+    }
+
+    /// How a key waits whose first event has failed so for the `attempts`th time, `age` after the first time, and until its next attempt.
+    pub(crate) fn next_state(&self, kind: FailureKind, attempts: i32, age: Duration) -> (State, Option<Duration>) {
+        let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
+        match self.schedule.next(kind, attempts, age, rand::random()) {
+            Next::Again(wait) => (state_of(kind), Some(wait)),
+            Next::Park => (State::Parked, None),
+        }
     }
 }
 
 /// How a key waits whose first event failed so, before it is given up.
-pub(crate) const fn state_of(kind: FailureKind) -> State {
+const fn state_of(kind: FailureKind) -> State {
     match kind {
         FailureKind::Retryable => State::Retrying,
         FailureKind::TooEarly => State::Waiting,

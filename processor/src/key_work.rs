@@ -6,14 +6,13 @@ use std::time::Duration;
 use sqlx::postgres::PgConnection;
 use sqlx::{Postgres, Transaction};
 
-use crate::apply::{Applier, ApplyError, Constraints, count, refused_or_unknown, state_of};
+use crate::apply::{Applier, ApplyError, Constraints, count, refused_or_unknown};
 use crate::batch::Batch;
 use crate::dead_letter::Reason;
 use crate::failpoint::Failpoint;
 use crate::handler::Failure;
 use crate::metrics::Tally;
 use crate::record::{Partition, Record};
-use crate::retry::Next;
 use crate::store;
 use crate::store::blocked::{self, Change, Key, State};
 use crate::store::letters::{self, Waiting};
@@ -250,11 +249,7 @@ impl Applier {
     /// What becomes of a key whose first event failed, or of whose events another one failed after progress.
     fn failed_again<'a>(&self, key: &'a Key, record: &Record, failure: &Failure, is_new: bool) -> Change<'a> {
         let (attempts, age) = if is_new { (1, Duration::ZERO) } else { (key.attempts.saturating_add(1), key.age) };
-        let next = self.schedule.next(failure.kind, u32::try_from(attempts).unwrap_or(u32::MAX), age, rand::random());
-        let (state, wait) = match next {
-            Next::Again(wait) => (state_of(failure.kind), Some(wait)),
-            Next::Park => (State::Parked, None),
-        };
+        let (state, wait) = self.next_state(failure.kind, attempts, age);
         let reason = Some(Reason::new(record, &failure.reason));
         Change { key: &key.record_key, state, reason, attempts, wait, is_new }
     }
