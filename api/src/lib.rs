@@ -5,6 +5,7 @@
 //! [`problem`].
 
 pub mod batcher;
+pub mod caller;
 pub mod config;
 pub mod domain;
 pub mod listing;
