@@ -219,7 +219,10 @@ impl Applier {
             let (change, place) = match failed.get(&*key.record_key) {
                 None if unblocked.contains(&key.record_key) => continue,
                 // There is more of it than one transaction may apply: it goes on with the next one.
-                None => (resumed(key), None),
+                None => {
+                    outcomes.tally.keys_resumed += 1;
+                    (resumed(key), None)
+                }
                 Some((place, failure)) => {
                     let is_new = outcomes.keys.get(&key.record_key).is_some_and(|outcome| outcome.applied > 0);
                     (self.failed_again(key, &tried.records[*place], failure, is_new), Some((*place, *failure)))

@@ -6,6 +6,7 @@ use shared::backoff::Backoff;
 use tokio::time::Instant;
 
 use crate::apply::{ApplyError, Constraints};
+use crate::key_work::KEYS_MAX;
 use crate::partition::Shop;
 use crate::record::Partition;
 use crate::store::requests;
@@ -16,6 +17,9 @@ const LOOK_MIN: Duration = Duration::from_millis(100);
 /// Most time between two looks: so long an operator's request waits for its turn.
 const LOOK_MAX: Duration = Duration::from_millis(500);
 
+/// The wait after a look, as a multiple of the time that it took: on a busy database looks must not take turns with batches.
+const REST: u32 = 20;
+
 /// First wait after a look that failed, before jitter.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
@@ -24,6 +28,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 pub(crate) struct Looks {
     next: Instant,
     last: Instant,
+    /// What `last` has to be followed by.
+    rest: Duration,
     backoff: Backoff,
 }
 
@@ -40,7 +46,7 @@ impl Looks {
     /// The first one is due at once: keys may wait that another processor has blocked.
     pub(crate) fn new(retry_max: Duration) -> Self {
         let now = Instant::now();
-        Self { next: now, last: now, backoff: Backoff::new(FIRST_RETRY, retry_max) }
+        Self { next: now, last: now, rest: LOOK_MIN, backoff: Backoff::new(FIRST_RETRY, retry_max) }
     }
 
     /// Whether one is due.
@@ -55,16 +61,19 @@ impl Looks {
 
     /// Has the next one come as soon as it may.
     pub(crate) fn soon(&mut self) {
-        self.next = self.next.min(self.last + LOOK_MIN);
+        self.next = self.next.min(self.last + self.rest);
     }
 
     /// Looks, and tries the keys that are due. What fails here is tried again later; batches go on meanwhile.
     pub(crate) async fn look(&mut self, shop: &Shop, partition: &Partition, position: i64) -> Looked {
+        let started = Instant::now();
         let outcome = work(shop, partition, position).await;
         self.last = Instant::now();
+        self.rest = (self.last - started).saturating_mul(REST).clamp(LOOK_MIN, LOOK_MAX);
         match outcome {
             Ok(wait) => {
                 self.backoff.reset();
+                let wait = if wait.is_zero() { wait } else { wait.max(self.rest) };
                 self.next = self.last + wait;
                 Looked::GoOn
             }
@@ -112,6 +121,8 @@ async fn work(shop: &Shop, partition: &Partition, position: i64) -> Result<Durat
             "keys given up: see blocked_keys"
         );
     }
-    // What was applied may be a part of a long key, whose next part is due now. Batches have their turn in between.
-    Ok(if tally.applied + tally.repeated > 0 { Duration::ZERO } else { LOOK_MIN })
+    // The next part of a long key, or more keys than one transaction may try, are due now; batches have their turn in between. Keys that
+    // become due meanwhile wait until a look is worth its transaction: else, with a failure in most batches, there would be one a batch.
+    let more = tally.keys_resumed > 0 || tally.keys_tried >= usize::from(KEYS_MAX);
+    Ok(if more { Duration::ZERO } else { LOOK_MIN })
 }

@@ -36,6 +36,8 @@ pub struct Tally {
     pub keys_tried: usize,
     /// Keys that are to be tried again at once, since something has come for them.
     pub keys_woken: usize,
+    /// Keys of which more waits than one transaction may apply: they go on at once.
+    pub keys_resumed: usize,
 }
 
 impl Tally {
@@ -162,6 +164,7 @@ impl Metrics {
             ("unblocked", tally.keys_unblocked),
             ("tried", tally.keys_tried),
             ("woken", tally.keys_woken),
+            ("resumed", tally.keys_resumed),
         ] {
             self.keys.get_or_create(&Change { change }).inc_by(count as u64);
         }
@@ -191,6 +194,7 @@ impl Metrics {
             keys_unblocked: keys("unblocked"),
             keys_tried: keys("tried"),
             keys_woken: keys("woken"),
+            keys_resumed: keys("resumed"),
         }
     }
 

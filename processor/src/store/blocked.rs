@@ -67,11 +67,15 @@ pub(crate) async fn among(
     topic: &str,
     keys: &[&[u8]],
 ) -> Result<Vec<Vec<u8>>, sqlx::Error> {
-    // Looks the keys up in the primary key, which is empty most of the time; in their order, so that two such cannot lock each other out.
+    // Looks each key up in the primary key, which is empty most of the time, whatever the planner thinks: `record_key = ANY ($3)` may
+    // become a walk over all keys of the topic. In the order of `keys`, which are sorted, so that two such cannot lock each other out.
     sqlx::query_scalar!(
         r#"-- blocked_among
-        SELECT record_key FROM blocked_keys WHERE group_id = $1 AND topic = $2 AND record_key = ANY($3)
-        ORDER BY record_key FOR SHARE"#,
+        SELECT found.record_key AS "record_key!" FROM UNNEST($3::bytea[]) AS given (record_key)
+        CROSS JOIN LATERAL (
+            SELECT b.record_key FROM blocked_keys b
+            WHERE b.group_id = $1 AND b.topic = $2 AND b.record_key = given.record_key LIMIT 1 FOR SHARE
+        ) AS found"#,
         group,
         topic,
         keys as _,
@@ -121,11 +125,16 @@ pub(crate) async fn wake(
     topic: &str,
     keys: &[&[u8]],
 ) -> Result<u64, sqlx::Error> {
-    // Locked already, by `among`.
+    // Locked already, by `among`, so that a ctid stays what it is.
     let woken = sqlx::query!(
         r#"-- wake_keys
         UPDATE blocked_keys SET next_attempt_at = now()
-        WHERE group_id = $1 AND topic = $2 AND record_key = ANY($3) AND state = 'waiting'"#,
+        WHERE state = 'waiting' AND ctid = ANY (ARRAY(
+            SELECT found.ctid FROM UNNEST($3::bytea[]) AS given (record_key)
+            CROSS JOIN LATERAL (
+                SELECT b.ctid FROM blocked_keys b
+                WHERE b.group_id = $1 AND b.topic = $2 AND b.record_key = given.record_key LIMIT 1
+            ) AS found))"#,
         group,
         topic,
         keys as _,
@@ -166,13 +175,16 @@ pub(crate) async fn lock(
     topic: &str,
     keys: &[&[u8]],
 ) -> Result<Vec<Key>, sqlx::Error> {
-    // By the primary key, in its order. Waits for an operator who is at one of them.
+    // By the primary key, in the order of `keys`, which are sorted. Waits for an operator who is at one of them.
     let rows = sqlx::query!(
         r#"-- lock_keys
-        SELECT record_key, state, attempts, EXTRACT(EPOCH FROM now() - first_failed_at)::double precision AS "age_secs!"
-        FROM blocked_keys
-        WHERE group_id = $1 AND topic = $2 AND record_key = ANY($3)
-        ORDER BY record_key FOR UPDATE"#,
+        SELECT found.record_key AS "record_key!", found.state AS "state!", found.attempts AS "attempts!",
+            EXTRACT(EPOCH FROM now() - found.first_failed_at)::double precision AS "age_secs!"
+        FROM UNNEST($3::bytea[]) AS given (record_key)
+        CROSS JOIN LATERAL (
+            SELECT b.record_key, b.state, b.attempts, b.first_failed_at FROM blocked_keys b
+            WHERE b.group_id = $1 AND b.topic = $2 AND b.record_key = given.record_key LIMIT 1 FOR UPDATE
+        ) AS found"#,
         group,
         topic,
         keys as _,
@@ -199,9 +211,17 @@ pub(crate) async fn unblock(
     sqlx::query_scalar!(
         r#"-- unblock_keys
         DELETE FROM blocked_keys AS b
-        WHERE b.group_id = $1 AND b.topic = $2 AND b.record_key = ANY($3) AND NOT EXISTS (
-            SELECT FROM dead_letters AS d
-            WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.record_key = b.record_key)
+        WHERE b.ctid = ANY (ARRAY(
+            SELECT found.ctid FROM UNNEST($3::bytea[]) AS given (record_key)
+            CROSS JOIN LATERAL (
+                SELECT k.ctid FROM blocked_keys k
+                WHERE k.group_id = $1 AND k.topic = $2 AND k.record_key = given.record_key LIMIT 1
+            ) AS found
+            LEFT JOIN LATERAL (
+                SELECT 1 AS one FROM dead_letters AS d
+                WHERE d.group_id = $1 AND d.topic = $2 AND d.record_key = given.record_key LIMIT 1
+            ) AS left_over ON true
+            WHERE left_over.one IS NULL))
         RETURNING b.record_key"#,
         group,
         topic,
@@ -232,7 +252,11 @@ pub(crate) async fn change(
             next_attempt_at = now() + make_interval(secs => new.wait_secs)
         FROM UNNEST($3::bytea[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::double precision[], $9::boolean[])
             AS new (record_key, state, reason, fingerprint, attempts, wait_secs, is_new)
-        WHERE b.group_id = $1 AND b.topic = $2 AND b.record_key = new.record_key"#,
+        CROSS JOIN LATERAL (
+            SELECT k.ctid FROM blocked_keys k
+            WHERE k.group_id = $1 AND k.topic = $2 AND k.record_key = new.record_key LIMIT 1
+        ) AS found
+        WHERE b.ctid = found.ctid"#,
         group,
         topic,
         &keys as _,

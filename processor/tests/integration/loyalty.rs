@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::support::{Process, Produced, World, event};
 
 #[path = "../../examples/loyalty/points.rs"]
-mod points;
+pub mod points;
 
 use points::{ORDER_PROCESSED, Points, create_tables};
 

@@ -8,6 +8,7 @@ mod fencing;
 mod inbox;
 mod keeper;
 mod kills;
+mod lookups;
 mod loyalty;
 mod membership;
 mod order_life;
