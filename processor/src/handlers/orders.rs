@@ -10,12 +10,10 @@ use uuid::Uuid;
 
 use crate::handler::{EventHandler, Handled, HandlerError};
 use crate::record::Event;
-use crate::store::orders::{Changed, Changes, fail, process, versions};
+use crate::store::orders::{Changes, Processed, fail, process, versions};
 
 /// The event that [`OrderCreated`] handles.
 pub const ORDER_CREATED: &str = "order.created";
-/// The event that [`OrderCreated`] appends for each order that is processed.
-pub const ORDER_PROCESSED: &str = "order.processed";
 /// The event that [`OrderCreated`] appends for each order whose processing is given up.
 pub const ORDER_FAILED: &str = "order.failed";
 
@@ -37,13 +35,11 @@ struct Order {
 impl EventHandler for OrderCreated {
     async fn handle(&self, events: &[Event<'_>], connection: &mut PgConnection) -> Result<Handled, HandlerError> {
         let orders = read(events)?;
-        let changed = process(connection, &changes(&orders)).await?;
-        let missed = missed(&orders, &changed);
+        let processed = process(connection, &changes(events, &orders)).await?;
+        let missed = missed(&orders, &processed);
         if !missed.is_empty() {
             check_missed(&orders, &missed, connection).await?;
         }
-        // Last in the transaction, after the orders are changed: the append rule.
-        outbox::append(connection, "order", &announcements(events, &orders, changed)).await?;
         Ok(Handled { superseded: missed.len() })
     }
 
@@ -59,19 +55,15 @@ impl EventHandler for OrderCreated {
         // None: it is not there, or has gone on otherwise.
         let Some(failed) = failed else { return Ok(()) };
         let mut new = NewEvents::with_capacity(1);
-        new.push(announcement(ORDER_FAILED, failed, event));
+        new.push(NewEvent {
+            event_id: failed.event_id,
+            aggregate_id: failed.id.to_string(),
+            aggregate_version: failed.version,
+            event_type: ORDER_FAILED,
+            payload: failed.document,
+            trace: event.trace(),
+        });
         Ok(outbox::append(connection, "order", &new).await?)
-    }
-}
-
-fn announcement<'a>(event_type: &'a str, order: Changed, cause: &Event<'a>) -> NewEvent<'a> {
-    NewEvent {
-        event_id: order.event_id,
-        aggregate_id: order.id.to_string(),
-        aggregate_version: order.version,
-        event_type,
-        payload: order.document,
-        trace: cause.trace(),
     }
 }
 
@@ -94,20 +86,21 @@ fn read(events: &[Event<'_>]) -> Result<Vec<Order>, HandlerError> {
     if refused.is_empty() { Ok(orders) } else { Err(HandlerError::refused(refused)) }
 }
 
-fn changes(orders: &[Order]) -> Changes {
-    let mut sorted: Vec<&Order> = orders.iter().collect();
-    sorted.sort_unstable_by_key(|order| order.id);
+fn changes(events: &[Event<'_>], orders: &[Order]) -> Changes {
+    let mut sorted: Vec<(&Order, &Event<'_>)> = orders.iter().zip(events).collect();
+    sorted.sort_unstable_by_key(|(order, _)| order.id);
     Changes {
-        order_ids: sorted.iter().map(|order| order.id).collect(),
-        versions: sorted.iter().map(|order| order.version).collect(),
+        order_ids: sorted.iter().map(|(order, _)| order.id).collect(),
+        versions: sorted.iter().map(|(order, _)| order.version).collect(),
         event_ids: sorted.iter().map(|_| Uuid::now_v7()).collect(),
+        headers: sorted.iter().map(|(_, event)| event.trace().to_json()).collect(),
     }
 }
 
 /// Places of the orders that did not change through their event.
-fn missed(orders: &[Order], changed: &[Changed]) -> Vec<usize> {
+fn missed(orders: &[Order], processed: &[Processed]) -> Vec<usize> {
     // Of two events for one order and version, the first made the change.
-    let mut made: HashSet<(i64, i64)> = changed.iter().map(|order| (order.id, order.event_version)).collect();
+    let mut made: HashSet<(i64, i64)> = processed.iter().map(|order| (order.id, order.event_version)).collect();
     let by_event = |order: &Order| made.remove(&(order.id, order.version));
     let by_event: Vec<bool> = orders.iter().map(by_event).collect();
     (0..orders.len()).filter(|place| !by_event[*place]).collect()
@@ -127,16 +120,4 @@ async fn check_missed(orders: &[Order], missed: &[usize], connection: &mut PgCon
     };
     let refused: Vec<_> = missed.iter().filter_map(refusal).collect();
     if refused.is_empty() { Ok(()) } else { Err(HandlerError::refused(refused)) }
-}
-
-/// An `order.processed` for each order that changed, in the order of the events that caused them.
-fn announcements(events: &[Event<'_>], orders: &[Order], changed: Vec<Changed>) -> NewEvents {
-    let mut changed: HashMap<i64, Changed> = changed.into_iter().map(|order| (order.id, order)).collect();
-    let mut new = NewEvents::with_capacity(changed.len());
-    for (event, order) in events.iter().zip(orders) {
-        if let Some(now) = changed.remove(&order.id) {
-            new.push(announcement(ORDER_PROCESSED, now, event));
-        }
-    }
-    new
 }
