@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 
 use crate::dead_letter::Reason;
 use crate::record::Partition;
@@ -159,6 +159,31 @@ pub(crate) async fn lock_due(
     Ok(rows.into_iter().map(|row| key(row.record_key, &row.state, row.attempts, row.age_secs)).collect())
 }
 
+/// Has the key of a partition that is longest due wait for `wait`.
+pub(crate) async fn postpone(
+    connection: &mut PgConnection,
+    group: &str,
+    partition: &Partition,
+    wait: Duration,
+) -> Result<(), sqlx::Error> {
+    // As `lock_due`, one of them.
+    sqlx::query!(
+        r#"-- postpone_key
+        UPDATE blocked_keys SET next_attempt_at = now() + make_interval(secs => $4)
+        WHERE (group_id, topic, record_key) = (
+            SELECT group_id, topic, record_key FROM blocked_keys
+            WHERE group_id = $1 AND topic = $2 AND partition = $3 AND next_attempt_at <= now()
+            ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED)"#,
+        group,
+        &partition.topic,
+        partition.number,
+        wait.as_secs_f64(),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Locks those of `keys` that are blocked.
 pub(crate) async fn lock(
     connection: &mut PgConnection,
@@ -246,6 +271,19 @@ pub(crate) async fn change(
     .execute(connection)
     .await?;
     Ok(written.rows_affected())
+}
+
+/// How many keys of a group wait, by the name of their state.
+pub(crate) async fn count(pool: &PgPool, group: &str) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    // A row a key that waits, found by the first column of the primary key.
+    let rows = sqlx::query!(
+        r#"-- count_blocked
+        SELECT state, count(*) AS "keys!" FROM blocked_keys WHERE group_id = $1 GROUP BY state"#,
+        group,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.state, row.keys)).collect())
 }
 
 /// Changes as columns.
