@@ -4,47 +4,11 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
 
-use crate::dead_letter::Reason;
+use self::change::Columns;
+pub(crate) use self::change::{Change, State};
 use crate::record::Partition;
 
-/// Why a key waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum State {
-    /// Its first event is tried again.
-    Retrying,
-    /// Its first event waits for its elder.
-    Waiting,
-    /// Its first event waits for an operator.
-    Parked,
-}
-
-impl State {
-    /// As it is written in the database.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Retrying => "retrying",
-            Self::Waiting => "waiting",
-            Self::Parked => "parked",
-        }
-    }
-}
-
-/// What becomes of a key whose first event has failed, or of which there is more than one transaction may apply.
-#[derive(Debug, Clone)]
-pub(crate) struct Change<'a> {
-    /// The key.
-    pub(crate) key: &'a [u8],
-    /// Why it waits now.
-    pub(crate) state: State,
-    /// Why its first event failed; none: it did not.
-    pub(crate) reason: Option<Reason>,
-    /// How often its first event was tried.
-    pub(crate) attempts: i32,
-    /// When it is tried again; none when parked.
-    pub(crate) wait: Option<Duration>,
-    /// Whether its first event is another one than before, whose age begins now.
-    pub(crate) is_new: bool,
-}
+mod change;
 
 /// A blocked key that is locked.
 #[derive(Debug)]
@@ -284,28 +248,4 @@ pub(crate) async fn count(pool: &PgPool, group: &str) -> Result<Vec<(String, i64
     .fetch_all(pool)
     .await?;
     Ok(rows.into_iter().map(|row| (row.state, row.keys)).collect())
-}
-
-/// Changes as columns.
-struct Columns<'a> {
-    keys: Vec<&'a [u8]>,
-    states: Vec<&'static str>,
-    texts: Vec<Option<&'a str>>,
-    fingerprints: Vec<Option<&'a str>>,
-    attempts: Vec<i32>,
-    waits: Vec<Option<f64>>,
-}
-
-impl<'a> Columns<'a> {
-    fn of(changes: &'a [Change<'a>]) -> Self {
-        let reasons = || changes.iter().map(|change| change.reason.as_ref());
-        Self {
-            keys: changes.iter().map(|change| change.key).collect(),
-            states: changes.iter().map(|change| change.state.name()).collect(),
-            texts: reasons().map(|reason| reason.map(|reason| reason.text.as_str())).collect(),
-            fingerprints: reasons().map(|reason| reason.map(|reason| reason.fingerprint.as_str())).collect(),
-            attempts: changes.iter().map(|change| change.attempts).collect(),
-            waits: changes.iter().map(|change| change.wait.map(|wait| wait.as_secs_f64())).collect(),
-        }
-    }
 }
