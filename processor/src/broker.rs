@@ -117,8 +117,9 @@ impl Broker {
         let mut found = HashMap::new();
         for (topic, wanted) in topics {
             let read = read(&client, topic, &wanted);
-            client.unassign()?;
+            let left = leave(&client, topic, &wanted);
             found.insert(topic, read?);
+            left?;
         }
         let anchor = |(partition, _): &(Partition, i64)| {
             found.get(&*partition.topic).and_then(|read| read.get(&partition.number)).copied().flatten()
@@ -194,6 +195,18 @@ fn read(client: &BaseConsumer, topic: &str, wanted: &HashMap<i32, i64>) -> Kafka
         client.pause(&done)?;
     }
     Ok(read)
+}
+
+/// Ends a reading, however it ended. A pause outlives an assignment in librdkafka: a partition that is left paused would never be read
+/// again, and whoever gets it for the second time would wait for its anchor for ever.
+fn leave(client: &BaseConsumer, topic: &str, wanted: &HashMap<i32, i64>) -> KafkaResult<()> {
+    let mut list = TopicPartitionList::with_capacity(wanted.len());
+    for number in wanted.keys() {
+        list.add_partition(topic, *number);
+    }
+    let resumed = client.resume(&list);
+    client.unassign()?;
+    resumed
 }
 
 fn list_at(partitions: &[Partition], offset: Offset) -> KafkaResult<TopicPartitionList> {

@@ -10,7 +10,7 @@ use shared::duration::Retention;
 use shared::kafka::KafkaConfig;
 
 use crate::failpoint::Failpoint;
-use crate::membership::{self, GroupProtocol};
+use crate::membership::{self, Assignment, GroupProtocol};
 use crate::retry::Schedule;
 use crate::store::letters::Page;
 
@@ -42,6 +42,8 @@ pub struct Settings {
     /// `PROCESSOR_GROUP_PROTOCOL`: `classic` or `consumer`.
     #[serde(default)]
     pub group_protocol: GroupProtocol,
+    /// `PROCESSOR_ASSIGNMENT`: `cooperative-sticky` (also if it is not given), `range` or `roundrobin`.
+    pub assignment: Option<Assignment>,
     /// `PROCESSOR_BATCH_ROWS_MAX`: records in one transaction.
     #[serde(default = "thousand")]
     pub batch_rows_max: usize,

@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 
 use crate::record::Event;
 
-mod failure;
+pub(crate) mod failure;
 
 pub use self::failure::{Failure, FailureKind, HandlerError};
 

@@ -9,6 +9,7 @@ pub mod anchor;
 mod apply;
 mod batch;
 pub mod broker;
+mod census;
 pub mod config;
 mod consumer;
 mod dead_letter;

@@ -31,6 +31,22 @@ pub(crate) struct Looks {
     /// What `last` has to be followed by.
     rest: Duration,
     backoff: Backoff,
+    /// Keys, and requests, that are tried in one transaction.
+    ///
+    /// Mostly [`KEYS_MAX`]. A handler's error that says nothing of any event (its database is away, a table or a grant is missing) rolls
+    /// all of them back, and those longest due would be tried first for ever. So the next ones are fewer, down to one; and what
+    /// fails by itself makes way.
+    keys_max: u16,
+}
+
+/// By how much fewer keys are tried after a failure.
+const NARROWER: u16 = 8;
+
+/// A look that failed.
+struct Stuck {
+    /// Whether that was over a dry run.
+    is_dry_run: bool,
+    error: ApplyError,
 }
 
 /// What a look has come to.
@@ -46,7 +62,7 @@ impl Looks {
     /// The first one is due at once: keys may wait that another processor has blocked.
     pub(crate) fn new(retry_max: Duration) -> Self {
         let now = Instant::now();
-        Self { next: now, last: now, rest: LOOK_MIN, backoff: Backoff::new(FIRST_RETRY, retry_max) }
+        Self { next: now, last: now, rest: LOOK_MIN, backoff: Backoff::new(FIRST_RETRY, retry_max), keys_max: KEYS_MAX }
     }
 
     /// Whether one is due.
@@ -67,18 +83,19 @@ impl Looks {
     /// Looks, and tries the keys that are due. What fails here is tried again later; batches go on meanwhile.
     pub(crate) async fn look(&mut self, shop: &Shop, partition: &Partition, position: i64) -> Looked {
         let started = Instant::now();
-        let outcome = work(shop, partition, position).await;
+        let outcome = work(shop, partition, position, self.keys_max).await;
         self.last = Instant::now();
         self.rest = (self.last - started).saturating_mul(REST).clamp(LOOK_MIN, LOOK_MAX);
         match outcome {
             Ok(wait) => {
                 self.backoff.reset();
                 let wait = if wait.is_zero() { wait } else { wait.max(self.rest) };
+                self.keys_max = self.keys_max.saturating_mul(2).min(KEYS_MAX);
                 self.next = self.last + wait;
                 Looked::GoOn
             }
-            Err(ApplyError::Fenced) => Looked::Fenced,
-            Err(error) => {
+            Err(Stuck { error: ApplyError::Fenced, .. }) => Looked::Fenced,
+            Err(Stuck { error, is_dry_run }) => {
                 let delay = self.backoff.random_delay().max(LOOK_MIN);
                 self.next = self.last + delay;
                 shop.metrics.retries.inc();
@@ -86,29 +103,48 @@ impl Looks {
                     messaging.destination.name = &*partition.topic,
                     messaging.destination.partition.id = partition.number,
                     attempt = self.backoff.attempts(),
+                    keys_max = self.keys_max,
                     retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
                     error = %error,
                     "keys not tried"
                 );
+                if self.keys_max > 1 {
+                    self.keys_max = (self.keys_max / NARROWER).max(1);
+                } else {
+                    let way = (shop.retry_max, &*error.to_string());
+                    // While the database is away this fails as well, and there is nothing to make way for.
+                    if shop.applier.give_way(partition, position, is_dry_run, way).await.is_ok() {
+                        self.next = self.last + LOOK_MIN;
+                    }
+                }
                 Looked::GoOn
             }
         }
     }
 }
 
+impl<E: Into<ApplyError>> From<E> for Stuck {
+    fn from(error: E) -> Self {
+        Self { is_dry_run: false, error: error.into() }
+    }
+}
+
 /// One look. Returns how long the next one can wait.
-async fn work(shop: &Shop, partition: &Partition, position: i64) -> Result<Duration, ApplyError> {
+async fn work(shop: &Shop, partition: &Partition, position: i64, keys_max: u16) -> Result<Duration, Stuck> {
     let applier = &shop.applier;
     let due = requests::due(&applier.pool, &applier.group, partition).await?;
     if due.is_rehearsed {
-        applier.rehearse(partition, position).await?;
+        let rehearsed = applier.rehearse(partition, position, keys_max).await;
+        rehearsed.map_err(|error| Stuck { is_dry_run: true, error })?;
     }
     if !due.is_requested && due.key != Some(Duration::ZERO) {
         return Ok(due.key.unwrap_or(LOOK_MAX).clamp(LOOK_MIN, LOOK_MAX));
     }
-    let tally = match applier.work_keys(partition, position, Constraints::AsDeclared).await {
+    let tally = match applier.work_keys(partition, position, Constraints::AsDeclared, keys_max).await {
         // Once more, to find out which event it is.
-        Err(ApplyError::Deferred(_)) => applier.work_keys(partition, position, Constraints::CheckedEarly).await?,
+        Err(ApplyError::Deferred(_)) => {
+            applier.work_keys(partition, position, Constraints::CheckedEarly, keys_max).await?
+        }
         // An unknown outcome needs no finding out: whatever waits still is in the database.
         other => other?,
     };
@@ -123,6 +159,6 @@ async fn work(shop: &Shop, partition: &Partition, position: i64) -> Result<Durat
     }
     // The next part of a long key, or more keys than one transaction may try, are due now; batches have their turn in between. Keys that
     // become due meanwhile wait until a look is worth its transaction: else, with a failure in most batches, there would be one a batch.
-    let more = tally.keys_resumed > 0 || tally.keys_tried >= usize::from(KEYS_MAX);
+    let more = tally.keys_resumed > 0 || tally.keys_tried >= usize::from(keys_max);
     Ok(if more { Duration::ZERO } else { LOOK_MIN })
 }

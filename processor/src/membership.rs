@@ -1,4 +1,4 @@
-//! How we belong to the consumer group: by which protocol, and whether as somebody who comes back. Pure.
+//! How we belong to the consumer group: by which protocol, with which assignment, and whether as somebody who comes back. Pure.
 
 use rdkafka::ClientConfig;
 use serde::Deserialize;
@@ -17,9 +17,36 @@ pub enum GroupProtocol {
     Consumer,
 }
 
+/// `PROCESSOR_ASSIGNMENT`: how partitions are shared out in a classic group. All of its members need to agree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Assignment {
+    /// Only the partitions that move are stopped.
+    #[default]
+    #[serde(rename = "cooperative-sticky")]
+    CooperativeSticky,
+    /// All partitions are stopped at each change; neighbours go to one member.
+    Range,
+    /// All partitions are stopped at each change; neighbours go to different members.
+    RoundRobin,
+}
+
+impl Assignment {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::CooperativeSticky => "cooperative-sticky",
+            Self::Range => "range",
+            Self::RoundRobin => "roundrobin",
+        }
+    }
+}
+
 /// Refuses what contradicts itself.
 pub(crate) fn check(settings: &Settings) -> Result<(), ConfigError> {
     let bad = |variable: &str, problem: &str| Err(ConfigError::new(format!("PROCESSOR_{variable}"), problem));
+    if settings.group_protocol == GroupProtocol::Consumer && settings.assignment.is_some() {
+        return bad("ASSIGNMENT", "is for the brokers to say with PROCESSOR_GROUP_PROTOCOL=consumer");
+    }
     if settings.instance_id.as_ref().is_some_and(|id| id.trim().is_empty()) {
         return bad("INSTANCE_ID", "is empty; leave it out unless each processor has one of its own");
     }
@@ -37,6 +64,7 @@ pub(crate) fn set(settings: &Settings, client: &mut ClientConfig) {
         GroupProtocol::Classic => {
             client
                 .set("group.protocol", "classic")
+                .set("partition.assignment.strategy", settings.assignment.unwrap_or_default().name())
                 .set("session.timeout.ms", settings.session_timeout_ms.to_string())
                 .set("heartbeat.interval.ms", (settings.session_timeout_ms / 3).clamp(1, 3_000).to_string());
         }
@@ -75,7 +103,8 @@ mod tests {
     fn every_membership_makes_a_client_that_librdkafka_takes() {
         for pairs in [
             &[][..],
-            &[("PROCESSOR_INSTANCE_ID", "one")],
+            &[("PROCESSOR_ASSIGNMENT", "range"), ("PROCESSOR_INSTANCE_ID", "one")],
+            &[("PROCESSOR_ASSIGNMENT", "roundrobin")],
             &[("PROCESSOR_GROUP_PROTOCOL", "consumer"), ("PROCESSOR_INSTANCE_ID", "one")],
         ] {
             let client = client(pairs).expect("good settings");
@@ -93,6 +122,8 @@ mod tests {
 
     #[test]
     fn what_contradicts_itself_is_named() {
+        let both = [("PROCESSOR_GROUP_PROTOCOL", "consumer"), ("PROCESSOR_ASSIGNMENT", "range")];
+        assert_eq!(client(&both).expect_err("a contradiction").variable, "PROCESSOR_ASSIGNMENT");
         assert_eq!(
             client(&[("PROCESSOR_POLL_INTERVAL_MS", "44999")]).expect_err("too short").variable,
             "PROCESSOR_POLL_INTERVAL_MS"

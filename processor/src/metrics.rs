@@ -62,6 +62,11 @@ struct Change {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
 }
@@ -71,6 +76,7 @@ struct Kind {
 pub struct Metrics {
     events: Family<Label, Counter>,
     keys: Family<Change, Counter>,
+    keys_blocked: Family<InState, Gauge>,
     pub(crate) retries: Counter,
     pub(crate) fenced: Counter,
     pub(crate) pauses: Counter,
@@ -88,6 +94,7 @@ impl Default for Metrics {
         Self {
             events: Family::default(),
             keys: Family::default(),
+            keys_blocked: Family::default(),
             retries: Counter::default(),
             fenced: Counter::default(),
             pauses: Counter::default(),
@@ -111,6 +118,11 @@ impl Metrics {
             "keys",
             "Keys whose events wait, by what became of them: retrying, waiting (for an elder), parked, tried, unblocked",
             self.keys.clone(),
+        );
+        registry.register(
+            "keys_blocked",
+            "Keys of the group that wait now, by state, as Postgres has them: each processor of a group says the same",
+            self.keys_blocked.clone(),
         );
         registry.register("retries", "Batches that were rolled back, to be tried again", self.retries.clone());
         registry.register("fenced", "Batches that somebody else had applied already", self.fenced.clone());
@@ -173,6 +185,17 @@ impl Metrics {
     /// Counts a change of the assignment: `assign` or `revoke`.
     pub(crate) fn rebalanced(&self, kind: &'static str) {
         self.rebalances.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// How many keys of the group wait now in `state`.
+    pub(crate) fn block(&self, state: State, keys: i64) {
+        self.keys_blocked.get_or_create(&InState { state: state.name() }).set(keys);
+    }
+
+    /// How many keys of the group wait in a state: `retrying`, `waiting` or `parked`, as of a few seconds ago.
+    #[must_use]
+    pub fn keys_blocked(&self, state: &'static str) -> i64 {
+        self.keys_blocked.get_or_create(&InState { state }).get()
     }
 
     /// What came of all records so far.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rdkafka::error::KafkaError;
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 
 use crate::anchor::Anchor;
 use crate::broker::{Broker, View};
@@ -236,14 +236,30 @@ pub(crate) fn lost_of(group: &str, partition: &Partition, stored: Option<&Stored
     Some(Lost { group, partition, offset, in_postgres: stored.is_some(), view: seen.view, cause })
 }
 
+/// Who accepts a lost position, for the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Operator<'a> {
+    /// User of the operating system.
+    pub os_user: &'a str,
+    /// What they give as the reason.
+    pub why: Option<&'a str>,
+}
+
 /// Accepts what the broker has: its group goes on at the first record that there is. Events among them that were applied before
-/// are known by their ids. Returns false, and changes nothing, if the position has been moved meanwhile.
+/// are known by their ids. It is written to `offset_log`, in the same transaction. Returns false, and changes nothing, if the position
+/// has been moved meanwhile.
 ///
 /// # Errors
 /// When the database does not answer, or refuses.
-pub async fn accept(connection: &mut PgConnection, lost: &Lost) -> Result<bool, sqlx::Error> {
+pub async fn accept(connection: &mut PgConnection, lost: &Lost, operator: Operator<'_>) -> Result<bool, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
     let old = lost.in_postgres.then_some(lost.offset);
-    sql::set(connection, &lost.group, &lost.partition, old, lost.view.low).await
+    let is_set = sql::set(&mut transaction, &lost.group, &lost.partition, old, lost.view.low).await?;
+    if is_set {
+        sql::log(&mut transaction, lost, operator).await?;
+    }
+    transaction.commit().await?;
+    Ok(is_set)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use shared::health::{self, Readiness};
 use shared::shutdown::Shutdown;
 
 use crate::apply::Applier;
+use crate::census;
 use crate::config::ProcessorConfig;
 use crate::consumer::{ASSIGNMENT, Consumer, ConsumerError};
 use crate::handler::{EventHandler, Handlers};
@@ -106,6 +107,8 @@ impl Processor {
         }
         let upkeep = inbox::Upkeep::begin(&pool, settings, &metrics).await;
         let upkeep = tokio::spawn(upkeep.run(shutdown.clone()));
+        let census = census::run(pool.clone(), settings.group.clone(), metrics.clone(), shutdown.clone());
+        let census = tokio::spawn(census);
         let shop = Shop {
             applier: Applier {
                 pool: pool.clone(),
@@ -127,6 +130,7 @@ impl Processor {
             Err(error) => Err(error),
         };
         upkeep.abort();
+        census.abort();
         consumed?;
         pool.close().await;
         Ok(())

@@ -36,6 +36,7 @@ use uuid::Uuid;
 use crate::apply::{Applier, ApplyError, Constraints};
 use crate::batch::Batch;
 use crate::handler::{EventHandler, Handlers};
+use crate::key_work::KEYS_MAX;
 use crate::metrics::Tally;
 use crate::record::{Partition, Record};
 use crate::retry::Schedule;
@@ -238,7 +239,8 @@ impl TestKit {
         // Without a position nothing was applied, and nothing waits.
         let Some(position) = self.position else { return Ok(sum) };
         for _ in 0..ROUNDS_MAX {
-            let work = async |constraints| self.applier.work_keys(&self.partition, position, constraints).await;
+            let work =
+                async |constraints| self.applier.work_keys(&self.partition, position, constraints, KEYS_MAX).await;
             let tally = match work(Constraints::AsDeclared).await {
                 Err(ApplyError::Deferred(_)) => work(Constraints::CheckedEarly).await,
                 outcome => outcome,

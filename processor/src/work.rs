@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnection;
 use crate::apply::{Applier, ApplyError, Constraints};
 use crate::batch::Batch;
 use crate::failpoint::Failpoint;
-use crate::handler::{Failure, FailureKind, Handled, HandlerError};
+use crate::handler::{Failure, FailureKind, Handled, HandlerError, failure};
 use crate::isolation::{Isolation, Left};
 use crate::record::{Event, Partition};
 use crate::store;
@@ -55,7 +55,9 @@ impl Applier {
             match self.attempt(connection, &set, constraints).await {
                 Ok(handled) => worked.superseded += handled.superseded,
                 Err(error) => {
-                    let (named, unnamed) = error.into_parts().map_err(ApplyError::RolledBack)?;
+                    let event_type = set.first().map_or("", Event::event_type);
+                    let nobodys = |error| ApplyError::RolledBack(failure::named(event_type, error));
+                    let (named, unnamed) = error.into_parts().map_err(nobodys)?;
                     isolation.split(set, named, unnamed);
                 }
             }

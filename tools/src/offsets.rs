@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use processor::broker::Broker;
-use processor::offsets::{self, Lost, Position};
+use processor::offsets::{self, Lost, Operator, Position};
 use serde::Serialize;
 use shared::config::Env;
 use shared::db::DatabaseConfig;
@@ -13,6 +13,7 @@ use shared::kafka::KafkaConfig;
 use sqlx::{Connection, PgConnection};
 
 use crate::console::{confirmed, say};
+use crate::parked;
 use crate::parked::list::printable;
 use crate::signals::StopSignals;
 
@@ -48,7 +49,7 @@ const LIST_EXAMPLES: &str = "Examples:
 
 const ACCEPT_EXAMPLES: &str = "Examples:
   outrider offsets accept --group outrider-processor --topic orders
-  outrider offsets accept --group outrider-processor --topic orders --partition 3 --yes";
+  outrider offsets accept --group outrider-processor --topic orders --partition 3 --why 'made anew on purpose' --yes";
 
 /// Which positions to show, and how.
 #[derive(Debug, Args)]
@@ -80,6 +81,10 @@ struct AcceptArgs {
     /// Only this partition
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     partition: Option<i32>,
+
+    /// Why, for the log (`offset_log`)
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
 
     /// Do not ask before
     #[arg(long)]
@@ -184,9 +189,11 @@ async fn accept(connection: &mut PgConnection, kafka: &KafkaConfig, args: &Accep
     if !args.yes && !confirmed(&format!("go on there with {} of {}?", counted(&lost), args.topic)).await? {
         bail!("not confirmed; --yes does without");
     }
+    let os_user = parked::actor().os_user;
+    let operator = Operator { os_user: &os_user, why: args.why.as_deref() };
     let mut code = ExitCode::SUCCESS;
     for lost in &lost {
-        if offsets::accept(connection, lost).await? {
+        if offsets::accept(connection, lost, operator).await? {
             say(format_args!("partition {} goes on at {}", lost.partition, lost.view.low));
         } else {
             say(format_args!("partition {} was moved meanwhile: left alone", lost.partition));

@@ -113,6 +113,26 @@ impl HandlerError {
     }
 }
 
+/// What a handler's statement asks for is missing in the database.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the partition waits, because the handler of {event_type} misses a table, a column, a function or a grant: {missing}"
+)]
+struct Unprepared {
+    event_type: String,
+    missing: Box<dyn Error + Send + Sync>,
+}
+
+/// Says of which handler `error` is, if an operator has to know: it is over what is missing in the database, and ends by no other doing.
+pub(crate) fn named(event_type: &str, error: Box<dyn Error + Send + Sync>) -> Box<dyn Error + Send + Sync> {
+    let state = error.downcast_ref::<sqlx::Error>().and_then(shared::db::sql_state);
+    if state.is_some_and(|state| state.starts_with("42")) {
+        Box::new(Unprepared { event_type: event_type.to_owned(), missing: error })
+    } else {
+        error
+    }
+}
+
 /// Whether an error says something of the database or the transaction, and nothing of any event: the connection is gone (08, or not
 /// even an answer), the transaction lost to another one (40), resources are short (53), the server is shutting down or coming up
 /// (57P0x), it is broken (58), it became a replica (25006). Also a table, a column, a function or a grant that is missing

@@ -2,49 +2,13 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 
-use crate::dead_letter::Reason;
+use self::change::Columns;
+pub(crate) use self::change::{Change, State};
 use crate::record::Partition;
 
-/// Why a key waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum State {
-    /// Its first event is tried again.
-    Retrying,
-    /// Its first event waits for its elder.
-    Waiting,
-    /// Its first event waits for an operator.
-    Parked,
-}
-
-impl State {
-    /// As it is written in the database.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Retrying => "retrying",
-            Self::Waiting => "waiting",
-            Self::Parked => "parked",
-        }
-    }
-}
-
-/// What becomes of a key whose first event has failed, or of which there is more than one transaction may apply.
-#[derive(Debug, Clone)]
-pub(crate) struct Change<'a> {
-    /// The key.
-    pub(crate) key: &'a [u8],
-    /// Why it waits now.
-    pub(crate) state: State,
-    /// Why its first event failed; none: it did not.
-    pub(crate) reason: Option<Reason>,
-    /// How often its first event was tried.
-    pub(crate) attempts: i32,
-    /// When it is tried again; none when parked.
-    pub(crate) wait: Option<Duration>,
-    /// Whether its first event is another one than before, whose age begins now.
-    pub(crate) is_new: bool,
-}
+mod change;
 
 /// A blocked key that is locked.
 #[derive(Debug)]
@@ -168,6 +132,31 @@ pub(crate) async fn lock_due(
     Ok(rows.into_iter().map(|row| key(row.record_key, &row.state, row.attempts, row.age_secs)).collect())
 }
 
+/// Has the key of a partition that is longest due wait for `wait`.
+pub(crate) async fn postpone(
+    connection: &mut PgConnection,
+    group: &str,
+    partition: &Partition,
+    wait: Duration,
+) -> Result<(), sqlx::Error> {
+    // As `lock_due`, one of them.
+    sqlx::query!(
+        r#"-- postpone_key
+        UPDATE blocked_keys SET next_attempt_at = now() + make_interval(secs => $4)
+        WHERE (group_id, topic, record_key) = (
+            SELECT group_id, topic, record_key FROM blocked_keys
+            WHERE group_id = $1 AND topic = $2 AND partition = $3 AND next_attempt_at <= now()
+            ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED)"#,
+        group,
+        &partition.topic,
+        partition.number,
+        wait.as_secs_f64(),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Locks those of `keys` that are blocked.
 pub(crate) async fn lock(
     connection: &mut PgConnection,
@@ -272,26 +261,15 @@ pub(crate) async fn change(
     Ok(written.rows_affected())
 }
 
-/// Changes as columns.
-struct Columns<'a> {
-    keys: Vec<&'a [u8]>,
-    states: Vec<&'static str>,
-    texts: Vec<Option<&'a str>>,
-    fingerprints: Vec<Option<&'a str>>,
-    attempts: Vec<i32>,
-    waits: Vec<Option<f64>>,
-}
-
-impl<'a> Columns<'a> {
-    fn of(changes: &'a [Change<'a>]) -> Self {
-        let reasons = || changes.iter().map(|change| change.reason.as_ref());
-        Self {
-            keys: changes.iter().map(|change| change.key).collect(),
-            states: changes.iter().map(|change| change.state.name()).collect(),
-            texts: reasons().map(|reason| reason.map(|reason| reason.text.as_str())).collect(),
-            fingerprints: reasons().map(|reason| reason.map(|reason| reason.fingerprint.as_str())).collect(),
-            attempts: changes.iter().map(|change| change.attempts).collect(),
-            waits: changes.iter().map(|change| change.wait.map(|wait| wait.as_secs_f64())).collect(),
-        }
-    }
+/// How many keys of a group wait, by the name of their state.
+pub(crate) async fn count(pool: &PgPool, group: &str) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    // A row a key that waits, found by the first column of the primary key.
+    let rows = sqlx::query!(
+        r#"-- count_blocked
+        SELECT state, count(*) AS "keys!" FROM blocked_keys WHERE group_id = $1 GROUP BY state"#,
+        group,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.state, row.keys)).collect())
 }

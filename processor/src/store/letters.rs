@@ -3,6 +3,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::anchor::Anchor;
 use crate::dead_letter::{DeadLetter, Reason, headers_of};
 use crate::record::{Partition, Record};
 
@@ -33,6 +34,7 @@ pub(crate) async fn bury(
 ) -> Result<(), sqlx::Error> {
     let records = || letters.iter().map(|letter| letter.record);
     let offsets: Vec<i64> = records().map(|record| record.offset).collect();
+    let hashes: Vec<i64> = records().map(|record| Anchor::of(record).hash).collect();
     let keys: Vec<Option<&[u8]>> = records().map(|record| record.key.as_deref()).collect();
     let payloads: Vec<Option<&[u8]>> = records().map(|record: &Record| record.payload.as_deref()).collect();
     let event_ids: Vec<Option<Uuid>> = letters.iter().map(|letter| letter.event_id).collect();
@@ -43,18 +45,19 @@ pub(crate) async fn bury(
     let texts: Vec<Option<&str>> = reasons().map(|reason| reason.map(|reason| reason.text.as_str())).collect();
     let fingerprints: Vec<Option<&str>> =
         reasons().map(|reason| reason.map(|reason| reason.fingerprint.as_str())).collect();
-    // The conflict is a record that waits already, of a partition that was set back.
+    // The conflict is a record that waits already, of a partition that was set back. Its hash tells it from another record at the same
+    // offset, which there is when the topic was made anew: that one must wait too.
     sqlx::query!(
         r#"-- bury
         INSERT INTO dead_letters
             (group_id, topic, partition, record_offset, record_key, event_id, event_type, aggregate_version, headers,
-                payload, reason, fingerprint)
+                payload, reason, fingerprint, record_hash)
         SELECT $1, $2, $3, record_offset, record_key, event_id, event_type, aggregate_version, headers, payload, reason,
-            fingerprint
+            fingerprint, record_hash
         FROM UNNEST($4::bigint[], $5::bytea[], $6::uuid[], $7::text[], $8::bigint[], $9::jsonb[], $10::bytea[],
-            $11::text[], $12::text[])
+            $11::text[], $12::text[], $13::bigint[])
             AS new (record_offset, record_key, event_id, event_type, aggregate_version, headers, payload, reason,
-                fingerprint)
+                fingerprint, record_hash)
         ON CONFLICT ON CONSTRAINT dead_letters_record_key DO NOTHING"#,
         group,
         &partition.topic,
@@ -68,6 +71,7 @@ pub(crate) async fn bury(
         &payloads as _,
         &texts as _,
         &fingerprints as _,
+        &hashes,
     )
     .execute(connection)
     .await?;

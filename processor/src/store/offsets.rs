@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use crate::anchor::Anchor;
+use crate::offsets::{Lost, Operator};
 use crate::record::{Partition, Record};
 
 /// A position, and the record before it.
@@ -165,6 +166,26 @@ pub(crate) async fn set(
     .execute(connection)
     .await?;
     Ok(hit.rows_affected() == 1)
+}
+
+/// Writes down that a lost position was accepted.
+pub(crate) async fn log(connection: &mut PgConnection, lost: &Lost, operator: Operator<'_>) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        r#"-- log_accepted
+        INSERT INTO offset_log (group_id, topic, partition, old_offset, new_offset, cause, os_user, why)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"#,
+        &lost.group,
+        &lost.partition.topic,
+        lost.partition.number,
+        lost.in_postgres.then_some(lost.offset),
+        lost.view.low,
+        lost.to_string(),
+        operator.os_user,
+        operator.why,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// A row of the table, for people to look at.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use processor::broker::Broker;
 use processor::handler::{HandlerError, OneByOne, SingleEventHandler};
-use processor::offsets;
+use processor::offsets::{self, Operator};
 use processor::record::Event;
 use processor::{ConsumerError, Processor, ProcessorError};
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -131,7 +131,8 @@ async fn a_position_beyond_the_topics_end_stops_the_processor_and_can_be_accepte
     let broker = Broker::new(&world.consumer_config()).expect("a client");
     let mut connection = world.database.pool.acquire().await.expect("a connection");
     let lost = offsets::lost(&mut connection, &broker, &world.group, &world.topic, Some(0)).await.expect("an answer");
-    assert!(offsets::accept(&mut connection, &lost[0]).await.expect("accepted"));
+    let operator = Operator { os_user: "tester", why: None };
+    assert!(offsets::accept(&mut connection, &lost[0], operator).await.expect("accepted"));
     let running = world.start(&[]);
     world.eventually_processed(3).await;
     running.stop().await;

@@ -100,9 +100,18 @@ async fn partitions_that_are_set_back_again_and_again_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_processor_that_wakes_after_its_partitions_have_moved_changes_nothing() {
-    let world = World::new("frozen", 2).await;
+    wakes_after_its_partitions_have_moved("frozen", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_static_member_that_wakes_after_its_partitions_have_moved_changes_nothing() {
+    wakes_after_its_partitions_have_moved("frozen_static", &[("PROCESSOR_INSTANCE_ID", "one")]).await;
+}
+
+async fn wakes_after_its_partitions_have_moved(test: &str, membership: &[(&str, &str)]) {
+    let world = World::new(test, 2).await;
     world.created_orders(20).await;
-    let frozen = world.spawn(&[]);
+    let frozen = world.spawn(membership);
     world.eventually_processed(20).await;
     signal("-STOP", frozen.id());
     // Fetched or not, these are its own until its session is over.
@@ -118,6 +127,25 @@ async fn a_processor_that_wakes_after_its_partitions_have_moved_changes_nothing(
     world.eventually_processed(440).await;
     running.stop().await;
     world.assert_processed_once(440).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_processor_that_wakes_after_another_has_taken_its_name_ends_and_changes_nothing() {
+    let world = World::new("frozen_name", 2).await;
+    world.created_orders(20).await;
+    let name = [("PROCESSOR_INSTANCE_ID", "one")];
+    let mut frozen = world.spawn(&name);
+    world.eventually_processed(20).await;
+    signal("-STOP", frozen.id());
+    world.created_orders(20).await;
+    let running = world.start(&name);
+    world.eventually_processed(40).await;
+    signal("-CONT", frozen.id());
+    world.created_orders(200).await;
+    assert!(!frozen.ended().await, "Kafka tells it that it is fenced, for good");
+    world.eventually_processed(240).await;
+    running.stop().await;
+    world.assert_processed_once(240).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

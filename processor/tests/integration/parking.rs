@@ -75,16 +75,47 @@ async fn a_dry_run_tells_what_would_come_of_a_replay_and_changes_nothing() {
 async fn a_long_key_is_drained_in_parts_and_in_order_while_more_comes() {
     let world = world("long", 1).await;
     world.fate("long", 1, Some("permanent")).await;
-    let running = start(&world, true, &[("PROCESSOR_BATCH_ROWS_MAX", "10")]);
-    world.produce((1..=95).map(|version| kept("long", version)));
-    world.eventually_at(0, 95).await;
+    let running = start(&world, true, &[("PROCESSOR_BATCH_ROWS_MAX", "2")]);
+    world.produce((1..=150).map(|version| kept("long", version)));
+    world.eventually_at(0, 150).await;
     assert_eq!(world.versions("long").await, [0_i64; 0]);
     world.fate("long", 1, None).await;
-    world.produce((96..=200).map(|version| kept("long", version)));
+    assert_eq!(world.replay("long", 0, true).await, (100, 50, None), "a dry run says how much it has tried");
+    world.produce((151..=200).map(|version| kept("long", version)));
     let (applied, _, reason) = world.replay("long", 0, false).await;
-    assert_eq!((applied, reason), (10, None), "one transaction's share; the rest follows");
+    assert_eq!((applied, reason), (100, None), "one transaction's share; the rest follows");
     world.eventually_kept("long", 200).await;
     world.eventually_state("long", None).await;
+    running.stop().await;
+    world.assert_nothing_waits().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_three_times_as_long_as_a_batch_is_rehearsed_and_replayed_as_a_whole() {
+    let world = world("thrice", 1).await;
+    world.fate("long", 1, Some("permanent")).await;
+    world.fate("long", 25, Some("permanent")).await;
+    let running = start(&world, true, &[("PROCESSOR_BATCH_ROWS_MAX", "10")]);
+    world.produce((1..=31).map(|version| kept("long", version)));
+    world.eventually_at(0, 31).await;
+    world.fate("long", 1, None).await;
+    let stuck = (24, 7, Some("permanent".to_owned()));
+    assert_eq!(world.replay("long", 0, true).await, stuck, "the dry run meets what is wrong far behind");
+    assert_eq!((world.waiting("long").await.len(), world.versions("long").await.len()), (31, 0));
+    world.fate("long", 25, None).await;
+    assert_eq!(world.replay("long", 0, true).await, (31, 0, None));
+    assert_eq!((world.waiting("long").await.len(), world.versions("long").await.len()), (31, 0));
+    world.fate("long", 25, Some("permanent")).await;
+    // All that came of it is there as soon as it is answered: it is one transaction.
+    assert_eq!(world.replay("long", 0, false).await, stuck);
+    assert_eq!(world.versions("long").await, (1..=24).collect::<Vec<i64>>());
+    assert_eq!(world.state("long").await.as_deref(), Some("parked"));
+    assert_eq!(world.waiting("long").await.first(), Some(&(25, Some("permanent".to_owned()))));
+    world.fate("long", 25, None).await;
+    assert_eq!(world.replay("long", 0, false).await, (7, 0, None));
+    assert_eq!(world.state("long").await, None);
+    world.produce([kept("long", 32)]);
+    world.eventually_kept("long", 32).await;
     running.stop().await;
     world.assert_nothing_waits().await;
 }

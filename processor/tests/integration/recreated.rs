@@ -1,9 +1,10 @@
 //! Topics that are not what they were, and Kafka's offsets, which do not count.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use processor::broker::Broker;
-use processor::offsets::{self, Cause};
+use processor::offsets::{self, Cause, Operator};
 use processor::record::Partition;
 use processor::{ConsumerError, ProcessorError};
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
@@ -12,6 +13,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use shared::testing::eventually;
 
+use crate::keeper::{self, kept};
 use crate::support::{Produced, Running, World, event};
 
 fn admin(world: &World) -> AdminClient<DefaultClientContext> {
@@ -47,8 +49,10 @@ async fn accept(world: &World) -> Vec<Cause> {
     let broker = Broker::new(&world.consumer_config()).expect("a client");
     let lost = offsets::lost(&mut connection, &broker, &world.group, &world.topic, None).await.expect("an answer");
     for lost in &lost {
-        assert!(offsets::accept(&mut connection, lost).await.expect("accepted"), "{lost}");
-        assert!(!offsets::accept(&mut connection, lost).await.expect("an answer") || lost.offset == lost.view.low);
+        let operator = Operator { os_user: "tester (uid 7)", why: Some("made anew") };
+        assert!(offsets::accept(&mut connection, lost, operator).await.expect("accepted"), "{lost}");
+        let again = offsets::accept(&mut connection, lost, operator).await.expect("an answer");
+        assert!(!again || lost.offset == lost.view.low);
     }
     lost.into_iter().map(|lost| lost.cause).collect()
 }
@@ -75,6 +79,12 @@ async fn a_topic_made_anew_is_known_even_if_it_is_longer_than_before() {
     assert_eq!(world.processed().await, 10, "nothing is applied before that");
 
     assert_eq!(accept(&world).await, [Cause::Another, Cause::Another]);
+    let logged = "SELECT count(*) FROM offset_log WHERE old_offset = 5 AND new_offset = 0 AND db_user = session_user
+        AND os_user = 'tester (uid 7)' AND why = 'made anew' AND cause LIKE '%/_: Postgres says 5, %is not the one%'";
+    assert_eq!(world.count(logged).await, 2);
+    assert_eq!(world.count("SELECT count(*) FROM offset_log").await, 2, "what was left alone is not logged");
+    let erased = sqlx::query("DELETE FROM offset_log").execute(&world.database.pool).await;
+    assert!(erased.is_err(), "the log is append-only");
     let running = world.start(&[]);
     world.eventually_at(0, 15).await;
     world.eventually_at(1, 15).await;
@@ -155,6 +165,52 @@ async fn partitions_that_are_added_to_a_topic_are_read_from_their_beginning() {
     world.eventually_processed(11).await;
     running.stop().await;
     world.assert_processed_once(11).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_at_the_place_of_an_old_one_that_waits_still_is_not_lost() {
+    let world = keeper::world("same_place", 1).await;
+    for key in ["old", "new"] {
+        world.fate(key, 1, Some("permanent")).await;
+    }
+    let running = keeper::start(&world, true, &[]);
+    world.produce([kept("old", 1), kept("old", 2)]);
+    world.eventually_at(0, 2).await;
+    running.stop().await;
+    make_anew(&world).await;
+    let record = kept("new", 1);
+    world.produce([record.clone()]);
+    assert_eq!(accept(&world).await, [Cause::Beyond]);
+    let running = keeper::start(&world, true, &[]);
+    world.eventually_at(0, 1).await;
+    // And the same one at the same place, read once more, waits once.
+    sqlx::query("UPDATE consumer_offsets SET next_offset = 0").execute(&world.database.pool).await.expect("set back");
+    world.produce([kept("b", 1)]);
+    world.eventually_at(0, 2).await;
+    assert_eq!((world.waiting("old").await.len(), world.waiting("new").await.len()), (2, 1));
+    for key in ["old", "new"] {
+        world.fate(key, 1, None).await;
+        let count = i64::try_from(world.waiting(key).await.len()).expect("few");
+        assert_eq!(world.replay(key, 0, false).await, (count, 0, None));
+    }
+    running.stop().await;
+    world.assert_nothing_waits().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_anchor_can_be_asked_for_again_and_again() {
+    let world = World::new("asked_again", 2).await;
+    world.produce([0, 1].map(|partition| Produced { partition, ..event("other", uuid::Uuid::now_v7(), "k", "{}") }));
+    let topic: Arc<str> = world.topic.as_str().into();
+    let places = [0, 1].map(|number| (Partition { topic: Arc::clone(&topic), number }, 0));
+    let config = world.consumer_config();
+    let asked = tokio::task::spawn_blocking(move || {
+        let broker = Broker::new(&config).expect("a client");
+        (0..3).map(|_| broker.anchors(&places).expect("an answer")).collect::<Vec<_>>()
+    });
+    let asked = asked.await.expect("no panic");
+    assert!(asked[0].iter().all(Option::is_some));
+    assert!(asked.iter().all(|answer| *answer == asked[0]), "{asked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

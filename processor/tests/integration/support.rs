@@ -54,6 +54,11 @@ impl World {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let database = TestDatabase::create(&format!("processor_{test}")).await;
+        // For tables that were never analyzed the planner expects so many rows that it compiles queries, for a second each.
+        sqlx::raw_sql("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET jit = off', current_database()); END $$")
+            .execute(&database.pool)
+            .await
+            .expect("jit is off");
         let count = partitions.to_string();
         let brokers = kafka_brokers();
         let env = Env::from_pairs([("KAFKA_BROKERS", brokers.as_str()), ("KAFKA_TOPIC_PARTITIONS", &count)]);

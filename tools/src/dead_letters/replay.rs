@@ -147,7 +147,7 @@ fn print(found: &Found, outcome: &Outcome, is_dry_run: bool) {
         keys(outcome.answered)
     ));
     for (place, answer) in outcome.still_waiting.iter().take(SHOWN_MAX) {
-        let reason = answer.reason.as_deref().map_or_else(|| MORE.to_owned(), printable);
+        let reason = answer.reason.as_deref().map_or_else(|| more(is_dry_run).to_owned(), printable);
         say(format_args!("  {}: {} {wait}: {reason}", list::name(&found.rows[*place]), events(answer.waiting)));
     }
     if !outcome.still_waiting.is_empty() {
@@ -164,7 +164,13 @@ fn print(found: &Found, outcome: &Outcome, is_dry_run: bool) {
 }
 
 /// Why a key waits of which nothing has failed.
-const MORE: &str = "it is longer than one transaction, and goes on by itself";
+const fn more(is_dry_run: bool) -> &'static str {
+    if is_dry_run {
+        "it is longer than one transaction, and this rest was not tried"
+    } else {
+        "it is longer than one transaction, and goes on by itself"
+    }
+}
 
 fn keys(count: usize) -> String {
     format!("{count} key{}", if count == 1 { "" } else { "s" })

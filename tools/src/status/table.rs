@@ -101,7 +101,12 @@ fn consumer(group: &Group, out: &mut Formatter<'_>) -> fmt::Result {
         .iter()
         .map(|one| format!("{} at {} ({} partitions)", short_member(&one.member), one.host, one.partitions))
         .collect();
-    let members = if members.is_empty() { "none is known".to_owned() } else { members.join(", ") };
+    let members = match (&group.state, members.is_empty()) {
+        (_, false) => members.join(", "),
+        (Some(_), true) => "none is known".to_owned(),
+        // What this client can ask for leaves groups of that protocol out.
+        (None, true) => "none is known; those of the protocol consumer are not shown".to_owned(),
+    };
     let state = group.state.as_deref().map(|state| format!(", {}", state.to_lowercase())).unwrap_or_default();
     writeln!(out, "\ngroup       {}{state}", group.group)?;
     writeln!(out, "members     {members}")?;
@@ -120,18 +125,22 @@ fn consumer(group: &Group, out: &mut Formatter<'_>) -> fmt::Result {
         count(blocked.waiting),
         count(blocked.parked)
     )?;
-    writeln!(out, "topic/partition          owner         position        kafka          end          lag      moved")?;
+    writeln!(
+        out,
+        "topic/partition          owner         position        kafka          end          lag  oldest      moved"
+    )?;
     for partition in &group.partitions {
         let offset = |offset: Option<i64>| offset.map_or_else(|| "-".to_owned(), count);
         writeln!(
             out,
-            "{:<25}{:<9}{:>13}{:>13}{:>13}{:>13}{:>11}",
+            "{:<25}{:<9}{:>13}{:>13}{:>13}{:>13}{:>8}{:>11}",
             format!("{}/{}", partition.topic, partition.partition),
             partition.owner.as_deref().map_or_else(|| "-".to_owned(), short_member),
             count(partition.position),
             offset(partition.kafka_position),
             offset(partition.end),
             offset(partition.lag),
+            partition.lag_secs.map_or_else(|| "-".to_owned(), time),
             time(partition.moved_age_secs),
         )?;
     }
