@@ -1,5 +1,7 @@
-//! Names the transactions that stay open for long. They delay no event but their own, but they keep Postgres from cleaning up, and
+//! Names the transactions that stay open for long, and the replication slots that stand still. They delay no event but their own, but they keep Postgres from cleaning up, and
 //! partitions from being dropped; and whoever waits for an event of theirs wants to know whose it is.
+
+mod slots;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,7 +11,10 @@ use shared::shutdown::Shutdown;
 use sqlx::PgPool;
 
 use crate::metrics::upkeep::Upkeep;
-use crate::outbox::holders::{OpenTransaction, open_transactions, sees_other_users};
+use crate::outbox::holders::{OpenTransaction, names_holders, open_transactions, sees_other_users};
+use crate::outbox::slots::{ReplicationSlot, replication_slots};
+
+use slots::Slots;
 
 /// Between two lines on the same transaction.
 const AGAIN: Duration = Duration::from_mins(5);
@@ -17,18 +22,35 @@ const AGAIN: Duration = Duration::from_mins(5);
 /// Transactions younger than that are not looked at: under load there is always one.
 const AGE_MIN: Duration = Duration::from_secs(1);
 
-/// Looks until the shutdown is asked for, and logs transactions that are older than `age`.
-pub async fn watch(pool: PgPool, age: Duration, metrics: Upkeep, shutdown: Shutdown) {
-    let interval = (age / 4).clamp(Duration::from_secs(1), Duration::from_secs(10));
-    let mut known = Known::default();
+/// Who looks, and for what.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    /// This relay's name.
+    pub relay: String,
+    /// How old a transaction must be to be named, and for how long a slot must have stood still.
+    pub age: Duration,
+}
+
+/// Looks until the shutdown is asked for. Every relay sets the gauges; the one that holds lane 0 names the holders in its log, so that
+/// each is named once, however many relays run. When that lane is just changing hands, two of them may, or none for one look.
+pub async fn watch(pool: PgPool, watch: Watch, metrics: Upkeep, shutdown: Shutdown) {
+    let interval = (watch.age / 4).clamp(Duration::from_secs(1), Duration::from_secs(10));
+    let (mut known, mut slots) = (Known::default(), Slots::default());
     let mut told_blind = false;
     loop {
         // A failure is that of the whole connection, which the worker logs.
-        if let Ok(open) = look(&pool, &mut told_blind).await {
-            metrics.oldest_transaction_age.set(open.first().map_or(0.0, |oldest| oldest.age_secs));
-            let old = open.into_iter().filter(|transaction| transaction.age_secs >= age.as_secs_f64()).collect();
-            for line in known.update(old, Instant::now()) {
-                log(&line);
+        if let Ok(seen) = look(&pool, &watch.relay, &mut told_blind).await {
+            metrics.oldest_transaction_age.set(seen.open.first().map_or(0.0, |oldest| oldest.age_secs));
+            slots::measure(&seen.slots, &metrics);
+            if seen.names {
+                let old = seen.open.into_iter().filter(|open| open.age_secs >= watch.age.as_secs_f64()).collect();
+                for line in known.update(old, Instant::now()) {
+                    log(&line);
+                }
+                slots.update(seen.slots, watch.age, Instant::now()).iter().for_each(slots::log);
+            } else {
+                // Whoever names them now begins anew.
+                (known, slots) = (Known::default(), Slots::default());
             }
         }
         if !shutdown.sleep(interval).await {
@@ -37,7 +59,15 @@ pub async fn watch(pool: PgPool, age: Duration, metrics: Upkeep, shutdown: Shutd
     }
 }
 
-async fn look(pool: &PgPool, told_blind: &mut bool) -> Result<Vec<OpenTransaction>, sqlx::Error> {
+/// What one look has found.
+struct Seen {
+    open: Vec<OpenTransaction>,
+    slots: Vec<ReplicationSlot>,
+    /// Whether it is for this relay to name them.
+    names: bool,
+}
+
+async fn look(pool: &PgPool, relay: &str, told_blind: &mut bool) -> Result<Seen, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     if !*told_blind && !sees_other_users(&mut connection).await? {
         *told_blind = true;
@@ -45,7 +75,11 @@ async fn look(pool: &PgPool, told_blind: &mut bool) -> Result<Vec<OpenTransactio
             "transactions of other users that stay open cannot be named: let an administrator run `GRANT pg_read_all_stats TO outrider_relay`"
         );
     }
-    open_transactions(&mut connection, AGE_MIN).await
+    Ok(Seen {
+        names: names_holders(&mut connection, relay).await?,
+        slots: replication_slots(&mut connection).await?,
+        open: open_transactions(&mut connection, AGE_MIN).await?,
+    })
 }
 
 /// What tells one transaction from another: its session and beginning, or its name.

@@ -25,6 +25,7 @@ use sqlx::PgPool;
 use tokio::task::JoinHandle;
 
 use config::Retention;
+use holders::Watch;
 use metrics::upkeep::Upkeep;
 
 pub use config::RelayConfig;
@@ -46,7 +47,8 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     let upkeep = Upkeep::register(&mut registry);
     health::serve(config.admin_bind, readiness.clone(), registry, &shutdown)
         .with_context(|| format!("ADMIN_BIND: {} cannot be listened on", config.admin_bind))?;
-    let pool = match config.database.connect(&shutdown).await {
+    let waiting = |error: &ConnectError| readiness.missing(POSTGRES, error.to_string());
+    let pool = match config.database.connect_telling(&shutdown, waiting).await {
         Err(ConnectError::ShutDown) => return Ok(()),
         connected => connected?,
     };
@@ -72,7 +74,8 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
 /// What a relay does beside publishing. Ends with the shutdown.
 fn keep_up(config: &RelayConfig, pool: &PgPool, metrics: &Upkeep, shutdown: &Shutdown) -> JoinHandle<()> {
     let ahead = retention::keep_partitions_ahead(pool.clone(), metrics.clone(), shutdown.clone());
-    let holders = holders::watch(pool.clone(), config.limits.holder_age, metrics.clone(), shutdown.clone());
+    let watch = Watch { relay: config.relay.clone(), age: config.limits.holder_age };
+    let holders = holders::watch(pool.clone(), watch, metrics.clone(), shutdown.clone());
     let dropped = match config.limits.retention {
         Retention::Forever => None,
         Retention::For(time) => Some(retention::drop_partitions(pool.clone(), time, metrics.clone(), shutdown.clone())),

@@ -8,6 +8,7 @@ pub mod read;
 pub mod replay;
 pub mod retention;
 pub mod routes;
+pub mod slots;
 pub mod status;
 
 use std::time::Duration;
@@ -29,14 +30,24 @@ pub async fn current_snapshot(connection: &mut PgConnection) -> Result<String, s
     .await
 }
 
-/// Identifies the Postgres cluster: transaction ids mean nothing in another one.
+/// The server that a connection has ended at.
+#[derive(Debug)]
+pub struct Server {
+    /// Identifies the Postgres cluster: transaction ids mean nothing in another one. A standby has that of its primary.
+    pub system_identifier: i64,
+    /// Whether it is a standby.
+    pub in_recovery: bool,
+}
+
+/// Which server this is.
 ///
 /// # Errors
 /// What the database says.
-pub async fn system_identifier(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"-- system_identifier
-        SELECT system_identifier AS "system_identifier!" FROM pg_control_system()"#
+pub async fn server(connection: &mut PgConnection) -> Result<Server, sqlx::Error> {
+    sqlx::query_as!(
+        Server,
+        r#"-- server
+        SELECT system_identifier AS "system_identifier!", pg_is_in_recovery() AS "in_recovery!" FROM pg_control_system()"#
     )
     .fetch_one(connection)
     .await
@@ -70,7 +81,10 @@ pub async fn claim_lanes(
     count: i64,
 ) -> Result<Vec<ClaimedLane>, sqlx::Error> {
     // Row locks on the lanes taken, for this statement; lanes that another relay is just taking are passed over. FOR UPDATE looks at
-    // the condition again once it has the lock, so two relays never take the same lane.
+    // the condition again once it has the lock, so two relays never take the same lane. A lease that ends ten leases from now was dated
+    // by a clock that has gone back since: its owner, if it is there, will have dated it anew by the time that anybody looks, and the
+    // lane of one that is not there would lie still until the clock is where it was. A clock that jumps ahead between the renewal and
+    // this ends our own leases too: the lanes in `held` are ours all the same, with records in flight, and are not taken again.
     sqlx::query_as!(
         ClaimedLane,
         r#"-- claim_lanes
@@ -78,7 +92,8 @@ pub async fn claim_lanes(
         SET owner = $1, token = l.token + 1, expires_at = now() + make_interval(secs => $2)
         FROM (
             SELECT lane FROM relay_lanes
-            WHERE owner IS NULL OR expires_at <= now() OR (owner = $1 AND lane <> ALL ($3::smallint[]))
+            WHERE lane <> ALL ($3::smallint[])
+                AND (owner IS NULL OR owner = $1 OR expires_at <= now() OR expires_at > now() + 10 * make_interval(secs => $2))
             ORDER BY lane
             LIMIT $4
             FOR UPDATE SKIP LOCKED
@@ -133,7 +148,8 @@ pub async fn renew_and_settle(
         )
         SELECT
             ARRAY(SELECT lane FROM renewed) AS "lanes!",
-            (SELECT count(*) FROM relay_members WHERE expires_at > now() AND relay <> $1) AS "others!""#,
+            (SELECT count(*) FROM relay_members
+             WHERE expires_at > now() AND expires_at <= now() + 10 * make_interval(secs => $2) AND relay <> $1) AS "others!""#,
         relay,
         lease.as_secs_f64(),
         &columns.lanes,

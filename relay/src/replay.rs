@@ -19,8 +19,8 @@ use crate::config::RelayConfig;
 use crate::lanes::cursor::BadSnapshot;
 use crate::lanes::held::ReadPlan;
 use crate::lanes::{Cursor, RowKey, Snapshot, Ticket};
-use crate::outbox;
 use crate::outbox::read::ReadLimits;
+use crate::outbox::{self, Server};
 use crate::publisher::destinations::Destinations;
 use crate::publisher::outcomes::{Failure, Outcomes};
 use crate::publisher::{Batching, Publisher, SendError, Unmade};
@@ -85,6 +85,9 @@ pub enum ReplayError {
     /// Postgres said no, or the connection broke.
     #[error("Postgres: {0}")]
     Database(#[from] sqlx::Error),
+    /// The connection has ended at a standby.
+    #[error("{}", shared::db::ON_STANDBY)]
+    Standby,
     /// A cursor that cannot be read.
     #[error(transparent)]
     Snapshot(#[from] BadSnapshot),
@@ -136,7 +139,10 @@ impl Replay {
     /// When Postgres does, or the cursors cannot be used.
     pub async fn open(pool: &PgPool, selection: Selection) -> Result<Self, ReplayError> {
         let mut connection = pool.acquire().await?;
-        let system_identifier = outbox::system_identifier(&mut connection).await?;
+        let Server { system_identifier, in_recovery } = outbox::server(&mut connection).await?;
+        if in_recovery {
+            return Err(ReplayError::Standby);
+        }
         let mut cursors = Vec::new();
         for lane in outbox::replay::settled(&mut connection).await? {
             if lane.system_identifier.is_some_and(|stored| stored != system_identifier) {

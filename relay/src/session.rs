@@ -25,8 +25,8 @@ use crate::config::RelayConfig;
 use crate::lanes::cursor::BadSnapshot;
 use crate::lanes::{HeldLanes, Ticket};
 use crate::metrics::Metrics;
-use crate::outbox;
 use crate::outbox::parked::RetryRequest;
+use crate::outbox::{self, Server};
 use crate::publisher::destinations::{Denied, Destinations};
 use crate::publisher::outcomes::{Failure, Outcomes, Refused, is_of_topic};
 use crate::publisher::{Batching, Publisher, Unmade};
@@ -43,6 +43,10 @@ pub enum SessionError {
     /// Postgres said no, or the connection broke.
     #[error("Postgres: {0}")]
     Database(#[from] sqlx::Error),
+    /// The connection has ended at a standby. Transactions can become visible there in another order than on the primary, so what a
+    /// cursor says of one is not true of the other; and it takes no settle.
+    #[error("{}", shared::db::ON_STANDBY)]
+    Standby,
     /// Postgres did not answer within the length of a lease.
     #[error("Postgres has not answered for {0:?}")]
     Stalled(Duration),
@@ -135,7 +139,9 @@ impl Lessons {
         self.suspects.clear();
     }
 
-    /// A topic takes batches of so many bytes, whose framing is part of it.
+    /// A topic takes batches of so many bytes, whose framing is part of it. From then on all topics get such batches: librdkafka has one
+    /// `batch.size` for a producer, not one for a topic. A second producer for that topic could keep the others' batches large, but would
+    /// need its own thread, share of memory and end of a session, for a topic that is better given its usual `max.message.bytes`.
     pub fn shrink_batches(&mut self, bytes: usize) {
         self.batch_bytes = self.batch_bytes.min(bytes.saturating_sub(512)).max(1);
     }
@@ -190,7 +196,13 @@ impl<'a> Session<'a> {
         let mut connection = pool.acquire().await?;
         // A connection that was given up in the middle of a statement must not be used again.
         connection.close_on_drop();
-        let system_identifier = outbox::system_identifier(&mut connection).await?;
+        // A connection stays at its server, and a server that was promoted never becomes a standby without a restart, which ends the
+        // connection: so once a session is enough. Behind a pooler that leads each statement elsewhere, the renewal, which writes, fails
+        // on a standby.
+        let Server { system_identifier, in_recovery } = outbox::server(&mut connection).await?;
+        if in_recovery {
+            return Err(SessionError::Standby);
+        }
         let (outcomes, lease) = (Arc::new(Outcomes::default()), Arc::new(Lease::new()));
         let limits = &config.limits;
         let batching = if lessons.has_suspects() { Batching::Single } else { Batching::Full(lessons.batch_bytes) };

@@ -86,26 +86,46 @@ impl DatabaseConfig {
         &self.options
     }
 
-    /// Opens the pool, waiting with backoff for a database that is not up yet, then checks its schema.
+    /// Opens the pool and checks that this is a primary with this build's schema. Tries once.
+    ///
+    /// # Errors
+    /// When the server does not answer or refuses, is a standby, or its schema is older than this build's.
+    pub async fn open(&self) -> Result<PgPool, ConnectError> {
+        let pool = PgPoolOptions::new()
+            .max_connections(self.connections_max)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_with(self.options.clone())
+            .await?;
+        refuse_standby(&pool).await?;
+        check_schema(&pool).await?;
+        Ok(pool)
+    }
+
+    /// Opens the pool, waiting with backoff for a database that is not up yet, or is still a standby.
     ///
     /// # Errors
     /// When the schema is older than this build's, the database refuses us for good (wrong password, no such database), or the
     /// shutdown was asked for first.
     pub async fn connect(&self, shutdown: &Shutdown) -> Result<PgPool, ConnectError> {
+        self.connect_telling(shutdown, |_| {}).await
+    }
+
+    /// Like [`Self::connect`]; `waiting` is told, at each try, what is waited for.
+    ///
+    /// # Errors
+    /// Those of [`Self::connect`].
+    pub async fn connect_telling(
+        &self,
+        shutdown: &Shutdown,
+        waiting: impl Fn(&ConnectError),
+    ) -> Result<PgPool, ConnectError> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         loop {
-            let pool = PgPoolOptions::new()
-                .max_connections(self.connections_max)
-                .acquire_timeout(Duration::from_secs(5))
-                .connect_with(self.options.clone());
-            let error = match pool.await {
-                Ok(pool) => {
-                    check_schema(&pool).await?;
-                    return Ok(pool);
-                }
-                Err(error) if is_refused_for_good(&error) => return Err(error.into()),
-                Err(error) => error,
+            let error = match self.open().await {
+                Err(error) if error.may_pass() => error,
+                opened => return opened,
             };
+            waiting(&error);
             let delay = backoff.random_delay();
             tracing::warn!(
                 db.host = self.options.get_host(),
@@ -146,6 +166,10 @@ impl Parts {
     }
 }
 
+/// What to do about a server that is a standby.
+pub const ON_STANDBY: &str = "the Postgres server of DATABASE_URL is a standby (pg_is_in_recovery() is true), which takes no writes and may show commits in \
+     another order than the primary: let DATABASE_URL name the primary, or an address that always leads to it, or promote this server";
+
 /// Why there is no pool.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -157,12 +181,35 @@ pub enum ConnectError {
         /// Highest migration of this build.
         needed: i64,
     },
-    /// The database answered, and will answer the same next time.
+    /// The server only follows another one. A fail-over may make it the primary.
+    #[error("{}", ON_STANDBY)]
+    Standby,
+    /// The server does not answer, or refuses.
     #[error("Postgres: {0}")]
     Refused(#[from] sqlx::Error),
     /// The shutdown was asked for while waiting.
     #[error("shut down while waiting for Postgres")]
     ShutDown,
+}
+
+impl ConnectError {
+    /// Whether the next try may succeed, without anybody changing our settings.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Standby => true,
+            Self::Refused(error) => !is_refused_for_good(error),
+            Self::SchemaTooOld { .. } | Self::ShutDown => false,
+        }
+    }
+}
+
+/// Checks that this server is a primary. libpq's `target_session_attrs=read-write` for those who have no libpq.
+///
+/// # Errors
+/// When it is a standby.
+pub async fn refuse_standby<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
+    let standby = sqlx::query_scalar::<_, bool>("SELECT pg_is_in_recovery()").fetch_one(database).await?;
+    if standby { Err(ConnectError::Standby) } else { Ok(()) }
 }
 
 /// Checks that every migration of this build has been applied. A newer schema is fine: migrations come before services.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 use shared::config::Env;
-use shared::db::{DatabaseConfig, MIGRATOR};
+use shared::db::{DatabaseConfig, MIGRATOR, refuse_standby};
 use sqlx::migrate::Migrate;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
@@ -50,6 +50,7 @@ pub async fn run(args: MigrateArgs) -> Result<ExitCode> {
 /// Applies what is missing to a database, and says what that was. Several may do so at the same time.
 pub async fn migrate(database: &PgConnectOptions) -> Result<Vec<Applied>> {
     let mut connection = PgConnection::connect_with(database).await.context("cannot connect to the database")?;
+    refuse_standby(&mut connection).await?;
     let before = versions(&mut connection).await?;
     MIGRATOR
         .run_direct(None, &mut connection, false)

@@ -11,7 +11,6 @@ use relay::config::duration;
 use relay::replay::{Replay, Selection, Summary, Target};
 use serde::Serialize;
 use shared::config::Env;
-use shared::shutdown::Shutdown;
 
 use crate::console::say;
 use crate::signals::StopSignals;
@@ -95,7 +94,7 @@ async fn replay(config: &RelayConfig, args: ReplayArgs) -> Result<ExitCode> {
         from_id: args.from_id.unwrap_or(1),
         to_id: args.to_id.unwrap_or(i64::MAX),
     };
-    let pool = config.database.connect(&Shutdown::new()).await?;
+    let pool = config.database.open().await?;
     let mut replay = Replay::open(&pool, selection).await?;
     let summary = replay.summarize().await.context("cannot look through the outbox")?;
     if !args.json {

@@ -4,6 +4,7 @@ pub mod format;
 pub mod groups;
 mod kafka_groups;
 pub mod relay;
+pub mod slots;
 mod table;
 pub mod transactions;
 
@@ -45,6 +46,8 @@ pub struct Status {
     pub consumers: groups::Groups,
     /// What stays open.
     pub transactions: transactions::Transactions,
+    /// What keeps the server from cleaning up for a reader elsewhere.
+    pub slots: Vec<slots::Slot>,
 }
 
 /// Looks at the database in the environment, and prints what it finds.
@@ -109,5 +112,6 @@ pub async fn look(connection: &mut PgConnection, kafka: Option<&KafkaConfig>) ->
     let before = groups::before(connection).await?;
     let relay = relay::look(connection).await?;
     let consumers = groups::look(connection, &before, kafka).await?;
-    Ok(Status { relay, consumers, transactions: transactions::look(connection).await? })
+    let transactions = transactions::look(connection).await?;
+    Ok(Status { relay, consumers, transactions, slots: slots::look(connection).await? })
 }

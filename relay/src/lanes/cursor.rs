@@ -3,6 +3,13 @@
 //! Ids are given out when a row is inserted and rows become visible when their transaction commits, so a row with a lower id can
 //! appear after a higher one was read. `id > position` alone would lose it. The cursor therefore remembers the snapshot of its
 //! last read as well: a row at or below `position` was handed out if and only if its transaction was visible in `seen`.
+//!
+//! A cursor stays true when its server crashes, or a standby takes its place. It is written after the read, so in the server's log it comes
+//! behind the end of every transaction that was visible in `seen`, behind whatever gave out the ids up to `position`, and behind the end of
+//! the highest transaction below `xmax`. Where the cursor is, all of these are; so no id at or below `position` is given out anew, and no
+//! transaction id below `xmax` either. Those that were running then and left no trace will never be heard of again.
+//! If the standby had not received all of the log, it has an older cursor, true of the rows that it has: some events are published again.
+//! What that cannot mend are events of lost rows that were published before: see "Fail-over" in ARCHITECTURE.md.
 
 use std::fmt;
 use std::sync::Arc;

@@ -19,6 +19,10 @@ pub struct Upkeep {
     pub drops_failed: Counter,
     /// Age of the oldest open transaction.
     pub oldest_transaction_age: Gauge<f64, AtomicU64>,
+    /// Transactions begun since the oldest one that a replication slot holds.
+    pub slot_transactions: Gauge,
+    /// Bytes of the server's log that a replication slot keeps.
+    pub slot_wal_bytes: Gauge,
 }
 
 impl Upkeep {
@@ -46,6 +50,17 @@ impl Upkeep {
             "Age of the oldest open transaction of the server that holds a transaction id or a snapshot, or is idle; 0 below a second",
             Unit::Seconds,
             upkeep.oldest_transaction_age.clone(),
+        );
+        registry.register(
+            "outbox_replication_slot_transactions",
+            "Transactions begun since the oldest xmin or catalog_xmin of the server's replication slots",
+            upkeep.slot_transactions.clone(),
+        );
+        registry.register_with_unit(
+            "outbox_replication_slot_wal",
+            "Log that the server keeps for the replication slot that is furthest behind",
+            Unit::Bytes,
+            upkeep.slot_wal_bytes.clone(),
         );
         upkeep
     }

@@ -84,6 +84,20 @@ pub async fn open_transactions(
     .await
 }
 
+/// Whether it is for this relay to name what is held: one of all relays does.
+///
+/// # Errors
+/// What the database says.
+pub async fn names_holders(connection: &mut PgConnection, relay: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"-- names_holders
+        SELECT EXISTS (SELECT FROM relay_lanes WHERE lane = 0 AND owner = $1 AND expires_at > now()) AS "names!""#,
+        relay
+    )
+    .fetch_one(connection)
+    .await
+}
+
 /// Whether this role is shown since when the transactions of other users are open. If not, [`open_transactions`] leaves them out.
 ///
 /// # Errors

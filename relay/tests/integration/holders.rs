@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use relay::outbox::holders::{OpenTransaction, open_transactions, sees_other_users};
+use relay::outbox::slots::replication_slots;
 use shared::testing::{TestDatabase, eventually, unique};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -118,4 +119,62 @@ async fn the_relay_names_a_held_transaction_and_says_when_it_is_gone() {
     eventually("it is gone", async || line("INFO")).await;
     all_settled(&fixture).await;
     relay.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replication_slot_that_nobody_reads_is_seen_and_named() {
+    let fixture = Fixture::new("a_replication_slot").await;
+    let slot = unique("slot").replace('-', "_");
+    let pool = &fixture.database.pool;
+    sqlx::query("SELECT pg_create_physical_replication_slot($1, true)").bind(&slot).execute(pool).await.unwrap();
+    let config = fixture.database.config("outrider_relay");
+    let mut role = PgConnection::connect_with(config.connect_options()).await.unwrap();
+    let found = replication_slots(&mut role).await.unwrap().into_iter().find(|found| found.name == slot);
+    let relay = fixture.process(&[("RELAY_HOLDER_AGE", "1s"), ("LOG_FORMAT", "json")]);
+    // Enough of the server's log to matter.
+    for _ in 0..70 {
+        sqlx::query("SELECT pg_logical_emit_message(false, 'test', repeat('x', 1048576))").execute(pool).await.unwrap();
+    }
+    let line = |level: &str| {
+        let log = relay.log();
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.find(|line| line["db.slot.name"] == slot.as_str() && line["level"] == level)
+    };
+    let warning = eventually("the slot is named", async || line("WARN")).await;
+    sqlx::query("SELECT pg_drop_replication_slot($1)").bind(&slot).execute(pool).await.unwrap();
+    eventually("it is gone", async || line("INFO")).await;
+    let found = found.unwrap();
+    assert_eq!((found.kind.as_str(), found.active, found.pid, found.xmin_age), ("physical", false, None, None));
+    assert!(found.wal_bytes.is_some_and(|bytes| bytes >= 0), "{found:?}");
+    assert!(warning["db.slot.wal_bytes"].as_i64().is_some_and(|bytes| bytes >= 64 * 1024 * 1024), "{warning}");
+    relay.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_relays_one_names_a_held_transaction() {
+    let fixture = Fixture::new("of_several_relays_one").await;
+    let settings = [("RELAY_HOLDER_AGE", "1s"), ("LOG_FORMAT", "json")];
+    let relays = [fixture.process(&settings), fixture.process(&settings)];
+    eventually("both relays hold lanes", async || {
+        let lanes = fixture.lanes_by_owner().await;
+        (lanes.len() == 2 && lanes.values().all(|count| *count == 8)).then_some(())
+    })
+    .await;
+    let name = unique("forgotten");
+    let mut holder = hold(&fixture.database.url, &name, "BEGIN", INSERT).await;
+    let named = || relays.iter().filter(|relay| relay.log().contains(&name)).count();
+    eventually("the holder is named", async || (named() == 1).then_some(())).await;
+    // Both look once a second. The end is told by whoever told of the beginning, two looks of the other one later.
+    for _ in 0..2 {
+        let next = unique("next");
+        let mut other = hold(&fixture.database.url, &next, "BEGIN", INSERT).await;
+        let seen = || relays.iter().any(|relay| relay.log().contains(&next));
+        eventually("a later one is named", async || seen().then_some(())).await;
+        sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+    }
+    assert_eq!(named(), 1);
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.unwrap();
+    for relay in relays {
+        relay.kill();
+    }
 }

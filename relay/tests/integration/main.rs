@@ -4,6 +4,7 @@
 
 mod appending;
 mod chaos;
+mod clock;
 mod debezium;
 mod faults;
 mod histories;

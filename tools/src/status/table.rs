@@ -6,6 +6,7 @@ use super::Status;
 use super::format::{about, count, size, time, time_or_dash};
 use super::groups::{Group, Groups};
 use super::relay::{Backlog, PartitionState, RelayStatus};
+use super::slots::Slot;
 use super::transactions::Transactions;
 
 impl Display for Status {
@@ -14,7 +15,8 @@ impl Display for Status {
         lanes(&self.relay, out)?;
         partitions(&self.relay, out)?;
         consumers(&self.consumers, out)?;
-        transactions(&self.transactions, out)
+        transactions(&self.transactions, out)?;
+        slots(&self.slots, out)
     }
 }
 
@@ -169,6 +171,29 @@ fn transactions(transactions: &Transactions, out: &mut Formatter<'_>) -> fmt::Re
     }
     if transactions.others_hidden {
         writeln!(out, "(those of other users are hidden from this login; pg_read_all_stats shows them)")?;
+    }
+    Ok(())
+}
+
+/// What each replication slot holds: rows of all tables since so many transactions, rows of the catalogs, and the server's log.
+fn slots(slots: &[Slot], out: &mut Formatter<'_>) -> fmt::Result {
+    if slots.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nreplication slot        kind        read by    transactions   of catalogs         log  database")?;
+    for slot in slots {
+        let number = |value: Option<i64>| value.map_or_else(|| "-".to_owned(), count);
+        writeln!(
+            out,
+            "{:<24}{:<10}{:>9}{:>16}{:>14}{:>12}  {}",
+            slot.name,
+            slot.kind,
+            slot.pid.map_or_else(|| "nobody".to_owned(), |pid| pid.to_string()),
+            number(slot.xmin_age),
+            number(slot.catalog_xmin_age),
+            slot.wal_bytes.map_or_else(|| "-".to_owned(), size),
+            slot.database.as_deref().unwrap_or("-"),
+        )?;
     }
     Ok(())
 }

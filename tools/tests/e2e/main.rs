@@ -2,15 +2,19 @@
 
 mod command_line;
 mod dead_letters;
+mod failover;
 mod offsets;
 mod outages;
 mod parked;
 mod pipeline;
 mod processes;
 mod producers;
+mod proxy;
+mod replay;
 mod servers;
 mod settings;
 mod status;
+mod topic;
 mod up;
 
 use std::path::Path;

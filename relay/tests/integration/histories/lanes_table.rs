@@ -70,7 +70,7 @@ impl LanesTable {
     /// `claim_lanes`.
     pub fn claim(&mut self, now: Time, owner: Owner, held: &[i16], count: usize) -> Vec<(i16, i64, Cursor)> {
         let free = |row: &&mut LaneRow| {
-            row.owner.is_none() || row.expires_at <= now || (row.owner == Some(owner) && !held.contains(&row.lane))
+            !held.contains(&row.lane) && (row.owner.is_none() || row.expires_at <= now || row.owner == Some(owner))
         };
         let taken = self.lanes.iter_mut().filter(free).take(count);
         taken

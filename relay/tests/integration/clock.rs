@@ -1,0 +1,113 @@
+//! Jumps of the database's clock, which dates the leases. To the relays, a clock that has jumped ahead by an hour looks like leases that
+//! end an hour earlier, and one that has gone back like leases that end an hour later: so the leases are what is moved here.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use shared::testing::eventually;
+
+use crate::support::{Fixture, all_settled, assert_complete_and_in_order};
+
+const AHEAD: &str = "WITH members AS (UPDATE relay_members SET expires_at = expires_at - interval '1 hour')
+    UPDATE relay_lanes SET expires_at = expires_at - interval '1 hour'";
+
+const BACK: &str = "WITH members AS (UPDATE relay_members SET expires_at = expires_at + interval '1 hour')
+    UPDATE relay_lanes SET expires_at = expires_at + interval '1 hour'";
+
+const IN_FLIGHT_MAX: i64 = 100;
+
+async fn jump(fixture: &Fixture, sql: &'static str) {
+    sqlx::query(sql).execute(&fixture.database.pool).await.unwrap();
+}
+
+/// How often lanes were taken.
+async fn taken(fixture: &Fixture) -> i64 {
+    sqlx::query_scalar("SELECT sum(token)::bigint FROM relay_lanes").fetch_one(&fixture.database.pool).await.unwrap()
+}
+
+async fn share_evenly(fixture: &Fixture) {
+    eventually("each relay holds half of the lanes", async || {
+        let lanes = fixture.lanes_by_owner().await;
+        (lanes.len() == 2 && lanes.values().all(|count| *count == 8)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jumps_of_the_databases_clock_lose_and_reorder_nothing() {
+    const WRITERS: usize = 3;
+    const KEYS: usize = 8;
+    let fixture = Arc::new(Fixture::new("jumps_of_the_databases_clock").await);
+    let writing = Arc::new(AtomicBool::new(true));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (fixture, writing) = (Arc::clone(&fixture), Arc::clone(&writing));
+            tokio::spawn(async move {
+                let mut version = 0;
+                while writing.load(Ordering::Relaxed) {
+                    version += 1;
+                    for key in 0..KEYS {
+                        fixture.insert_all(&format!("{writer}-{key}"), version, version).await;
+                    }
+                }
+                version
+            })
+        })
+        .collect();
+    let in_flight = IN_FLIGHT_MAX.to_string();
+    let settings =
+        [("RELAY_LANE_ROWS_MAX", "20"), ("RELAY_IN_FLIGHT_MAX", in_flight.as_str()), ("RELAY_SETTLE_MS", "20")];
+    let (one, two) = (fixture.relay(&settings), fixture.relay(&settings));
+    share_evenly(&fixture).await;
+    for _ in 0..3 {
+        // Each relay dates its leases anew at its next settle, so one jump may be over before anybody looks: several in a row are as a
+        // clock that is moved on in steps.
+        let before = taken(&fixture).await;
+        eventually("a lane is taken from its living owner", async || {
+            jump(&fixture, AHEAD).await;
+            (taken(&fixture).await > before).then_some(())
+        })
+        .await;
+        jump(&fixture, BACK).await;
+        share_evenly(&fixture).await;
+    }
+    writing.store(false, Ordering::Relaxed);
+    let mut versions = HashMap::new();
+    for (writer, task) in writers.into_iter().enumerate() {
+        versions.insert(writer.to_string(), task.await.unwrap());
+    }
+    let total: i64 = versions.values().sum::<i64>() * i64::try_from(KEYS).unwrap();
+    let records = fixture.published(usize::try_from(total).unwrap()).await;
+    let of_key = |key: &str| versions[key.split('-').next().unwrap_or_default()];
+    assert_complete_and_in_order(&records, of_key, WRITERS * KEYS);
+    all_settled(&fixture).await;
+    // Whoever takes a lane begins at what is settled: behind that is at most what was in flight, and as much again that was acknowledged
+    // and not settled yet.
+    let distinct: HashSet<&str> = records.iter().map(|record| record.event_id.as_str()).collect();
+    let repeats = i64::try_from(records.len() - distinct.len()).unwrap();
+    let allowed = taken(&fixture).await * 2 * IN_FLIGHT_MAX;
+    assert!(repeats <= allowed, "{repeats} repeats of {total} events, {allowed} are allowed");
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_has_gone_back_does_not_keep_a_dead_relays_lanes() {
+    let fixture = Fixture::new("a_clock_that_has_gone_back").await;
+    let dead = fixture.process(&[]);
+    eventually("it holds all lanes", async || {
+        (fixture.lanes_by_owner().await.values().sum::<i64>() == 16).then_some(())
+    })
+    .await;
+    dead.kill();
+    jump(&fixture, BACK).await;
+    fixture.insert_all("a", 1, 3).await;
+    let heir = fixture.relay(&[]);
+    eventually("all lanes are the living relay's", async || {
+        (fixture.lanes_by_owner().await.get(&heir.name) == Some(&16)).then_some(())
+    })
+    .await;
+    assert_complete_and_in_order(&fixture.published(3).await, |_| 3, 1);
+    heir.stop().await;
+}
