@@ -40,6 +40,8 @@ pub(super) struct Queue {
 struct Waiting {
     jobs: VecDeque<Job>,
     pace: Pace,
+    /// Jobs got too old while all writers were busy, and none has come back since.
+    stalled: bool,
     closed: bool,
 }
 
@@ -92,7 +94,7 @@ impl Queue {
             return Some(Refusal::QueueFull);
         }
         // Who is behind one that has waited too long will wait too long.
-        if waiting.jobs.front().is_some_and(|job| now.duration_since(job.since) > self.age_max) {
+        if waiting.stalled || waiting.jobs.front().is_some_and(|job| now.duration_since(job.since) > self.age_max) {
             return Some(Refusal::QueueOld);
         }
         let slow = count >= self.count_always && waiting.pace.expected(count) > self.age_max / EXPECTED_SHARE;
@@ -117,6 +119,7 @@ impl Queue {
         let mut waiting = self.waiting();
         let old = self.drain_old(&mut waiting);
         let taken = drain(&mut waiting.jobs, jobs, max);
+        waiting.stalled = false;
         let left = waiting.jobs.len();
         self.show_depth(&waiting);
         waiting.pace.taken(Instant::now(), taken, left);
@@ -148,6 +151,7 @@ impl Queue {
         while self.closed.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
             let mut waiting = self.waiting();
             let old = self.drain_old(&mut waiting);
+            waiting.stalled |= !old.is_empty();
             self.show_depth(&waiting);
             drop(waiting);
             refuse(old);

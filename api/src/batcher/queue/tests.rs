@@ -19,9 +19,9 @@ fn jobs(count: usize) -> Vec<Job> {
 
 /// One that came so long ago.
 fn old(age: Duration) -> (Job, Answered) {
-    let (job, answered) = job();
-    let since = Instant::now().checked_sub(age).expect("the machine has been up for so long");
-    (Job { since, ..job }, answered)
+    let (mut job, answered) = job();
+    job.since = Instant::now().checked_sub(age).expect("the machine has been up for so long");
+    (job, answered)
 }
 
 fn queue(change: impl FnOnce(&mut Limits)) -> Queue {
@@ -121,6 +121,13 @@ async fn old_jobs_are_refused_though_no_writer_looks() {
         () = queue.sweep() => panic!("it ends only when the queue is closed"),
         answer = answered => assert_eq!(answer.expect("an answer"), Err(Refusal::QueueOld)),
     }
+    assert_eq!(
+        queue.refusal(),
+        Some(Refusal::QueueOld),
+        "until a writer comes back, the next one would fare no better"
+    );
+    assert_eq!(take(&queue, 10), None);
+    assert_eq!(queue.refusal(), None);
     queue.close();
     queue.sweep().now_or_never().expect("it ends");
 }
