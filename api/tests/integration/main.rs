@@ -6,6 +6,7 @@ mod http;
 mod idempotency;
 mod listing;
 mod midnight;
+mod ordering;
 mod orders;
 mod outages;
 mod overload;
