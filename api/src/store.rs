@@ -14,9 +14,11 @@ pub mod changes;
 mod insert;
 pub mod keys;
 pub mod list;
+mod writer;
 
 use changes::Versioned;
-pub use insert::{KeyConflict, NewOrders, Writer, Written};
+pub use insert::{NewOrders, Written};
+pub use writer::{KeyConflict, Writer};
 
 /// Why a statement was not carried out. Whether it may be tried again, and how, is decided here.
 #[derive(Debug, thiserror::Error)]
