@@ -3,7 +3,6 @@
 use actix_web::http::header;
 use actix_web::web::{self, Bytes};
 use actix_web::{Error, HttpRequest, HttpResponse, ResponseError as _};
-use futures_util::future::join_all;
 use serde_json::value::RawValue;
 
 use super::orders::json_body;
@@ -44,7 +43,10 @@ pub async fn create(
     let orders: Vec<_> = items.into_iter().map(|item| NewOrder::from_json(item.get().as_bytes())).collect();
     // All are handed in before any is waited for, so that they share statements.
     let valid = orders.iter().filter_map(|order| order.as_ref().ok().copied()).collect();
-    let written = join_all(state.batcher.submit_all(valid, headers.as_deref())).await;
+    let mut written = Vec::with_capacity(orders.len());
+    for outcome in state.batcher.submit_all(valid, headers.as_deref()) {
+        written.push(outcome.await);
+    }
     let mut written = written.into_iter();
     let outcomes = orders.into_iter().map(|order| {
         // There is one answer for each valid order.
