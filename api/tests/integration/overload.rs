@@ -30,7 +30,7 @@ async fn an_order_that_has_waited_too_long_is_refused_and_so_is_who_comes_after_
     for _ in 0..20 {
         assert_eq!(api.post(ORDER).await.status, 503);
     }
-    assert!(start.elapsed() < Duration::from_millis(20 * 200), "they did not wait for the greatest age");
+    assert!(start.elapsed() < Duration::from_secs(4), "they did not wait for the greatest age");
     assert_eq!(api.metric("api_orders_refused_total{reason=\"queue_old\"}").await, before + 20);
     drop(held);
     assert_eq!(first.await.expect("no panic").status, 201, "its statement was under way");
