@@ -61,8 +61,8 @@ mod tests {
         let mut pace = Pace::default();
         let start = Instant::now();
         pace.taken(start, 500, 0);
-        pace.taken(start + Duration::from_secs(60), 1, 0);
-        pace.taken(start + Duration::from_secs(120), 500, 500);
+        pace.taken(start + Duration::from_mins(1), 1, 0);
+        pace.taken(start + Duration::from_mins(2), 500, 500);
         assert_eq!(pace.expected(1_000), Duration::ZERO);
         pace.taken(start + Duration::from_secs(121), 0, 500);
         assert_eq!(pace.expected(1_000), Duration::ZERO, "nothing was taken, so nothing is known");
