@@ -37,9 +37,14 @@ impl Api {
 
     /// Starts one that goes to its database as `database` says.
     pub async fn on(database: DatabaseConfig, change: impl FnOnce(&mut Limits)) -> Self {
-        // A statement may wait for a lock that a test holds, on a busy machine.
-        let mut limits =
-            Limits { workers: 1, statement_timeout_ms: 60_000, queue_age_max_ms: 60_000, ..Limits::default() };
+        // A statement may wait for a lock that a test holds, and for everything else on a busy machine.
+        let mut limits = Limits {
+            workers: 1,
+            connect_timeout_ms: 60_000,
+            statement_timeout_ms: 60_000,
+            queue_age_max_ms: 60_000,
+            ..Limits::default()
+        };
         change(&mut limits);
         let shutdown = Shutdown::new();
         let server = Server::start(config(database, limits), &shutdown).await.expect("the API starts");
