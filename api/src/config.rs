@@ -8,6 +8,9 @@ use serde::Deserialize;
 use shared::config::{ConfigError, Env};
 use shared::db::DatabaseConfig;
 
+/// The longest retention of idempotency keys.
+const RETENTION_MAX: Duration = Duration::from_hours(7 * 24);
+
 /// All that the API reads from its environment.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -39,6 +42,11 @@ pub struct Limits {
     pub statements_max: usize,
     /// Orders that may wait for a statement; the next one is answered 503.
     pub queue_max: usize,
+    /// Milliseconds that an order may wait for a statement; then it is answered 503, and those that come meanwhile at once.
+    pub queue_age_max_ms: u64,
+    /// How long an idempotency key is known: a key takes one row for each day of it.
+    #[serde(deserialize_with = "shared::duration::deserialize")]
+    pub idempotency_retention: Duration,
     /// Milliseconds to wait for a connection to Postgres before a request is answered 503.
     pub connect_timeout_ms: u64,
     /// Milliseconds that a statement may take before its requests are answered 503.
@@ -59,6 +67,8 @@ impl Default for Limits {
             batch_rows_max: 500,
             statements_max: 2,
             queue_max: 5_000,
+            queue_age_max_ms: 1_000,
+            idempotency_retention: Duration::from_hours(24),
             connect_timeout_ms: 1_000,
             statement_timeout_ms: 5_000,
             drain_secs: 20,
@@ -95,6 +105,10 @@ impl Limits {
         within("API_BATCH_ROWS_MAX", &self.batch_rows_max, 1..=10_000)?;
         within("API_STATEMENTS_MAX", &self.statements_max, 1..=64)?;
         within("API_QUEUE_MAX", &self.queue_max, 1..=1_000_000)?;
+        within("API_QUEUE_AGE_MAX_MS", &self.queue_age_max_ms, 10..=600_000)?;
+        if !(Duration::from_mins(1)..=RETENTION_MAX).contains(&self.idempotency_retention) {
+            return Err(ConfigError::new("API_IDEMPOTENCY_RETENTION", "must be from 1m to 7d"));
+        }
         within("API_CONNECT_TIMEOUT_MS", &self.connect_timeout_ms, 10..=60_000)?;
         within("API_STATEMENT_TIMEOUT_MS", &self.statement_timeout_ms, 100..=600_000)
     }
@@ -156,6 +170,9 @@ mod tests {
         let error = read(&[("API_BATCH_ROWS_MAX", "0")]).unwrap_err().to_string();
         assert_eq!(error, "API_BATCH_ROWS_MAX: must be from 1 to 10000 ('0' given)");
         assert_eq!(read(&[("API_QUEUE_MAX", "lots")]).unwrap_err().variable, "API_QUEUE_MAX");
+        let error = read(&[("API_IDEMPOTENCY_RETENTION", "8d")]).unwrap_err().to_string();
+        assert_eq!(error, "API_IDEMPOTENCY_RETENTION: must be from 1m to 7d");
+        assert_eq!(read(&[("API_IDEMPOTENCY_RETENTION", "24")]).unwrap_err().variable, "API_IDEMPOTENCY_RETENTION");
         assert_eq!(read(&[("API_BIND", "8080")]).unwrap_err().variable, "API_BIND");
     }
 

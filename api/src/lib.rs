@@ -1,13 +1,14 @@
 //! Outrider's API: takes orders over HTTP and writes each one together with its event, in one statement.
 //!
 //! An order's way: [`routes`] reads the request, [`domain`] validates it, [`batcher`] groups it with what arrives at the same time,
-//! [`store`] writes the group, and each request is answered with the bytes that its event carries. Whatever goes wrong leaves as a
+//! [`store`] writes the group, each order with its event and its key ([`idempotency`]), and each request is answered with the bytes that its event carries. Whatever goes wrong leaves as a
 //! [`problem`].
 
 pub mod batcher;
 pub mod caller;
 pub mod config;
 pub mod domain;
+pub mod idempotency;
 pub mod listing;
 pub mod metrics;
 pub mod observe;

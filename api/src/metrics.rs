@@ -25,6 +25,12 @@ pub struct Metrics {
     /// Orders that wait for a statement.
     pub queued: Gauge,
     refused: Family<RefusedLabels, Counter>,
+    /// Orders that were answered again, under their idempotency key.
+    pub replayed: Counter,
+    /// Partitions of idempotency keys.
+    pub key_partitions: Gauge,
+    /// Partitions of idempotency keys that were dropped.
+    pub key_partitions_dropped: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -55,6 +61,9 @@ impl Metrics {
             rows: Histogram::new(ROWS),
             queued: Gauge::default(),
             refused: Family::default(),
+            replayed: Counter::default(),
+            key_partitions: Gauge::default(),
+            key_partitions_dropped: Counter::default(),
         };
         registry.register_with_unit(
             "http_server_request_duration",
@@ -74,6 +83,21 @@ impl Metrics {
             "api_orders_refused",
             "Valid orders that were not accepted, by reason",
             metrics.refused.clone(),
+        );
+        registry.register(
+            "api_orders_replayed",
+            "Orders that were answered again, under their idempotency key",
+            metrics.replayed.clone(),
+        );
+        registry.register(
+            "api_idempotency_partitions",
+            "Partitions of idempotency keys",
+            metrics.key_partitions.clone(),
+        );
+        registry.register(
+            "api_idempotency_partitions_dropped",
+            "Partitions of idempotency keys that were dropped",
+            metrics.key_partitions_dropped.clone(),
         );
         metrics
     }
@@ -123,6 +147,9 @@ mod tests {
             "db_client_operation_duration_seconds_count{db_operation_name=\"insert_orders\",outcome=\"ok\"} 1",
             "api_statement_rows_sum 3.0",
             "api_queue_depth 0",
+            "api_orders_replayed_total 0",
+            "api_idempotency_partitions 0",
+            "api_idempotency_partitions_dropped_total 0",
             "api_orders_refused_total{reason=\"queue_full\"} 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::batcher::Refusal;
 use crate::domain::{FieldError, OrderError};
+use crate::idempotency::KeyError;
 use crate::store::StoreError;
 
 /// Seconds after which a client that met an overload or an outage may try again.
@@ -26,6 +27,12 @@ pub enum Kind {
     InvalidBatch,
     /// A parameter of the query is wrong.
     InvalidQuery,
+    /// The header `Idempotency-Key` holds no key, or is not taken here.
+    InvalidIdempotencyKey,
+    /// The key has made another order.
+    IdempotencyKeyReused,
+    /// A request with the same key is under way.
+    IdempotencyInProgress,
     /// The order is not Pending any more.
     OrderNotPending,
     /// The order is not at a version that `If-Match` names.
@@ -59,6 +66,19 @@ impl Kind {
                 (StatusCode::UNPROCESSABLE_ENTITY, "/problems/invalid-batch", "The list of orders is not valid")
             }
             Self::InvalidQuery => (StatusCode::BAD_REQUEST, "/problems/invalid-query", "The query is not valid"),
+            Self::InvalidIdempotencyKey => {
+                (StatusCode::BAD_REQUEST, "/problems/invalid-idempotency-key", "The idempotency key is not valid")
+            }
+            Self::IdempotencyKeyReused => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "/problems/idempotency-key-reused",
+                "The idempotency key belongs to another request",
+            ),
+            Self::IdempotencyInProgress => (
+                StatusCode::CONFLICT,
+                "/problems/idempotency-in-progress",
+                "A request with this idempotency key is under way",
+            ),
             Self::OrderNotPending => {
                 (StatusCode::CONFLICT, "/problems/order-not-pending", "The order is not Pending any more")
             }
@@ -177,7 +197,7 @@ impl ResponseError for Problem {
         if let Some(allow) = self.allow {
             response.insert_header((header::ALLOW, allow));
         }
-        if self.status_code() == StatusCode::SERVICE_UNAVAILABLE {
+        if self.status_code() == StatusCode::SERVICE_UNAVAILABLE || self.kind == Kind::IdempotencyInProgress {
             response.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECS));
         }
         response.body(self.to_json())
@@ -199,11 +219,23 @@ impl From<OrderError> for Problem {
     }
 }
 
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Self {
+        let detail = match error {
+            KeyError::Twice => "The header Idempotency-Key must be there once.",
+            KeyError::Empty => "The header Idempotency-Key is empty; it must hold 1 to 255 characters.",
+            KeyError::TooLong => "The header Idempotency-Key may hold 255 characters at most.",
+            KeyError::Malformed => "The header Idempotency-Key must be printable ASCII, bare or in quotes.",
+        };
+        Self::new(Kind::InvalidIdempotencyKey, detail)
+    }
+}
+
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unreachable(_) | StoreError::Unavailable(_) | StoreError::InDoubt(_) => Self::unavailable(),
-            StoreError::Refused(_) | StoreError::Broken(_) => {
+            StoreError::Refused(_) | StoreError::Key(_) | StoreError::Broken(_) => {
                 tracing::error!(error = %error, "an order cannot be read");
                 Self::new(Kind::Internal, "The order could not be read.")
             }
@@ -214,7 +246,17 @@ impl From<StoreError> for Problem {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::QueueFull => Self::new(Kind::Overloaded, "Too many orders are waiting to be written."),
+            Refusal::QueueFull | Refusal::QueueOld | Refusal::QueueSlow => {
+                Self::new(Kind::Overloaded, "Too many orders are waiting to be written.")
+            }
+            Refusal::KeyRunning => Self::new(
+                Kind::IdempotencyInProgress,
+                "The first request with this key is not answered yet; the same request gets its answer afterwards.",
+            ),
+            Refusal::KeyReused => Self::new(
+                Kind::IdempotencyKeyReused,
+                "The key was used for another order; use a new key for a new order.",
+            ),
             Refusal::ShuttingDown => Self::new(Kind::Unavailable, "This server is shutting down."),
             Refusal::Unavailable => Self::unavailable(),
             Refusal::InDoubt => Self::new(
@@ -250,7 +292,8 @@ mod tests {
 
     #[test]
     fn what_is_only_for_now_says_when_to_come_back() {
-        for refusal in [Refusal::QueueFull, Refusal::ShuttingDown, Refusal::Unavailable, Refusal::InDoubt] {
+        let [full, old, slow] = [Refusal::QueueFull, Refusal::QueueOld, Refusal::QueueSlow];
+        for refusal in [full, old, slow, Refusal::ShuttingDown, Refusal::Unavailable, Refusal::InDoubt] {
             let response = Problem::from(refusal).error_response();
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(response.headers().get(header::RETRY_AFTER).map(header::HeaderValue::as_bytes), Some(&b"1"[..]));

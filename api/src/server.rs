@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 
 use crate::batcher::Batcher;
 use crate::config::{Config, Limits};
+use crate::idempotency::keeper::Keeper;
 use crate::metrics::Metrics;
 use crate::routes;
 use crate::store::{self, Orders};
@@ -47,6 +48,7 @@ pub struct Server {
     http: actix_web::dev::Server,
     writers: JoinSet<()>,
     check: tokio::task::JoinHandle<()>,
+    keeper: tokio::task::JoinHandle<()>,
 }
 
 impl Server {
@@ -70,6 +72,7 @@ impl Server {
 
         let mut writers = JoinSet::new();
         let batcher = Batcher::start(&database, &limits, &metrics, &mut writers);
+        let keeper = Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown).await;
         let orders = Orders::new(pool, &limits);
         let check = tokio::spawn(keep_checking(orders.clone(), readiness.clone(), shutdown.clone()));
         let state = web::Data::new(State { batcher, orders, metrics, traced });
@@ -79,7 +82,7 @@ impl Server {
         let http = serve(listener, state, readiness, &limits, shutdown.clone())
             .map_err(|error| port_error("API_BIND", bind, &error))?;
         tracing::info!(server.address = %address, "API port is open");
-        Ok(Self { address, admin_address, http, writers, check })
+        Ok(Self { address, admin_address, http, writers, check, keeper })
     }
 
     /// Where orders are taken.
@@ -108,7 +111,8 @@ impl Server {
         while let Some(ended) = self.writers.join_next().await {
             ended.context("a writer failed")?;
         }
-        self.check.await.context("the readiness check failed")
+        self.check.await.context("the readiness check failed")?;
+        self.keeper.await.context("the upkeep of idempotency keys failed")
     }
 }
 

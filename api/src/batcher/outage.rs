@@ -24,7 +24,7 @@ impl Outage {
                 }
             }
             // Postgres answered. Whoever handles the error says so.
-            Err(StoreError::Refused(_) | StoreError::Broken(_)) => {}
+            Err(StoreError::Refused(_) | StoreError::Key(_) | StoreError::Broken(_)) => {}
         }
     }
 }

@@ -3,11 +3,12 @@
 use actix_web::http::header;
 use actix_web::web::{self, Bytes};
 use actix_web::{Error, HttpRequest, HttpResponse, ResponseError as _};
-use futures_util::future::join_all;
 use serde_json::value::RawValue;
 
 use super::orders::json_body;
+use crate::batcher::Refusal;
 use crate::domain::{NewOrder, OrderError};
+use crate::idempotency;
 use crate::observe::event_headers;
 use crate::problem::{Kind, Problem};
 use crate::server::State;
@@ -25,6 +26,13 @@ pub async fn create(
     body: Result<Bytes, Error>,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
+    if request.headers().contains_key(idempotency::HEADER) {
+        // Better than to pass it over: who sends it counts on it.
+        let detail =
+            "A batch takes no Idempotency-Key, since its orders are accepted one by one; send them to /orders.";
+        return Err(Problem::new(Kind::InvalidIdempotencyKey, detail));
+    }
+    state.batcher.check()?;
     let body = json_body(&request, body, BODY_BYTES_MAX)?;
     let items: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|error| no_list(&error))?;
     if items.is_empty() || items.len() > ORDERS_MAX {
@@ -32,13 +40,19 @@ pub async fn create(
         return Err(Problem::new(Kind::InvalidBatch, detail));
     }
     let headers = event_headers(&state, request.headers());
+    let orders: Vec<_> = items.into_iter().map(|item| NewOrder::from_json(item.get().as_bytes())).collect();
     // All are handed in before any is waited for, so that they share statements.
-    let outcomes = items.into_iter().map(|item| {
-        let order = NewOrder::from_json(item.get().as_bytes());
-        let submitted = order.map(|order| state.batcher.hand_in(order, headers.clone()));
-        async move { Ok::<Written, Problem>(submitted?.await?) }
+    let valid = orders.iter().filter_map(|order| order.as_ref().ok().copied()).collect();
+    let mut written = Vec::with_capacity(orders.len());
+    for outcome in state.batcher.submit_all(valid, headers.as_deref()) {
+        written.push(outcome.await);
+    }
+    let mut written = written.into_iter();
+    let outcomes = orders.into_iter().map(|order| {
+        // There is one answer for each valid order.
+        order.map_err(Problem::from).and_then(|_| Ok(written.next().unwrap_or(Err(Refusal::InDoubt))?))
     });
-    let outcomes = join_all(outcomes).await;
+    let outcomes: Vec<Result<Written, Problem>> = outcomes.collect();
     Ok(HttpResponse::Ok().content_type(header::ContentType::json()).body(results(&outcomes)))
 }
 

@@ -5,26 +5,37 @@ use actix_web::http::header;
 use actix_web::web::{self, Bytes};
 use actix_web::{Error, HttpRequest, HttpResponse};
 
+use crate::caller::Caller;
 use crate::domain::{NewOrder, OrderId};
+use crate::idempotency::{self, IdempotencyKey};
 use crate::observe::event_headers;
 use crate::problem::{Kind, Problem};
 use crate::routes::{BODY_BYTES_MAX, conditions};
 use crate::server::State;
 
-/// `POST /orders`: 201 with the order, once it and its event are committed.
+/// `POST /orders`: 201 with the order, once it and its event are committed. Under an `Idempotency-Key` that the caller has used for
+/// the same order before, the same answer again.
 pub async fn create(
     request: HttpRequest,
+    caller: Caller,
     body: Result<Bytes, Error>,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
+    // Before anything is read: under overload, refusing must cost little.
+    state.batcher.check()?;
     let body = json_body(&request, body, BODY_BYTES_MAX)?;
     let order = NewOrder::from_json(&body)?;
-    let written = state.batcher.submit(order, event_headers(&state, request.headers())).await?;
-    Ok(HttpResponse::Created()
+    let key = IdempotencyKey::of(request.headers(), &caller, &order)?;
+    let written = state.batcher.submit_once(order, event_headers(&state, request.headers()), key).await?;
+    let mut response = HttpResponse::Created();
+    response
         .insert_header((header::LOCATION, format!("/orders/{}", written.id)))
         .insert_header((header::ETAG, conditions::etag(1)))
-        .content_type(header::ContentType::json())
-        .body(written.document))
+        .content_type(header::ContentType::json());
+    if written.replayed {
+        response.insert_header((idempotency::REPLAYED, "true"));
+    }
+    Ok(response.body(written.document))
 }
 
 /// `GET /orders/{id}`: 200 with the order as it is, or 304 if the caller has that already. An id that no order can have is answered

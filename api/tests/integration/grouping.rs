@@ -71,7 +71,8 @@ async fn a_full_queue_answers_503_at_once() {
 #[tokio::test]
 async fn an_order_handed_in_is_written_though_nobody_waits_for_it_any_more() {
     let database = TestDatabase::create("nobody_waits").await;
-    let limits = Limits { statements_max: 1, statement_timeout_ms: 60_000, ..Limits::default() };
+    let limits =
+        Limits { statements_max: 1, statement_timeout_ms: 60_000, queue_age_max_ms: 60_000, ..Limits::default() };
     let metrics = Metrics::register(&mut Registry::default());
     let mut writers = JoinSet::new();
     let batcher = Batcher::start(&database.config("outrider_api"), &limits, &metrics, &mut writers);

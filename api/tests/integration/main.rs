@@ -3,9 +3,13 @@
 mod changes;
 mod grouping;
 mod http;
+mod idempotency;
 mod listing;
+mod midnight;
+mod ordering;
 mod orders;
 mod outages;
+mod overload;
 mod process;
 mod proxy;
 mod refusals;

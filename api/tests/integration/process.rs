@@ -4,13 +4,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use shared::testing::{PATIENCE, TestDatabase};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use shared::testing::{PATIENCE, TestDatabase, eventually};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::http::{request, send};
-use crate::service::ORDER;
+use crate::http::{open, request, send};
+use crate::idempotency::keyed;
+use crate::service::{Api, ORDER, hold, statement_waits, written};
 
 fn program(variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outrider-api"));
@@ -82,4 +83,54 @@ async fn the_event_carries_the_span_of_its_request() {
     assert!(Command::new("kill").arg(&pid).status().await.expect("kill runs").success());
     let status = timeout(Duration::from_secs(30), child.wait()).await.expect("it ends").expect("it is our child");
     assert_eq!(status.code(), Some(0));
+}
+
+async fn signal(child: &Child, name: &str) {
+    let pid = child.id().expect("it runs").to_string();
+    assert!(Command::new("kill").args([name, &pid]).status().await.expect("kill runs").success());
+}
+
+#[tokio::test]
+async fn a_repeat_gets_the_first_answer_though_the_program_was_killed_between_commit_and_answer() {
+    let database = TestDatabase::create("killed").await;
+    let variables = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("DB_ROLE", "outrider_api"),
+        ("API_BIND", "127.0.0.1:0"),
+        ("ADMIN_BIND", "127.0.0.1:0"),
+        ("API_STATEMENT_TIMEOUT_MS", "60000"),
+        ("API_STATEMENTS_MAX", "1"),
+        ("LOG_FORMAT", "json"),
+    ];
+    let mut child = program(&variables).spawn().expect("it runs");
+    let address = address(&mut child).await;
+    // A statement that Postgres knows already is sent whole, so that it needs the program no more.
+    assert_eq!(send(address, keyed("before", ORDER)).await.status, 201);
+    let held = hold(&database.pool).await;
+    let mut client = open(address, &keyed("k", ORDER)).await;
+    statement_waits(&database, "-- insert_keyed_orders%", 1).await;
+    // It can hear of the commit no more.
+    signal(&child, "-STOP").await;
+    drop(held);
+    eventually("the order is committed", async || (written(&database).await == (2, 2, 2)).then_some(())).await;
+    signal(&child, "-KILL").await;
+    child.wait().await.expect("it is our child");
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer).await;
+    assert!(answer.is_empty(), "nobody was answered");
+
+    let api = Api::start(&database).await;
+    let again = send(api.address, keyed("k", ORDER)).await;
+    assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")));
+    let committed: (i64, String) =
+        sqlx::query_as("SELECT aggregate_id::bigint, payload::text FROM outbox ORDER BY id DESC LIMIT 1")
+            .fetch_one(&database.pool)
+            .await
+            .expect("an event");
+    assert_eq!(
+        (again.header("location"), &again.body),
+        (Some(format!("/orders/{}", committed.0).as_str()), &committed.1)
+    );
+    assert_eq!(written(&database).await, (2, 2, 2));
+    api.stop().await;
 }

@@ -37,8 +37,14 @@ impl Api {
 
     /// Starts one that goes to its database as `database` says.
     pub async fn on(database: DatabaseConfig, change: impl FnOnce(&mut Limits)) -> Self {
-        // A statement may wait for a lock that a test holds, on a busy machine.
-        let mut limits = Limits { workers: 1, statement_timeout_ms: 60_000, ..Limits::default() };
+        // A statement may wait for a lock that a test holds, and for everything else on a busy machine.
+        let mut limits = Limits {
+            workers: 1,
+            connect_timeout_ms: 60_000,
+            statement_timeout_ms: 60_000,
+            queue_age_max_ms: 60_000,
+            ..Limits::default()
+        };
         change(&mut limits);
         let shutdown = Shutdown::new();
         let server = Server::start(config(database, limits), &shutdown).await.expect("the API starts");
@@ -65,6 +71,13 @@ impl Api {
         let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
         let value = line.and_then(|line| line.rsplit(' ').next());
         value.map_or(0, |value| value.trim_end_matches(".0").parse().expect("a whole number"))
+    }
+
+    /// The value of a metric in seconds.
+    pub async fn metric_seconds(&self, name: &str) -> f64 {
+        let text = send(self.admin, request("GET", "/metrics", "", b"")).await.body;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("{name} is not in\n{text}")).parse().expect("a number")
     }
 
     /// Waits until that many orders wait for a statement.

@@ -1,0 +1,103 @@
+//! SQL of idempotency keys: what they were answered with, and the partitions they are in.
+
+use std::collections::HashMap;
+
+use sqlx::types::chrono::NaiveDate;
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use super::{KeyConflict, Written};
+
+/// What a key was answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    fingerprint: i64,
+    written: Written,
+}
+
+/// What is known of `keys` on that day.
+pub(super) async fn read_keys(
+    connection: &mut PgConnection,
+    day: NaiveDate,
+    keys: &[Uuid],
+) -> Result<HashMap<Uuid, Known>, sqlx::Error> {
+    // By the primary key, in the one partition of the day. A statement of its own, because the one that found the keys taken cannot see
+    // rows that were committed after it began; this one sees them, since that one has waited for the commit.
+    let rows = sqlx::query!(
+        r#"-- read_keys
+        SELECT key, fingerprint, order_id, document FROM idempotency_keys WHERE key = ANY ($1) AND day = $2"#,
+        keys,
+        day,
+    )
+    .fetch_all(connection)
+    .await?;
+    let known = |document: String, id| Written { id, document: document.into(), replayed: true };
+    let rows = rows
+        .into_iter()
+        .map(|row| (row.key, Known { fingerprint: row.fingerprint, written: known(row.document, row.order_id) }));
+    Ok(rows.collect())
+}
+
+/// The answer to an order whose key was taken.
+pub(super) fn answer(
+    known: &HashMap<Uuid, Known>,
+    key: Option<Uuid>,
+    fingerprint: Option<i64>,
+) -> Result<Written, KeyConflict> {
+    match key.and_then(|key| known.get(&key)) {
+        Some(known) if Some(known.fingerprint) == fingerprint => Ok(known.written.clone()),
+        Some(_) => Err(KeyConflict::Reused),
+        // Its day has been dropped in between: whoever comes again finds what there is then.
+        None => Err(KeyConflict::Running),
+    }
+}
+
+/// What came of doing away with a partition.
+#[derive(Debug)]
+pub struct DropAttempt {
+    /// The partition.
+    pub name: String,
+    /// `dropped`, `emptied` or `busy`.
+    pub outcome: String,
+}
+
+/// Makes a missing partition of today and the days ahead. Returns its name, or nothing if none is missing or could be made now.
+///
+/// # Errors
+/// When Postgres does not do it.
+pub async fn make_partition(pool: &PgPool, days_ahead: i32) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"-- make_partition
+        SELECT idempotency_make_partition($1)"#,
+        days_ahead
+    )
+    .fetch_one(pool)
+    .await
+}
+
+/// Does away with a partition whose day is over, if there is one.
+///
+/// # Errors
+/// When Postgres does not do it.
+pub async fn drop_partition(pool: &PgPool) -> Result<Option<DropAttempt>, sqlx::Error> {
+    sqlx::query_as!(
+        DropAttempt,
+        r#"-- drop_partition
+        SELECT name AS "name!", outcome AS "outcome!" FROM idempotency_drop_partition()"#
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+/// How many partitions there are.
+///
+/// # Errors
+/// When Postgres does not say.
+pub async fn partitions(pool: &PgPool) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"-- partitions
+        SELECT count(*) AS "count!" FROM idempotency_partitions"#
+    )
+    .fetch_one(pool)
+    .await
+}
