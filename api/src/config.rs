@@ -8,6 +8,8 @@ use serde::Deserialize;
 use shared::config::{ConfigError, Env};
 use shared::db::DatabaseConfig;
 
+use crate::feed::settings::Watching;
+
 /// All that the API reads from its environment.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -47,13 +49,16 @@ pub struct Limits {
     /// than `SHUTDOWN_TIMEOUT_SECS`, after which the process ends whatever is left.
     #[serde(skip)]
     pub drain_secs: u64,
+    /// How much watching and waiting.
+    #[serde(skip)]
+    pub watching: Watching,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             workers: 0,
-            connections_max: 10_000,
+            connections_max: 12_000,
             keep_alive_secs: 60,
             head_timeout_ms: 5_000,
             batch_rows_max: 500,
@@ -62,6 +67,7 @@ impl Default for Limits {
             connect_timeout_ms: 1_000,
             statement_timeout_ms: 5_000,
             drain_secs: 20,
+            watching: Watching::default(),
         }
     }
 }
@@ -74,6 +80,8 @@ impl Config {
     pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
         let mut limits: Limits = env.section("API_")?;
         limits.check()?;
+        limits.watching = env.section("API_")?;
+        limits.watching.check()?;
         if let Some(Ok(secs)) = env.var("SHUTDOWN_TIMEOUT_SECS").map(str::parse::<u64>) {
             limits.drain_secs = secs.saturating_sub(5).max(1);
         }
@@ -122,7 +130,11 @@ impl Limits {
     }
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(
+/// Whether a variable's value is within its bounds.
+///
+/// # Errors
+/// When it is not; the error names the variable.
+pub fn within<T: PartialOrd + std::fmt::Display>(
     variable: &str,
     value: &T,
     bounds: RangeInclusive<T>,
@@ -156,6 +168,10 @@ mod tests {
         let error = read(&[("API_BATCH_ROWS_MAX", "0")]).unwrap_err().to_string();
         assert_eq!(error, "API_BATCH_ROWS_MAX: must be from 1 to 10000 ('0' given)");
         assert_eq!(read(&[("API_QUEUE_MAX", "lots")]).unwrap_err().variable, "API_QUEUE_MAX");
+        let pairs = [("API_FEED_POLL_MIN_MS", "60"), ("API_SSE_READERS_MAX", "5")];
+        let error = read(&pairs).unwrap_err().to_string();
+        assert_eq!(error, "API_FEED_POLL_MAX_MS: must be from 60 to 10000 ('50' given)");
+        assert_eq!(read(&pairs[1..]).expect("complete").limits.watching.sse_readers_max, 5);
         assert_eq!(read(&[("API_BIND", "8080")]).unwrap_err().variable, "API_BIND");
     }
 

@@ -8,6 +8,7 @@ pub mod batcher;
 pub mod caller;
 pub mod config;
 pub mod domain;
+pub mod feed;
 pub mod listing;
 pub mod metrics;
 pub mod observe;

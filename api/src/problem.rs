@@ -26,6 +26,10 @@ pub enum Kind {
     InvalidBatch,
     /// A parameter of the query is wrong.
     InvalidQuery,
+    /// `Last-Event-ID` is no id of an event.
+    InvalidEventId,
+    /// What comes after `Last-Event-ID` is not kept any more.
+    EventsGone,
     /// The order is not Pending any more.
     OrderNotPending,
     /// The order is not at a version that `If-Match` names.
@@ -59,6 +63,10 @@ impl Kind {
                 (StatusCode::UNPROCESSABLE_ENTITY, "/problems/invalid-batch", "The list of orders is not valid")
             }
             Self::InvalidQuery => (StatusCode::BAD_REQUEST, "/problems/invalid-query", "The query is not valid"),
+            Self::InvalidEventId => {
+                (StatusCode::BAD_REQUEST, "/problems/invalid-event-id", "The id of the last event is not valid")
+            }
+            Self::EventsGone => (StatusCode::GONE, "/problems/events-gone", "The events are not kept any more"),
             Self::OrderNotPending => {
                 (StatusCode::CONFLICT, "/problems/order-not-pending", "The order is not Pending any more")
             }

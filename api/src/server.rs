@@ -1,6 +1,7 @@
 //! The running service: opening the ports, waiting for Postgres, serving, and ending in order.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::{App, HttpServer, web};
@@ -15,6 +16,7 @@ use tracing::Instrument as _;
 
 use crate::batcher::Batcher;
 use crate::config::{Config, Limits};
+use crate::feed::Feed;
 use crate::metrics::Metrics;
 use crate::routes;
 use crate::store::{self, Orders};
@@ -33,6 +35,8 @@ pub struct State {
     pub batcher: Batcher,
     /// Reads orders, and changes single ones.
     pub orders: Orders,
+    /// Tells what becomes of orders, as it happens.
+    pub feed: Arc<Feed>,
     /// Takes note of requests.
     pub metrics: Metrics,
     /// Whether anybody collects spans.
@@ -46,6 +50,7 @@ pub struct Server {
     admin_address: SocketAddr,
     http: actix_web::dev::Server,
     writers: JoinSet<()>,
+    feed: JoinSet<()>,
     check: tokio::task::JoinHandle<()>,
 }
 
@@ -72,14 +77,16 @@ impl Server {
         let batcher = Batcher::start(&database, &limits, &metrics, &mut writers);
         let orders = Orders::new(pool, &limits);
         let check = tokio::spawn(keep_checking(orders.clone(), readiness.clone(), shutdown.clone()));
-        let state = web::Data::new(State { batcher, orders, metrics, traced });
+        let mut feed_tasks = JoinSet::new();
+        let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
+        let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), metrics, traced });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
         let address = listener.local_addr()?;
         let http = serve(listener, state, readiness, &limits, shutdown.clone())
             .map_err(|error| port_error("API_BIND", bind, &error))?;
         tracing::info!(server.address = %address, "API port is open");
-        Ok(Self { address, admin_address, http, writers, check })
+        Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check })
     }
 
     /// Where orders are taken.
@@ -107,6 +114,9 @@ impl Server {
         // The workers are gone and with them every handle to the queue: the writers end when it is empty.
         while let Some(ended) = self.writers.join_next().await {
             ended.context("a writer failed")?;
+        }
+        while let Some(ended) = self.feed.join_next().await {
+            ended.context("the feed failed")?;
         }
         self.check.await.context("the readiness check failed")
     }

@@ -14,7 +14,9 @@ use crate::config::Limits;
 use crate::domain::{NewOrder, OrderId};
 
 pub mod changes;
+pub mod feed;
 pub mod list;
+pub mod timeline;
 
 use changes::Versioned;
 

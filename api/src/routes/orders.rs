@@ -8,10 +8,11 @@ use actix_web::{Error, HttpRequest, HttpResponse};
 use crate::domain::{NewOrder, OrderId};
 use crate::observe::event_headers;
 use crate::problem::{Kind, Problem};
-use crate::routes::{BODY_BYTES_MAX, conditions};
+use crate::routes::{BODY_BYTES_MAX, conditions, prefer};
 use crate::server::State;
 
-/// `POST /orders`: 201 with the order, once it and its event are committed.
+/// `POST /orders`: 201 with the order, once it and its event are committed. With `Prefer: wait`, once it is Pending no more, or as it is
+/// when that time is up.
 pub async fn create(
     request: HttpRequest,
     body: Result<Bytes, Error>,
@@ -20,11 +21,19 @@ pub async fn create(
     let body = json_body(&request, body, BODY_BYTES_MAX)?;
     let order = NewOrder::from_json(&body)?;
     let written = state.batcher.submit(order, event_headers(&state, request.headers())).await?;
-    Ok(HttpResponse::Created()
+    let mut response = HttpResponse::Created();
+    response
         .insert_header((header::LOCATION, format!("/orders/{}", written.id)))
-        .insert_header((header::ETAG, conditions::etag(1)))
-        .content_type(header::ContentType::json())
-        .body(written.document))
+        .content_type(header::ContentType::json());
+    if let Some(wait) = prefer::wait(request.headers(), state.feed.wait_max_secs()) {
+        response.insert_header((prefer::PREFERENCE_APPLIED, wait.applied));
+        if let Some(settled) = state.feed.settled(written.id, wait.patience).await {
+            return Ok(response
+                .insert_header((header::ETAG, conditions::etag(settled.version)))
+                .body(settled.document));
+        }
+    }
+    Ok(response.insert_header((header::ETAG, conditions::etag(1))).body(written.document))
 }
 
 /// `GET /orders/{id}`: 200 with the order as it is, or 304 if the caller has that already. An id that no order can have is answered
