@@ -44,10 +44,15 @@ struct Moment<'a> {
     note: Option<&'a str>,
 }
 
+/// On its way to Kafka, and where it is there.
 #[derive(Serialize)]
 struct Published<'a> {
     state: &'a str,
     outbox_id: Option<i64>,
+    topic: Option<&'a str>,
+    partition: Option<i64>,
+    offset: Option<i64>,
+    at: Option<&'a str>,
     parked_at: Option<DateTime<Utc>>,
     reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,19 +99,38 @@ fn change(stage: &Stage) -> ChangeDocument<'_> {
 }
 
 fn published(stage: &Stage) -> Published<'_> {
-    let (state, note) = match (&stage.parked, stage.published) {
-        (Some(_), _) => ("parked", None),
-        (None, Some(true)) => ("published", Some("The relays keep how far they are, not when they got there.")),
-        (None, Some(false)) => {
+    // Where a record is, those who have read it wrote down; all of one group have read the same one.
+    let readers = stage.consumers.as_array().map_or(&[][..], Vec::as_slice);
+    let record = readers.iter().find(|reader| reader["topic"].is_string());
+    let (state, note) = match (&stage.parked, stage.published, readers.is_empty(), record) {
+        (_, _, false, Some(record)) if record["record_time"].is_string() => ("published", None),
+        (_, _, false, _) => {
+            ("published", Some("When, was not written down: its record has waited, or was read by an older processor."))
+        }
+        (Some(_), ..) => ("parked", None),
+        (None, Some(true), ..) => {
+            ("published", Some("When and where to is written down by whoever reads it, and nobody has yet."))
+        }
+        (None, Some(false), ..) => {
             ("waiting", Some("It waits for a relay, or for its acknowledgement to be written down."))
         }
-        (None, None) => {
-            ("unknown", Some("Its event is not in the outbox any more, from which only published events are dropped."))
+        (None, None, ..) => {
+            ("unknown", Some("Its event is not in the outbox any more, and nobody who has read it remembers it."))
         }
     };
     let (parked_at, reason) = match &stage.parked {
         Some((at, reason)) => (Some(*at), reason.as_deref()),
         None => (None, None),
     };
-    Published { state, outbox_id: stage.outbox_id, parked_at, reason, note }
+    Published {
+        state,
+        outbox_id: stage.outbox_id,
+        topic: record.and_then(|record| record["topic"].as_str()),
+        partition: record.and_then(|record| record["partition"].as_i64()),
+        offset: record.and_then(|record| record["offset"].as_i64()),
+        at: record.and_then(|record| record["record_time"].as_str()),
+        parked_at,
+        reason,
+        note,
+    }
 }

@@ -9,5 +9,8 @@ mod outages;
 mod process;
 mod proxy;
 mod refusals;
+mod resuming;
 mod service;
 mod shutdown;
+mod watcher;
+mod watching;

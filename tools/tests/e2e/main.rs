@@ -11,6 +11,7 @@ mod producers;
 mod servers;
 mod settings;
 mod status;
+mod timeline;
 mod up;
 
 use std::path::Path;

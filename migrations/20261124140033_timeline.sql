@@ -60,8 +60,9 @@ AS $$
     ) p ON true
     LEFT JOIN LATERAL (
         SELECT jsonb_agg(jsonb_build_object(
-                'group', g.group_id, 'applied_at', i.received_at, 'topic', d.topic, 'partition', d.partition,
-                'offset', d.record_offset, 'state', CASE WHEN d.id IS NOT NULL THEN coalesce(b.state, 'waiting') END,
+                'group', g.group_id, 'state', CASE WHEN d.id IS NULL THEN 'taken in' ELSE coalesce(b.state, 'waiting') END,
+                'taken_in_at', i.received_at, 'topic', coalesce(d.topic, i.topic), 'partition', coalesce(d.partition, i.partition),
+                'offset', coalesce(d.record_offset, i.record_offset), 'record_time', i.record_time,
                 'attempts', CASE WHEN d.reason IS NOT NULL THEN b.attempts END, 'reason', d.reason,
                 'first_failed_at', CASE WHEN d.reason IS NOT NULL THEN b.first_failed_at END,
                 'last_failed_at', CASE WHEN d.reason IS NOT NULL THEN b.last_failed_at END,
