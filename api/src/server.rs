@@ -156,6 +156,8 @@ fn serve(
     .keep_alive(Duration::from_secs(limits.keep_alive_secs))
     .client_request_timeout(Duration::from_millis(limits.head_timeout_ms))
     .tcp_nodelay(true)
+    // A reader that leaves is noticed when it does, and not at the next heartbeat that cannot be sent.
+    .h1_allow_half_closed(false)
     .shutdown_timeout(limits.drain_secs)
     .shutdown_signal(async move { shutdown.requested().await })
     .listen(listener)?;

@@ -54,7 +54,7 @@ impl Watcher {
         let text = format!("GET {path} HTTP/1.1\r\nhost: test\r\naccept: text/event-stream\r\n{last}\r\n");
         let stream = open(address, text.as_bytes()).await;
         let watcher = Self::answered(stream, last_id).await.expect("an answer");
-        assert_eq!(watcher.status, 200, "{}", watcher.head);
+        assert_eq!(watcher.status, 200, "from {last_id:?}: {}", watcher.head);
         assert!(watcher.head.to_lowercase().contains("\r\ncontent-type: text/event-stream\r\n"), "{}", watcher.head);
         watcher
     }
