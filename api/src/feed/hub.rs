@@ -279,7 +279,7 @@ impl Hub {
         for Joining { place, who, joined } in newcomers {
             match (place, who) {
                 (Place::All(key), Who::Reader(filter, reader)) => {
-                    drop(listeners.all.insert(((), key), (filter, reader)))
+                    listeners.all.insert(((), key), (filter, reader));
                 }
                 (Place::User(user, key), Who::Reader(filter, reader)) => {
                     listeners.by_user.insert((user, key), (filter, reader));
@@ -302,7 +302,7 @@ impl Hub {
         let listeners = self.lock();
         let cursor = listeners.cursor.as_ref().map(Cursor::to_string);
         let (with_cursor, plain) = (event::heartbeat(cursor.as_deref()), event::heartbeat(None));
-        let with_cursors = listeners.all.iter().map(|((_, key), reader)| (key, reader));
+        let with_cursors = listeners.all.iter().map(|(((), key), reader)| (key, reader));
         let with_cursors = with_cursors.chain(listeners.by_user.iter().map(|((_, key), reader)| (key, reader)));
         for (_, (_, reader)) in with_cursors.filter(|(key, _)| *key % turns == turn) {
             reader.beat(&with_cursor);

@@ -98,11 +98,11 @@ fn change(stage: &Stage) -> ChangeDocument<'_> {
     }
 }
 
-fn published(stage: &Stage) -> Published<'_> {
+fn published(seen: &Stage) -> Published<'_> {
     // Where a record is, those who have read it wrote down; all of one group have read the same one.
-    let readers = stage.consumers.as_array().map_or(&[][..], Vec::as_slice);
+    let readers = seen.consumers.as_array().map_or(&[][..], Vec::as_slice);
     let record = readers.iter().find(|reader| reader["topic"].is_string());
-    let (state, note) = match (&stage.parked, stage.published, readers.is_empty(), record) {
+    let (state, note) = match (&seen.parked, seen.published, readers.is_empty(), record) {
         (_, _, false, Some(record)) if record["record_time"].is_string() => ("published", None),
         (_, _, false, _) => {
             ("published", Some("When, was not written down: its record has waited, or was read by an older processor."))
@@ -118,13 +118,13 @@ fn published(stage: &Stage) -> Published<'_> {
             ("unknown", Some("Its event is not in the outbox any more, and nobody who has read it remembers it."))
         }
     };
-    let (parked_at, reason) = match &stage.parked {
+    let (parked_at, reason) = match &seen.parked {
         Some((at, reason)) => (Some(*at), reason.as_deref()),
         None => (None, None),
     };
     Published {
         state,
-        outbox_id: stage.outbox_id,
+        outbox_id: seen.outbox_id,
         topic: record.and_then(|record| record["topic"].as_str()),
         partition: record.and_then(|record| record["partition"].as_i64()),
         offset: record.and_then(|record| record["offset"].as_i64()),

@@ -129,12 +129,11 @@ impl FeedConnection {
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
         // Taken out meanwhile: after a time-out or an error it is not used again.
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let opened = timeout(self.connect_timeout, self.options.connect()).await;
-                opened.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)?
-            }
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let opened = timeout(self.connect_timeout, self.options.connect()).await;
+            opened.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)?
         };
         let done = timeout(self.statement_patience, work(&mut connection)).await;
         let done = done.unwrap_or_else(|_| Err(timed_out("no answer to a statement")))?;

@@ -177,12 +177,11 @@ async fn each_reader_gets_each_transition_once_whatever_happens() {
     let mut found = Vec::new();
     while i64::try_from(found.len()).expect("few") < count {
         // It is not read meanwhile, and may be cut off for that; then it goes on.
-        match first.next().await {
-            Some(message) => found.extend(message.change()),
-            None => {
-                let last_id = first.last_id.clone();
-                first = Watcher::open(steady.address, "/orders/events", last_id.as_deref()).await;
-            }
+        if let Some(message) = first.next().await {
+            found.extend(message.change());
+        } else {
+            let last_id = first.last_id.clone();
+            first = Watcher::open(steady.address, "/orders/events", last_id.as_deref()).await;
         }
     }
     assert_each_once(&found, |_| true, &versions);

@@ -88,9 +88,10 @@ impl Watcher {
 
     async fn block(&mut self) -> Option<Message> {
         loop {
-            if let Some((block, rest)) = self.text.split_once("\n\n") {
-                let message = parse(block);
-                self.text = rest.to_owned();
+            if let Some(end) = self.text.find("\n\n") {
+                let rest = self.text.split_off(end + 2);
+                let block = std::mem::replace(&mut self.text, rest);
+                let message = parse(&block[..end]);
                 if message.id.is_some() {
                     self.last_id.clone_from(&message.id);
                 }
