@@ -10,6 +10,7 @@ use shared::db::DatabaseConfig;
 
 /// The longest retention of idempotency keys.
 const RETENTION_MAX: Duration = Duration::from_hours(7 * 24);
+use crate::feed::settings::Watching;
 
 /// All that the API reads from its environment.
 #[derive(Debug, Clone)]
@@ -55,13 +56,16 @@ pub struct Limits {
     /// than `SHUTDOWN_TIMEOUT_SECS`, after which the process ends whatever is left.
     #[serde(skip)]
     pub drain_secs: u64,
+    /// How much watching and waiting.
+    #[serde(skip)]
+    pub watching: Watching,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             workers: 0,
-            connections_max: 10_000,
+            connections_max: 12_000,
             keep_alive_secs: 60,
             head_timeout_ms: 5_000,
             batch_rows_max: 500,
@@ -72,6 +76,7 @@ impl Default for Limits {
             connect_timeout_ms: 1_000,
             statement_timeout_ms: 5_000,
             drain_secs: 20,
+            watching: Watching::default(),
         }
     }
 }
@@ -84,6 +89,8 @@ impl Config {
     pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
         let mut limits: Limits = env.section("API_")?;
         limits.check()?;
+        limits.watching = env.section("API_")?;
+        limits.watching.check()?;
         if let Some(Ok(secs)) = env.var("SHUTDOWN_TIMEOUT_SECS").map(str::parse::<u64>) {
             limits.drain_secs = secs.saturating_sub(5).max(1);
         }
@@ -136,7 +143,11 @@ impl Limits {
     }
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(
+/// Whether a variable's value is within its bounds.
+///
+/// # Errors
+/// When it is not; the error names the variable.
+pub fn within<T: PartialOrd + std::fmt::Display>(
     variable: &str,
     value: &T,
     bounds: RangeInclusive<T>,
@@ -173,6 +184,10 @@ mod tests {
         let error = read(&[("API_IDEMPOTENCY_RETENTION", "8d")]).unwrap_err().to_string();
         assert_eq!(error, "API_IDEMPOTENCY_RETENTION: must be from 1m to 7d");
         assert_eq!(read(&[("API_IDEMPOTENCY_RETENTION", "24")]).unwrap_err().variable, "API_IDEMPOTENCY_RETENTION");
+        let pairs = [("API_FEED_POLL_MIN_MS", "60"), ("API_SSE_READERS_MAX", "5")];
+        let error = read(&pairs).unwrap_err().to_string();
+        assert_eq!(error, "API_FEED_POLL_MAX_MS: must be from 60 to 10000 ('50' given)");
+        assert_eq!(read(&pairs[1..]).expect("complete").limits.watching.sse_readers_max, 5);
         assert_eq!(read(&[("API_BIND", "8080")]).unwrap_err().variable, "API_BIND");
     }
 

@@ -9,6 +9,7 @@ pub mod caller;
 pub mod config;
 pub mod domain;
 pub mod idempotency;
+pub mod feed;
 pub mod listing;
 pub mod metrics;
 pub mod observe;

@@ -10,6 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::feed::metrics::FeedMetrics;
+
 /// From half a millisecond to ten seconds.
 const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const ROWS: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 10_000.0];
@@ -31,6 +33,8 @@ pub struct Metrics {
     pub key_partitions: Gauge,
     /// Partitions of idempotency keys that were dropped.
     pub key_partitions_dropped: Counter,
+    /// Those of the feed.
+    pub feed: FeedMetrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -64,6 +68,7 @@ impl Metrics {
             replayed: Counter::default(),
             key_partitions: Gauge::default(),
             key_partitions_dropped: Counter::default(),
+            feed: FeedMetrics::register(registry),
         };
         registry.register_with_unit(
             "http_server_request_duration",

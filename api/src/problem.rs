@@ -33,6 +33,10 @@ pub enum Kind {
     IdempotencyKeyReused,
     /// A request with the same key is under way.
     IdempotencyInProgress,
+    /// `Last-Event-ID` is no id of an event.
+    InvalidEventId,
+    /// What comes after `Last-Event-ID` is not kept any more.
+    EventsGone,
     /// The order is not Pending any more.
     OrderNotPending,
     /// The order is not at a version that `If-Match` names.
@@ -79,6 +83,10 @@ impl Kind {
                 "/problems/idempotency-in-progress",
                 "A request with this idempotency key is under way",
             ),
+            Self::InvalidEventId => {
+                (StatusCode::BAD_REQUEST, "/problems/invalid-event-id", "The id of the last event is not valid")
+            }
+            Self::EventsGone => (StatusCode::GONE, "/problems/events-gone", "The events are not kept any more"),
             Self::OrderNotPending => {
                 (StatusCode::CONFLICT, "/problems/order-not-pending", "The order is not Pending any more")
             }

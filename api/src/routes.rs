@@ -6,13 +6,18 @@
 //! | `/orders/batch` | `POST` |
 //! | `/orders/{id}` | `GET`, `HEAD`, `DELETE` |
 //! | `/orders/{id}/cancel` | `POST` |
+//! | `/orders/events`, `/orders/{id}/events` | `GET` |
+//! | `/orders/{id}/timeline` | `GET`, `HEAD` |
 //! | `/livez`, `/readyz` | `GET` |
 
 mod batch;
 mod changes;
 mod conditions;
+mod events;
 mod listing;
 mod orders;
+mod prefer;
+mod timeline;
 
 use std::future::{Ready, ready};
 
@@ -31,6 +36,9 @@ const ORDERS: &str = "/orders";
 const BATCH: &str = "/orders/batch";
 const ORDER: &str = "/orders/{id}";
 const CANCEL: &str = "/orders/{id}/cancel";
+const EVENTS: &str = "/orders/events";
+const ORDER_EVENTS: &str = "/orders/{id}/events";
+const TIMELINE: &str = "/orders/{id}/timeline";
 /// Label of requests to no route: their paths are anybody's to choose.
 const NONE: &str = "none";
 
@@ -54,6 +62,7 @@ pub fn configure(config: &mut web::ServiceConfig, readiness: Readiness) {
                 .route(web::post().to(batch::create))
                 .default_service(web::to(|| only("POST"))),
         )
+        .configure(watching)
         .service(
             web::resource(ORDER)
                 .wrap(from_fn(|request, next: Next<BoxBody>| observe(ORDER, request, next)))
@@ -73,6 +82,30 @@ pub fn configure(config: &mut web::ServiceConfig, readiness: Readiness) {
             web::route()
                 .to(|request: HttpRequest| elsewhere(&request))
                 .wrap(from_fn(|request, next: Next<BoxBody>| observe(NONE, request, next))),
+        );
+}
+
+/// What becomes of orders. `/orders/events` is named before the orders themselves, whose path it looks like.
+fn watching(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            web::resource(EVENTS)
+                .wrap(from_fn(|request, next: Next<BoxBody>| observe(EVENTS, request, next)))
+                .route(web::get().to(events::all))
+                .default_service(web::to(|| only("GET"))),
+        )
+        .service(
+            web::resource(ORDER_EVENTS)
+                .wrap(from_fn(|request, next: Next<BoxBody>| observe(ORDER_EVENTS, request, next)))
+                .route(web::get().to(events::of_order))
+                .default_service(web::to(|| only("GET"))),
+        )
+        .service(
+            web::resource(TIMELINE)
+                .wrap(from_fn(|request, next: Next<BoxBody>| observe(TIMELINE, request, next)))
+                .route(web::get().to(timeline::read))
+                .route(web::head().to(timeline::read))
+                .default_service(web::to(|| only("GET, HEAD"))),
         );
 }
 

@@ -1,6 +1,7 @@
 //! The running service: opening the ports, waiting for Postgres, serving, and ending in order.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::{App, HttpServer, web};
@@ -16,6 +17,7 @@ use tracing::Instrument as _;
 use crate::batcher::Batcher;
 use crate::config::{Config, Limits};
 use crate::idempotency::keeper::Keeper;
+use crate::feed::Feed;
 use crate::metrics::Metrics;
 use crate::routes;
 use crate::store::{self, Orders};
@@ -34,6 +36,8 @@ pub struct State {
     pub batcher: Batcher,
     /// Reads orders, and changes single ones.
     pub orders: Orders,
+    /// Tells what becomes of orders, as it happens.
+    pub feed: Arc<Feed>,
     /// Takes note of requests.
     pub metrics: Metrics,
     /// Whether anybody collects spans.
@@ -47,6 +51,7 @@ pub struct Server {
     admin_address: SocketAddr,
     http: actix_web::dev::Server,
     writers: JoinSet<()>,
+    feed: JoinSet<()>,
     check: tokio::task::JoinHandle<()>,
     keeper: tokio::task::JoinHandle<()>,
 }
@@ -75,14 +80,16 @@ impl Server {
         let keeper = Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown).await;
         let orders = Orders::new(pool, &limits);
         let check = tokio::spawn(keep_checking(orders.clone(), readiness.clone(), shutdown.clone()));
-        let state = web::Data::new(State { batcher, orders, metrics, traced });
+        let mut feed_tasks = JoinSet::new();
+        let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
+        let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), metrics, traced });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
         let address = listener.local_addr()?;
         let http = serve(listener, state, readiness, &limits, shutdown.clone())
             .map_err(|error| port_error("API_BIND", bind, &error))?;
         tracing::info!(server.address = %address, "API port is open");
-        Ok(Self { address, admin_address, http, writers, check, keeper })
+        Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper })
     }
 
     /// Where orders are taken.
@@ -110,6 +117,9 @@ impl Server {
         // The workers are gone and with them every handle to the queue: the writers end when it is empty.
         while let Some(ended) = self.writers.join_next().await {
             ended.context("a writer failed")?;
+        }
+        while let Some(ended) = self.feed.join_next().await {
+            ended.context("the feed failed")?;
         }
         self.check.await.context("the readiness check failed")?;
         self.keeper.await.context("the upkeep of idempotency keys failed")
@@ -150,6 +160,8 @@ fn serve(
     .keep_alive(Duration::from_secs(limits.keep_alive_secs))
     .client_request_timeout(Duration::from_millis(limits.head_timeout_ms))
     .tcp_nodelay(true)
+    // A reader that leaves is noticed when it does, and not at the next heartbeat that cannot be sent.
+    .h1_allow_half_closed(false)
     .shutdown_timeout(limits.drain_secs)
     .shutdown_signal(async move { shutdown.requested().await })
     .listen(listener)?;

@@ -11,9 +11,11 @@ use crate::config::Limits;
 use crate::domain::OrderId;
 
 pub mod changes;
+pub mod feed;
 mod insert;
 pub mod keys;
 pub mod list;
+pub mod timeline;
 mod writer;
 
 use changes::Versioned;

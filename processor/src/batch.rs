@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::handler::Handlers;
 use crate::record::{Event, Record};
-use crate::store::inbox::InboxKey;
+use crate::store::inbox::{Arrival, InboxKey};
 
 /// Records of one partition in their order, read and sorted by what is to be done with them.
 #[derive(Debug)]
@@ -165,10 +165,15 @@ impl Decoded<'_> {
 impl<'b> Plan<'b, '_> {
     /// What the inbox knows the events to be tried by, sorted: two transactions that put the same ids into it do it in the same order
     /// and cannot lock each other out.
-    pub(crate) fn inbox_keys(&self) -> Vec<InboxKey> {
-        let mut keys: Vec<InboxKey> = self.tried.iter().map(|decoded| InboxKey::of(&decoded.envelope)).collect();
-        keys.sort_unstable();
-        keys
+    pub(crate) fn arrivals(&self) -> Vec<Arrival> {
+        let arrival = |decoded: &&Decoded<'_>| Arrival {
+            key: InboxKey::of(&decoded.envelope),
+            offset: decoded.record.offset,
+            time_ms: decoded.record.time_ms,
+        };
+        let mut arrivals: Vec<Arrival> = self.tried.iter().map(arrival).collect();
+        arrivals.sort_unstable();
+        arrivals
     }
 
     /// The events to be tried whose ids are in `fresh`, in their order. Of an event that is in the batch twice, the first.
@@ -259,7 +264,7 @@ mod tests {
         plan.behind.sort_unstable();
         assert_eq!(plan.behind, [1, 5, 7, 8]);
         assert_eq!(plan.broken.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [3, 4]);
-        let events = plan.fresh_events(plan.inbox_keys().into_iter().map(|key| key.event_id).collect());
+        let events = plan.fresh_events(plan.arrivals().into_iter().map(|arrival| arrival.key.event_id).collect());
         assert_eq!(offsets(&events), [0, 2, 9]);
         assert_eq!(batch.event_at(5).map(|event| event.offset()), Some(5));
         assert!(batch.event_at(6).is_none());

@@ -42,7 +42,7 @@ impl Applier {
         let fresh = if plan.tried() == 0 {
             HashSet::new()
         } else {
-            store::take_in(&mut *connection, &self.group, &plan.inbox_keys()).await?
+            store::take_in(&mut *connection, &self.group, partition, &plan.arrivals()).await?
         };
         Failpoint::AfterInbox.reached(self.failpoint);
         let mut events = plan.fresh_events(fresh);

@@ -10,11 +10,11 @@ use crate::domain::{NewOrder, OrderId};
 use crate::idempotency::{self, IdempotencyKey};
 use crate::observe::event_headers;
 use crate::problem::{Kind, Problem};
-use crate::routes::{BODY_BYTES_MAX, conditions};
+use crate::routes::{BODY_BYTES_MAX, conditions, prefer};
 use crate::server::State;
 
 /// `POST /orders`: 201 with the order, once it and its event are committed. Under an `Idempotency-Key` that the caller has used for
-/// the same order before, the same answer again.
+/// the same order before, the same answer again. With `Prefer: wait`, once it is Pending no more, or as it is when that time is up.
 pub async fn create(
     request: HttpRequest,
     caller: Caller,
@@ -30,12 +30,19 @@ pub async fn create(
     let mut response = HttpResponse::Created();
     response
         .insert_header((header::LOCATION, format!("/orders/{}", written.id)))
-        .insert_header((header::ETAG, conditions::etag(1)))
         .content_type(header::ContentType::json());
     if written.replayed {
+        // The first answer, whatever has become of the order since: waiting would make it another one.
         response.insert_header((idempotency::REPLAYED, "true"));
+    } else if let Some(wait) = prefer::wait(request.headers(), state.feed.wait_max_secs()) {
+        response.insert_header((prefer::PREFERENCE_APPLIED, wait.applied));
+        if let Some(settled) = state.feed.settled(written.id, wait.patience).await {
+            return Ok(response
+                .insert_header((header::ETAG, conditions::etag(settled.version)))
+                .body(settled.document));
+        }
     }
-    Ok(response.body(written.document))
+    Ok(response.insert_header((header::ETAG, conditions::etag(1))).body(written.document))
 }
 
 /// `GET /orders/{id}`: 200 with the order as it is, or 304 if the caller has that already. An id that no order can have is answered

@@ -13,5 +13,8 @@ mod overload;
 mod process;
 mod proxy;
 mod refusals;
+mod resuming;
 mod service;
 mod shutdown;
+mod watcher;
+mod watching;

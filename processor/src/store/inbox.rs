@@ -11,6 +11,8 @@ use sqlx::types::chrono::NaiveDate;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
+use crate::record::Partition;
+
 /// What the inbox knows an event by. In the order of the ids: transactions that take several in do it in the same order, and so
 /// cannot lock each other out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,29 +31,52 @@ impl InboxKey {
     }
 }
 
-/// Takes events into the inbox. Returns the ids of those that were not in it, each once, however often it is in `keys`.
+/// An event to be taken in, and the record that it came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Arrival {
+    /// What it is known by.
+    pub(crate) key: InboxKey,
+    /// Offset of the record.
+    pub(crate) offset: i64,
+    /// Kafka's timestamp of the record, milliseconds since 1970; none if it does not come from Kafka just now.
+    pub(crate) time_ms: Option<i64>,
+}
+
+/// Takes events into the inbox, with the place of their records if they come from Kafka just now: one that has waited may be of another
+/// partition, if some were added. Returns the ids of those that were not in it, each once, however often it is in `keys`.
 pub(crate) async fn take_in(
     connection: &mut PgConnection,
     group: &str,
-    keys: &[InboxKey],
+    partition: &Partition,
+    arrivals: &[Arrival],
 ) -> Result<HashSet<Uuid>, sqlx::Error> {
-    let ids: Vec<Uuid> = keys.iter().map(|key| key.event_id).collect();
-    let days: Vec<NaiveDate> = keys.iter().map(|key| key.occurred_on).collect();
+    let ids: Vec<Uuid> = arrivals.iter().map(|arrival| arrival.key.event_id).collect();
+    let days: Vec<NaiveDate> = arrivals.iter().map(|arrival| arrival.key.occurred_on).collect();
+    let offsets: Vec<i64> = arrivals.iter().map(|arrival| arrival.offset).collect();
+    let times: Vec<Option<i64>> = arrivals.iter().map(|arrival| arrival.time_ms).collect();
     // Each row goes to the partition of its day, and only that one's primary key is looked at for a conflict. Waits for a
     // transaction that is taking the same id in; the keys are sorted, so two such cannot wait for each other.
     let fresh = sqlx::query_scalar!(
         r#"-- take_in
-        INSERT INTO inbox (group_id, event_id, occurred_on)
-        SELECT $1, event_id, occurred_on FROM UNNEST($2::uuid[], $3::date[]) AS new (event_id, occurred_on)
+        INSERT INTO inbox (group_id, event_id, occurred_on, topic, partition, record_offset, record_time)
+        SELECT $1, event_id, occurred_on, CASE WHEN time_ms IS NOT NULL THEN $6::text END,
+            CASE WHEN time_ms IS NOT NULL THEN $7::integer END, CASE WHEN time_ms IS NOT NULL THEN record_offset END,
+            to_timestamp(time_ms / 1000.0)
+        FROM UNNEST($2::uuid[], $3::date[], $4::bigint[], $5::bigint[]) AS new (event_id, occurred_on, record_offset, time_ms)
         ON CONFLICT DO NOTHING RETURNING event_id"#,
         group,
         &ids,
         &days,
+        &offsets,
+        &times as _,
+        &partition.topic,
+        partition.number,
     )
     .fetch_all(&mut *connection)
     .await?;
     let fresh: HashSet<Uuid> = fresh.into_iter().collect();
-    let repeated: Vec<InboxKey> = keys.iter().filter(|key| !fresh.contains(&key.event_id)).copied().collect();
+    let repeated: Vec<InboxKey> =
+        arrivals.iter().map(|arrival| arrival.key).filter(|key| !fresh.contains(&key.event_id)).collect();
     if !repeated.is_empty() {
         renew(connection, group, &repeated).await?;
     }

@@ -15,6 +15,7 @@ mod servers;
 mod settings;
 mod status;
 mod topic;
+mod timeline;
 mod up;
 
 use std::path::Path;
