@@ -132,7 +132,7 @@ mod tests {
     fn the_figures_are_read_from_the_output() {
         let output = "pgbench (15.13)\nnumber of transactions actually processed: 2801\nnumber of failed transactions: 0 (0.000%)\n\
             latency average = 0.356 ms\ntps = 2801.530431 (without initial connection time)\n";
-        assert_eq!(figures(output), Some((2801, 2801.530_431)));
+        assert_eq!(figures(output), Some((2801, 2_801.530_431)));
         assert_eq!(figures("pgbench: error: connection failed"), None);
     }
 
