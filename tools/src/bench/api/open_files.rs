@@ -32,7 +32,8 @@ mod tests {
         let before = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         raise(1)?;
         assert_eq!(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), before);
-        assert!(raise(usize::MAX / 2).is_err());
+        // No machine allows that, unless it has no limit at all.
+        assert!(before == u64::MAX || raise(usize::MAX / 2).is_err());
         Ok(())
     }
 }
