@@ -248,3 +248,48 @@ pub fn read_report(file: &Path) -> Result<Report> {
         Some((status, count)) => Err(anyhow!("{count} requests were answered {status}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers one connection, each request with the next number, and stands still before the tenth answer.
+    async fn stalling_server(listener: TcpListener, stall: Duration) -> Result<()> {
+        let (mut stream, _) = listener.accept().await?;
+        let mut request = [0; 1_024];
+        let mut id = 0;
+        // A request is short, and the next one comes only after the answer: one read is one request.
+        while stream.read(&mut request).await? > 0 {
+            id += 1;
+            if id == 10 {
+                tokio::time::sleep(stall).await;
+            }
+            let body = format!("{{\"id\":{id}}}");
+            let answer = format!("HTTP/1.1 201 Created\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).await?;
+        }
+        Ok(())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_stall_counts_for_every_request_that_was_due_meanwhile() -> Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let server = tokio::spawn(stalling_server(listener, Duration::from_millis(500)));
+        let folder = tempfile::tempdir()?;
+        let (report, ids) = (folder.path().join("report"), folder.path().join("ids"));
+        run(GeneratorArgs { address, load: Load::open(1, 1, 100), report: report.clone(), ids: ids.clone() }).await?;
+        server.await??;
+
+        let report = read_report(&report)?;
+        assert_eq!((report.accepted, report.refused), (100, 0));
+        assert!(std::fs::read_to_string(ids)?.lines().eq((1..=100).map(|id| id.to_string())));
+        // Of a hundred requests some fifty were due while nothing was answered; only one had been sent.
+        let latency = report.latency.context("all are accepted")?;
+        assert!(latency.p90 > 250.0 && latency.max >= 500.0, "{latency}");
+        Ok(())
+    }
+}
