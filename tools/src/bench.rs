@@ -3,6 +3,7 @@
 //! A benchmark is no test: it says what it measured and whether that is within its bound, and fails only when something does not
 //! work. `tools/src/bench/README.md` keeps the results with their machine and commit.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -10,6 +11,7 @@ use clap::{Args, Subcommand};
 
 use crate::signals::StopSignals;
 
+mod api;
 mod cpu;
 mod figure;
 mod ground;
@@ -30,6 +32,9 @@ pub struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// How many orders the api accepts, how fast, and what it does when there are too many
+    #[command(after_help = api::EXAMPLES)]
+    Api(ApiArgs),
     /// How fast and how calmly the relay publishes
     #[command(after_help = relay::EXAMPLES)]
     Relay(RelayArgs),
@@ -39,56 +44,73 @@ enum What {
     /// The processor whose handler fails, for the benchmark
     #[command(hide = true)]
     FailingProcessor(processor::failing::FailingArgs),
+    /// Posts orders, for the benchmark
+    #[command(hide = true)]
+    PostOrders(api::generator::GeneratorArgs),
+}
+
+/// What all benchmarks can be asked for.
+#[derive(Debug, Clone, Args)]
+struct How {
+    /// All of it, but small and with the build at hand: shows that it works, and no figures to speak of
+    #[arg(long)]
+    quick: bool,
+
+    /// Print the figures as a JSON list
+    #[arg(long)]
+    json: bool,
+
+    /// Measure the executables in this folder, instead of building this checkout
+    #[arg(long, value_name = "FOLDER")]
+    binaries: Option<PathBuf>,
+}
+
+/// How to measure the api.
+#[derive(Debug, Args)]
+pub struct ApiArgs {
+    #[command(flatten)]
+    how: How,
+
+    /// Only the parts with these names: accepted, latency, alone, batch, readers, overload
+    #[arg(long, value_name = "PART", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(api::PARTS))]
+    only: Vec<String>,
 }
 
 /// How to measure the relay.
 #[derive(Debug, Args)]
 pub struct RelayArgs {
-    /// All of it, but small and with the build at hand: shows that it works, and no figures to speak of
-    #[arg(long)]
-    quick: bool,
-
-    /// Print the figures as a JSON list
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    how: How,
 
     /// Only the parts with these names: drain, held, backlog, writers, latency, idle, classic
     #[arg(long, value_name = "PART", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(relay::PARTS))]
     only: Vec<String>,
-
-    /// Measure the executables in this folder, instead of building this checkout
-    #[arg(long, value_name = "FOLDER")]
-    binaries: Option<std::path::PathBuf>,
 }
 
 /// How to measure the processor.
 #[derive(Debug, Args)]
 pub struct ProcessorArgs {
-    /// All of it, but small and with the build at hand: shows that it works, and no figures to speak of
-    #[arg(long)]
-    quick: bool,
-
-    /// Print the figures as a JSON list
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    how: How,
 
     /// Only the parts with these names: drain, singly, failing, latency, redelivery
     #[arg(long, value_name = "PART", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(processor::PARTS))]
     only: Vec<String>,
-
-    /// Measure the executables in this folder, instead of building this checkout
-    #[arg(long, value_name = "FOLDER")]
-    binaries: Option<std::path::PathBuf>,
 }
 
 /// Measures, and prints the figures.
 pub async fn run(args: BenchArgs) -> Result<ExitCode> {
     let mut signals = StopSignals::listen()?;
     let (figures, json) = match args.what {
-        What::Relay(args) => (signals.interrupts(Box::pin(relay::measure(&args))).await?, args.json),
-        What::Processor(args) => (signals.interrupts(Box::pin(processor::measure(&args))).await?, args.json),
+        What::Api(args) => (signals.interrupts(Box::pin(api::measure(&args))).await?, args.how.json),
+        What::Relay(args) => (signals.interrupts(Box::pin(relay::measure(&args))).await?, args.how.json),
+        What::Processor(args) => (signals.interrupts(Box::pin(processor::measure(&args))).await?, args.how.json),
         What::FailingProcessor(args) => {
             signals.interrupts(Box::pin(processor::failing::run(args))).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        What::PostOrders(args) => {
+            signals.interrupts(api::generator::run(args)).await?;
             return Ok(ExitCode::SUCCESS);
         }
     };

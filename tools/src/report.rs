@@ -5,7 +5,7 @@ use std::fmt::{self, Display};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Recorded latencies, in microseconds, each true to three digits.
 #[derive(Debug, Clone)]
@@ -55,7 +55,7 @@ fn millis(micros: u64) -> f64 {
 }
 
 /// Percentiles in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LatencySummary {
     /// Half are not above this.
     pub p50: f64,

@@ -55,9 +55,18 @@ pub fn of_tree(root: Pid) -> Result<Duration> {
 
 /// The most memory that a process has had at once so far, in bytes.
 pub fn peak_memory_bytes(pid: Pid) -> Result<u64> {
+    memory(pid, "VmHWM:")
+}
+
+/// The memory that a process has now, in bytes.
+pub fn memory_bytes(pid: Pid) -> Result<u64> {
+    memory(pid, "VmRSS:")
+}
+
+fn memory(pid: Pid, field: &str) -> Result<u64> {
     let pid = pid.as_raw_nonzero();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the process has ended")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("Linux tells the peak")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).context("Linux tells the memory")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("in kB")?;
     Ok(kib * 1024)
 }
@@ -87,7 +96,8 @@ mod tests {
         let sum: u64 = (0..20_000_000_u64).map(std::hint::black_box).sum();
         assert!(sum > 0);
         assert!(of_tree(rustix::process::getpid())? > before);
-        assert!(peak_memory_bytes(rustix::process::getpid())? > 1 << 20);
+        let now = memory_bytes(rustix::process::getpid())?;
+        assert!(now > 1 << 20 && peak_memory_bytes(rustix::process::getpid())? >= now);
         assert_eq!(parent("12 (a (b) c) S 7 1"), Some(7));
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Where a benchmark takes place: a Postgres and a Kafka of its own, and a fresh database and topic for each part.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ impl Ground {
 
     /// The folder for whatever a part writes.
     #[must_use]
-    pub fn folder(&self) -> &std::path::Path {
+    pub fn folder(&self) -> &Path {
         self.servers.folder()
     }
 
@@ -139,6 +139,17 @@ impl Scene {
             .env("DATABASE_URL", &self.surroundings.database_url)
             .env("KAFKA_BROKERS", &self.surroundings.kafka_brokers)
             .log(self.surroundings.logs.join(format!("{name}.log")))
+    }
+
+    /// One of Postgres's own programs, which finds the database by its environment.
+    pub fn launch_client(&self, name: &str, program: &Path) -> Result<Launch> {
+        let url: reqwest::Url = self.database_url().parse()?;
+        Ok(Launch::new(name, program)
+            .env("PGHOST", url.host_str().unwrap_or_default())
+            .env("PGPORT", url.port().unwrap_or(5432).to_string())
+            .env("PGUSER", url.username())
+            .env("PGPASSWORD", url.password().unwrap_or_default())
+            .env("PGDATABASE", url.path().trim_start_matches('/')))
     }
 
     /// Stops the services in good order.

@@ -47,8 +47,8 @@ const QUICK: Scale = Scale { orders: 3_000, single_orders: 500, warm_ups: 0, rou
 
 /// Measures the parts that were asked for.
 pub async fn measure(args: &ProcessorArgs) -> Result<Vec<Figure>> {
-    let scale = if args.quick { QUICK } else { FULL };
-    let mut ground = Ground::open(args.quick, args.binaries.clone()).await?;
+    let scale = if args.how.quick { QUICK } else { FULL };
+    let mut ground = Ground::open(args.how.quick, args.how.binaries.clone()).await?;
     let asked = |part: &str| args.only.is_empty() || args.only.iter().any(|only| only == part);
     let mut figures = Vec::new();
     let mut rate = None;

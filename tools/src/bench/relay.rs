@@ -61,8 +61,8 @@ const QUICK: Scale = Scale {
 
 /// Measures the parts that were asked for.
 pub async fn measure(args: &RelayArgs) -> Result<Vec<Figure>> {
-    let scale = if args.quick { QUICK } else { FULL };
-    let mut ground = Ground::open(args.quick, args.binaries.clone()).await?;
+    let scale = if args.how.quick { QUICK } else { FULL };
+    let mut ground = Ground::open(args.how.quick, args.how.binaries.clone()).await?;
     let mut figures = Vec::new();
     for part in PARTS {
         if !args.only.is_empty() && !args.only.iter().any(|only| only == part) {

@@ -112,6 +112,15 @@ impl Binaries {
     }
 }
 
+/// One of Postgres's other programs, which the fetched archive lacks: beside the system's servers, or on the path.
+#[must_use]
+pub fn system_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    // The path comes last: Debian's has a script there that looks for the program itself.
+    system_candidates().chain(on_path).map(|folder| folder.join(name)).find(|program| program.is_file())
+}
+
 fn data_major(data: &Path) -> Option<u32> {
     let text = fs::read_to_string(data.join("PG_VERSION")).ok()?;
     text.trim().parse().ok()
