@@ -16,8 +16,8 @@ use tracing::Instrument as _;
 
 use crate::batcher::Batcher;
 use crate::config::{Config, Limits};
-use crate::idempotency::keeper::Keeper;
 use crate::feed::Feed;
+use crate::idempotency::keeper::Keeper;
 use crate::metrics::Metrics;
 use crate::routes;
 use crate::store::{self, Orders};

@@ -9,6 +9,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::support::{Running, World, event};
+use shared::testing::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_goes_from_pending_to_processed_with_one_transition_and_one_event() {

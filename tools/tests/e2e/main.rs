@@ -14,8 +14,8 @@ mod replay;
 mod servers;
 mod settings;
 mod status;
-mod topic;
 mod timeline;
+mod topic;
 mod up;
 
 use std::path::Path;
