@@ -258,6 +258,7 @@ impl<'a> Nemesis<'a> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "held against the times of records, and no lease is involved")]
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is right");
     i64::try_from(since.as_millis()).expect("few")

@@ -63,6 +63,7 @@ async fn a_replay_takes_what_is_selected_and_no_more() {
     all_settled(&fixture).await;
     relay.stop().await;
     let pool = &fixture.database.pool;
+    #[expect(clippy::disallowed_methods, reason = "held against the times of events, and no lease is involved")]
     let last = chrono::Utc::now() + chrono::Duration::hours(1);
     let of_a = Some((fixture.aggregate_type.clone(), "a".to_owned()));
     for (selection, events) in [
