@@ -85,6 +85,20 @@ async fn the_event_carries_the_span_of_its_request() {
     assert_eq!(status.code(), Some(0));
 }
 
+/// The signal is sent at once and takes effect when each thread comes to it: until then one of them could still answer.
+async fn stopped(child: &Child) {
+    let tasks = format!("/proc/{}/task", child.id().expect("it runs"));
+    eventually("all threads have stopped", async || {
+        let states = std::fs::read_dir(&tasks).ok()?.filter_map(|task| {
+            let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+            // Behind the name, which is in parentheses and may hold anything.
+            stat.rsplit(')').next()?.trim_start().chars().next()
+        });
+        states.collect::<Vec<char>>().iter().all(|state| *state == 'T').then_some(())
+    })
+    .await;
+}
+
 async fn signal(child: &Child, name: &str) {
     let pid = child.id().expect("it runs").to_string();
     assert!(Command::new("kill").args([name, &pid]).status().await.expect("kill runs").success());
@@ -111,13 +125,14 @@ async fn a_repeat_gets_the_first_answer_though_the_program_was_killed_between_co
     statement_waits(&database, "-- insert_keyed_orders%", 1).await;
     // It can hear of the commit no more.
     signal(&child, "-STOP").await;
+    stopped(&child).await;
     drop(held);
     eventually("the order is committed", async || (written(&database).await == (2, 2, 2)).then_some(())).await;
     signal(&child, "-KILL").await;
     child.wait().await.expect("it is our child");
     let mut answer = Vec::new();
     let _ = client.read_to_end(&mut answer).await;
-    assert!(answer.is_empty(), "nobody was answered");
+    assert!(answer.is_empty(), "nobody was answered, but: {}", String::from_utf8_lossy(&answer));
 
     let api = Api::start(&database).await;
     let again = send(api.address, keyed("k", ORDER)).await;

@@ -122,25 +122,25 @@ mod tests {
 
     #[test]
     fn a_slot_is_logged_when_it_stands_still_and_when_that_is_over() {
-        let (mut slots, start, age) = (Slots::default(), Instant::now(), Duration::from_secs(60));
+        let (mut slots, start, age) = (Slots::default(), Instant::now(), Duration::from_mins(1));
         let after = |secs| start + Duration::from_secs(secs);
         let (held, moved) = (slot("1", 5_000), slot("2", 5_000));
         assert_eq!(slots.update(vec![held.clone()], age, start), []);
         assert_eq!(slots.update(vec![held.clone()], age, after(59)), []);
-        let line = Line::Still(held.clone(), Duration::from_secs(60));
+        let line = Line::Still(held.clone(), Duration::from_mins(1));
         assert_eq!(slots.update(vec![held.clone()], age, after(60)), [line]);
         assert_eq!(slots.update(vec![held.clone()], age, after(359)), []);
-        let line = Line::Still(held.clone(), Duration::from_secs(360));
+        let line = Line::Still(held.clone(), Duration::from_mins(6));
         assert_eq!(slots.update(vec![held.clone()], age, after(360)), [line]);
         assert_eq!(slots.update(vec![moved.clone()], age, after(400)), [Line::Over(held)]);
-        let line = Line::Still(moved.clone(), Duration::from_secs(60));
+        let line = Line::Still(moved.clone(), Duration::from_mins(1));
         assert_eq!(slots.update(vec![moved.clone()], age, after(460)), [line]);
         assert_eq!(slots.update(vec![], age, after(461)), [Line::Over(moved)]);
     }
 
     #[test]
     fn a_slot_that_moves_or_holds_little_is_not_logged() {
-        let (mut slots, start, age) = (Slots::default(), Instant::now(), Duration::from_secs(60));
+        let (mut slots, start, age) = (Slots::default(), Instant::now(), Duration::from_mins(1));
         for secs in 0..200 {
             let now = start + Duration::from_secs(secs);
             assert_eq!(slots.update(vec![slot(&secs.to_string(), 5_000)], age, now), []);
