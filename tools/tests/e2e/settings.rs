@@ -46,13 +46,14 @@ fn the_example_names_every_variable_with_its_default() -> Result<()> {
 
     let named = [
         ("API_", fields(&api.limits)),
+        ("API_", fields(&api.limits.watching)),
         ("RELAY_", fields(&relay.limits)),
         ("PROCESSOR_", fields(&processor.settings)),
         ("KAFKA_", fields(&relay.kafka)),
     ];
     for (prefix, fields) in named {
         assert!(fields.len() > 3, "the fields of {prefix} are found");
-        for field in fields.iter().filter(|field| *field != "drain_secs") {
+        for field in fields.iter().filter(|field| !["drain_secs", "watching"].contains(&field.as_str())) {
             let name = format!("{prefix}{}", field.to_uppercase());
             example.get(&name).with_context(|| format!("{name} is not in .env.example"))?;
         }
