@@ -7,7 +7,7 @@ use shared::testing::{TestDatabase, eventually};
 use tokio::task::JoinSet;
 
 use crate::http::{Answer, open, order_request, request, send};
-use crate::service::{Api, ORDER, execute, hold, statement_held, statement_waits, written};
+use crate::service::{Api, ORDER, execute, hold, hold_product_13, statement_held, statement_waits, written};
 
 /// An order's request under a key.
 pub fn keyed(key: &str, body: &str) -> Vec<u8> {
@@ -227,17 +227,8 @@ async fn orders_keys_and_events_of_concurrent_requests_share_a_statement() {
 #[tokio::test]
 async fn a_key_that_another_server_is_writing_holds_nobody_back_for_good_and_fails_nobody() {
     let database = TestDatabase::create("two_servers").await;
-    // The order is stopped when its key is in the index and its transaction open.
-    execute(
-        &database,
-        "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$
-         BEGIN PERFORM pg_advisory_xact_lock_shared(13); RETURN NEW; END $$;
-         CREATE TRIGGER stop BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.product_id = 13) EXECUTE FUNCTION stop()",
-    )
-    .await;
     let [api, other] = [Api::with(&database, |limits| limits.statements_max = 1).await, Api::start(&database).await];
-    let mut held = database.pool.begin().await.expect("a transaction");
-    sqlx::query("SELECT pg_advisory_xact_lock(13)").execute(&mut *held).await.expect("nobody has it");
+    let held = hold_product_13(&database).await;
     let slow = r#"{"user_id": 1, "product_id": 13, "quantity": 1}"#;
     let first = tokio::spawn(send(other.address, keyed("k", slow)));
     statement_waits(&database, "-- insert_keyed_orders%", 1).await;

@@ -5,7 +5,7 @@ use shared::testing::TestDatabase;
 use tokio::io::AsyncReadExt as _;
 
 use crate::http::{open, request, send};
-use crate::service::{Api, ORDER, execute, statement_held, written};
+use crate::service::{Api, ORDER, hold_product_13, statement_held, written};
 
 fn order(product: usize) -> String {
     format!(r#"{{"user_id": 1, "product_id": {product}, "quantity": 3}}"#)
@@ -80,16 +80,8 @@ async fn the_orders_of_a_batch_are_written_in_its_order_though_they_need_several
 #[tokio::test]
 async fn a_request_alone_waits_for_no_other() {
     let database = TestDatabase::create("alone").await;
-    execute(
-        &database,
-        "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$
-         BEGIN PERFORM pg_advisory_xact_lock_shared(13); RETURN NEW; END $$;
-         CREATE TRIGGER stop BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.product_id = 13) EXECUTE FUNCTION stop()",
-    )
-    .await;
     let api = Api::start(&database).await;
-    let mut held = database.pool.begin().await.expect("a transaction");
-    sqlx::query("SELECT pg_advisory_xact_lock(13)").execute(&mut *held).await.expect("nobody has it");
+    let held = hold_product_13(&database).await;
     let stopped = api.posting(&order(13));
     statement_held(&database).await;
     // Each is written by the other writer, at once and by itself.

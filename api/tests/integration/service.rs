@@ -118,6 +118,20 @@ pub async fn hold(pool: &PgPool) -> Transaction<'static, Postgres> {
     transaction
 }
 
+/// Stops each order of product 13 in its statement, with its key in the index and its transaction open, until this one is dropped.
+pub async fn hold_product_13(database: &TestDatabase) -> Transaction<'static, Postgres> {
+    execute(
+        database,
+        "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN PERFORM pg_advisory_xact_lock_shared(13); RETURN NEW; END $$;
+         CREATE TRIGGER stop BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.product_id = 13) EXECUTE FUNCTION stop()",
+    )
+    .await;
+    let mut held = database.pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT pg_advisory_xact_lock(13)").execute(&mut *held).await.expect("nobody has it");
+    held
+}
+
 /// Waits until a statement of the API waits for that lock.
 pub async fn statement_held(database: &TestDatabase) {
     statement_waits(database, "-- insert_orders%", 1).await;
