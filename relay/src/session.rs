@@ -251,11 +251,11 @@ impl<'a> Session<'a> {
         lessons.learn(outcomes.take_refused(), &lanes);
     }
 
-    /// Takes what Kafka has acknowledged, and writes what it refuses into `relay_parked`.
+    /// Takes what Kafka has acknowledged, and writes what it refuses into `relay_parked`. Returns whether anything was acknowledged.
     ///
     /// # Errors
     /// When a record has failed, or Postgres does.
-    pub async fn collect(&mut self) -> Result<(), SessionError> {
+    pub async fn collect(&mut self) -> Result<bool, SessionError> {
         self.outcomes.take_acknowledged(&mut self.acknowledged);
         for ticket in &self.acknowledged {
             self.lanes.acknowledge(*ticket);
@@ -263,7 +263,7 @@ impl<'a> Session<'a> {
         self.metrics.published.inc_by(self.acknowledged.len() as u64);
         self.unsettled |= !self.acknowledged.is_empty();
         self.park().await?;
-        self.outcomes.failure().map_or(Ok(()), |failure| Err(failure.into()))
+        self.outcomes.failure().map_or(Ok(!self.acknowledged.is_empty()), |failure| Err(failure.into()))
     }
 
     /// Whether a session that sends some records one at a time has done so, or did not meet them again for long.

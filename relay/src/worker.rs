@@ -100,7 +100,7 @@ impl Worker {
         let mut wait = shortest;
         while !shutdown.is_requested() {
             session.keep_leases_if_due().await?;
-            session.collect().await?;
+            let acknowledged = session.collect().await?;
             if careful && session.has_no_suspects() {
                 // What was refused is parked; the next session sends in full batches again.
                 return session.drain().await;
@@ -117,16 +117,21 @@ impl Worker {
                 let _ = tokio::time::timeout(longest, session.outcome()).await;
                 continue;
             }
-            match session.read_and_publish().await? {
+            let found = session.read_and_publish().await?;
+            if acknowledged || session.in_flight() == 0 {
+                // Both servers are well. Not only once all that was read has been taken: while others write without a pause, something is
+                // always in flight, and a relay that works would be called not ready for as long.
+                self.readiness.met(POSTGRES);
+                self.readiness.met(KAFKA);
+            }
+            match found {
                 Found::More => continue,
                 Found::All => wait = shortest,
                 Found::Nothing => wait = (wait * 2).min(longest),
             }
             if session.in_flight() == 0 {
-                // All that was read has been taken: both servers are well.
+                // All that was read has been taken.
                 backoff.reset();
-                self.readiness.met(POSTGRES);
-                self.readiness.met(KAFKA);
             }
             // A quarter more or less keeps several relays from looking in step.
             if !shutdown.sleep(wait.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await {

@@ -64,6 +64,7 @@ impl Relay {
 
     async fn says(&self, what: &str) {
         eventually(&format!("/readyz says {what}"), async || {
+            assert!(!self.task.is_finished(), "the relay has ended");
             self.readiness().await.is_ok_and(|answer| answer.contains(what)).then_some(())
         })
         .await;
