@@ -1,13 +1,13 @@
 //! Jumps of the database's clock, which dates the leases. To the relays, a clock that has jumped ahead by an hour looks like leases that
 //! end an hour earlier, and one that has gone back like leases that end an hour later: so the leases are what is moved here.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use shared::testing::eventually;
 
 use crate::support::{Fixture, all_settled, assert_complete_and_in_order};
+use crate::writing::Writing;
 
 const AHEAD: &str = "WITH members AS (UPDATE relay_members SET expires_at = expires_at - interval '1 hour')
     UPDATE relay_lanes SET expires_at = expires_at - interval '1 hour'";
@@ -44,25 +44,8 @@ async fn share_evenly(fixture: &Fixture) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jumps_of_the_databases_clock_lose_and_reorder_nothing() {
-    const WRITERS: usize = 3;
-    const KEYS: usize = 8;
     let fixture = Arc::new(Fixture::new("jumps_of_the_databases_clock").await);
-    let writing = Arc::new(AtomicBool::new(true));
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|writer| {
-            let (fixture, writing) = (Arc::clone(&fixture), Arc::clone(&writing));
-            tokio::spawn(async move {
-                let mut version = 0;
-                while writing.load(Ordering::Relaxed) {
-                    version += 1;
-                    for key in 0..KEYS {
-                        fixture.insert_all(&format!("{writer}-{key}"), version, version).await;
-                    }
-                }
-                version
-            })
-        })
-        .collect();
+    let writing = Writing::begin(&fixture, 3, 8);
     let in_flight = IN_FLIGHT_MAX.to_string();
     let settings =
         [("RELAY_LANE_ROWS_MAX", "20"), ("RELAY_IN_FLIGHT_MAX", in_flight.as_str()), ("RELAY_SETTLE_MS", "20")];
@@ -80,15 +63,7 @@ async fn jumps_of_the_databases_clock_lose_and_reorder_nothing() {
         jump(&fixture, BACK).await;
         share_evenly(&fixture).await;
     }
-    writing.store(false, Ordering::Relaxed);
-    let mut versions = HashMap::new();
-    for (writer, task) in writers.into_iter().enumerate() {
-        versions.insert(writer.to_string(), task.await.unwrap());
-    }
-    let total: i64 = versions.values().sum::<i64>() * i64::try_from(KEYS).unwrap();
-    let records = fixture.published(usize::try_from(total).unwrap()).await;
-    let of_key = |key: &str| versions[key.split('-').next().unwrap_or_default()];
-    assert_complete_and_in_order(&records, of_key, WRITERS * KEYS);
+    let (records, total) = writing.end().await;
     all_settled(&fixture).await;
     // Whoever takes a lane begins at what is settled: behind that is at most what was in flight, and as much again that was acknowledged
     // and not settled yet.

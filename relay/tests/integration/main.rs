@@ -19,3 +19,4 @@ mod retries;
 mod routes;
 mod sharing;
 mod support;
+mod writing;

@@ -1,31 +1,16 @@
 //! Several relays at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use shared::testing::eventually;
 
-use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_no_repeats};
+use crate::support::{Fixture, all_settled, assert_no_repeats};
+use crate::writing::Writing;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_relays_share_the_lanes_and_keep_each_keys_order() {
     let fixture = Arc::new(Fixture::new("two_relays_share_the_lanes").await);
-    let writing = Arc::new(AtomicBool::new(true));
-    let writers: Vec<_> = (0..4)
-        .map(|writer| {
-            let (fixture, writing) = (Arc::clone(&fixture), Arc::clone(&writing));
-            tokio::spawn(async move {
-                let mut version = 0;
-                while writing.load(Ordering::Relaxed) {
-                    version += 1;
-                    for key in 0..8 {
-                        fixture.insert_all(&format!("{writer}-{key}"), version, version).await;
-                    }
-                }
-                version
-            })
-        })
-        .collect();
+    let writing = Writing::begin(&fixture, 4, 8);
 
     let one = fixture.relay(&[]);
     eventually("the first relay holds all lanes", async || {
@@ -52,20 +37,12 @@ async fn two_relays_share_the_lanes_and_keep_each_keys_order() {
     })
     .await;
 
-    writing.store(false, Ordering::Relaxed);
-    let mut versions = Vec::new();
-    for writer in writers {
-        versions.push(writer.await.unwrap());
-    }
-    let total: i64 = versions.iter().map(|versions| versions * 8).sum();
-    let records = fixture.published(usize::try_from(total).unwrap()).await;
-    let of_writer = |key: &str| versions[key.split_once('-').unwrap().0.parse::<usize>().unwrap()];
-    assert_complete_and_in_order(&records, of_writer, 32);
+    let (_, total) = writing.end().await;
     all_settled(&fixture).await;
     two.stop().await;
     three.stop().await;
     // Lanes were handed over four times, always after all of them was acknowledged and settled.
-    assert_no_repeats(&fixture.published(usize::try_from(total).unwrap()).await);
+    assert_no_repeats(&fixture.published(total).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
