@@ -65,6 +65,11 @@ struct How {
     binaries: Option<PathBuf>,
 }
 
+/// Whether a part is to be measured: all are, unless some are named.
+fn asked(only: &[String], part: &str) -> bool {
+    only.is_empty() || only.iter().any(|name| name == part)
+}
+
 /// How to measure the api.
 #[derive(Debug, Args)]
 pub struct ApiArgs {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::ApiArgs;
 use super::figure::{Bound, Figure, median};
 use super::ground::Ground;
+use super::{ApiArgs, asked};
 
 mod check;
 pub mod generator;
@@ -81,10 +81,7 @@ pub async fn measure(args: &ApiArgs) -> Result<Vec<Figure>> {
     open_files::raise(scale.readers.max(scale.overload_connections) + 1_000)?;
     let mut ground = Ground::open(args.how.quick, args.how.binaries.clone()).await?;
     let mut figures = Vec::new();
-    for part in PARTS {
-        if !args.only.is_empty() && !args.only.iter().any(|only| only == part) {
-            continue;
-        }
+    for part in PARTS.into_iter().filter(|part| asked(&args.only, part)) {
         eprintln!("{part}");
         let found = match part {
             "accepted" => accepted(&mut ground, scale).await,

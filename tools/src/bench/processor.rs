@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use sqlx::PgPool;
 
-use super::ProcessorArgs;
 use super::cpu::Processes;
 use super::figure::{Bound, Figure, median};
 use super::ground::{Ground, Scene};
+use super::{ProcessorArgs, asked};
 use crate::report::per_second;
 use crate::stack::Kind;
 
@@ -49,16 +49,15 @@ const QUICK: Scale = Scale { orders: 3_000, single_orders: 500, warm_ups: 0, rou
 pub async fn measure(args: &ProcessorArgs) -> Result<Vec<Figure>> {
     let scale = if args.how.quick { QUICK } else { FULL };
     let mut ground = Ground::open(args.how.quick, args.how.binaries.clone()).await?;
-    let asked = |part: &str| args.only.is_empty() || args.only.iter().any(|only| only == part);
     let mut figures = Vec::new();
     let mut rate = None;
-    if asked("drain") || asked("singly") {
+    if asked(&args.only, "drain") || asked(&args.only, "singly") {
         eprintln!("drain");
         let drained = drain(&mut ground, scale).await.context("the part drain failed")?;
         figures.push(Figure::new(NAME, drained, "orders/s", Bound::AtLeast(20_000.0)));
         rate = Some(drained);
     }
-    for part in PARTS.into_iter().skip(1).filter(|part| asked(part)) {
+    for part in PARTS.into_iter().skip(1).filter(|part| asked(&args.only, part)) {
         eprintln!("{part}");
         let found = match part {
             "singly" => singly(&mut ground, scale, rate.context("the drain comes first")?).await,

@@ -8,7 +8,7 @@ use super::cpu::Processes;
 use super::figure::{Bound, Figure, median};
 use super::ground::{Ground, Scene};
 use super::topic::Topic;
-use super::{RelayArgs, cpu, load, producer_performance};
+use super::{RelayArgs, asked, cpu, load, producer_performance};
 
 mod classic;
 mod held;
@@ -64,10 +64,7 @@ pub async fn measure(args: &RelayArgs) -> Result<Vec<Figure>> {
     let scale = if args.how.quick { QUICK } else { FULL };
     let mut ground = Ground::open(args.how.quick, args.how.binaries.clone()).await?;
     let mut figures = Vec::new();
-    for part in PARTS {
-        if !args.only.is_empty() && !args.only.iter().any(|only| only == part) {
-            continue;
-        }
+    for part in PARTS.into_iter().filter(|part| asked(&args.only, part)) {
         eprintln!("{part}");
         let found = match part {
             "drain" => drain(&mut ground, scale).await,
