@@ -131,11 +131,14 @@ impl Applier {
                 Failpoint::KeysLocked.reached(self.failpoint);
             }
             let longer = self.try_keys(connection, (partition, constraints), &tried, &mut outcomes).await?;
+            // Keys that were only due had their page.
+            outcomes.tally.keys_resumed += longer.iter().filter(|key| !keys.contains(&key.as_slice())).count();
             keys.retain(|key| longer.contains(*key));
             if keys.is_empty() {
                 break;
             }
         }
+        outcomes.tally.keys_resumed += keys.len();
         Ok(outcomes)
     }
 

@@ -157,7 +157,6 @@ impl Applier {
                 None if unblocked.contains(&key.record_key) => continue,
                 // There is more of it than one transaction may apply: it goes on with the next one.
                 None => {
-                    outcomes.tally.keys_resumed += 1;
                     longer.insert(key.record_key.clone());
                     (resumed(key), None)
                 }
