@@ -21,11 +21,17 @@ pub(super) async fn read_keys(
     day: NaiveDate,
     keys: &[Uuid],
 ) -> Result<HashMap<Uuid, Known>, sqlx::Error> {
-    // By the primary key, in the one partition of the day. A statement of its own, because the one that found the keys taken cannot see
+    // One look-up of the primary key a key, in the one partition of the day, whatever the planner thinks: `key = ANY ($1)` may become a walk
+    // over the whole index by a plan from when it was small. A statement of its own, because the one that found the keys taken cannot see
     // rows that were committed after it began; this one sees them, since that one has waited for the commit.
     let rows = sqlx::query!(
         r#"-- read_keys
-        SELECT key, fingerprint, order_id, document FROM idempotency_keys WHERE key = ANY ($1) AND day = $2"#,
+        SELECT found.key AS "key!", found.fingerprint AS "fingerprint!", found.order_id AS "order_id!", found.document AS "document!"
+        FROM UNNEST($1::uuid[]) AS given (key)
+        CROSS JOIN LATERAL (
+            SELECT k.key, k.fingerprint, k.order_id, k.document FROM idempotency_keys k
+            WHERE k.key = given.key AND k.day = $2 LIMIT 1
+        ) AS found"#,
         keys,
         day,
     )
