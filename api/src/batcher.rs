@@ -127,19 +127,12 @@ impl Batcher {
         })
     }
 
-    /// Hands in an order whose event will have `headers`, a JSON object, and waits until it is written.
-    ///
-    /// # Errors
-    /// When it was not accepted.
-    pub async fn submit(&self, order: NewOrder, headers: Option<String>) -> Result<Written, Refusal> {
-        self.submit_once(order, headers, None).await
-    }
-
-    /// Like [`submit`](Self::submit); under a key that has made this order before, nothing is written, and what was written then is the answer.
+    /// Hands in an order whose event will have `headers`, a JSON object, and waits until it is written. Under a key that has made this order
+    /// before, nothing is written, and what was written then is the answer.
     ///
     /// # Errors
     /// When it was not accepted, the key has made another order, or a request with the same key is under way.
-    pub async fn submit_once(
+    pub async fn submit(
         &self,
         order: NewOrder,
         headers: Option<String>,

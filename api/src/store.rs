@@ -4,7 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use shared::db::{DatabaseConfig, is_retryable, sql_state};
-use sqlx::{PgConnection, PgPool};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, PgConnection, PgPool};
 use tokio::time::timeout;
 
 use crate::config::Limits;
@@ -137,6 +138,12 @@ impl Orders {
         let connection = connection.unwrap_or_else(|_| Err(timed_out("no connection")));
         connection.map(drop).map_err(StoreError::Unreachable)
     }
+}
+
+/// Opens a connection within its time.
+async fn open(options: &PgConnectOptions, connect_timeout: Duration) -> Result<PgConnection, StoreError> {
+    let opened = timeout(connect_timeout, options.connect()).await;
+    opened.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)
 }
 
 fn timed_out(what: &str) -> sqlx::Error {

@@ -26,7 +26,7 @@ pub async fn create(
     let body = json_body(&request, body, BODY_BYTES_MAX)?;
     let order = NewOrder::from_json(&body)?;
     let key = IdempotencyKey::of(request.headers(), &caller, &order)?;
-    let written = state.batcher.submit_once(order, event_headers(&state, request.headers()), key).await?;
+    let written = state.batcher.submit(order, event_headers(&state, request.headers()), key).await?;
     let mut response = HttpResponse::Created();
     response
         .insert_header((header::LOCATION, format!("/orders/{}", written.id)))

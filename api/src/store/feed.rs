@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use shared::db::DatabaseConfig;
+use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, PgConnection};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{Orders, StoreError, timed_out};
+use super::{Orders, StoreError, open, timed_out};
 use crate::config::Limits;
 use crate::feed::cursor::{Cursor, Part};
 use crate::feed::snapshot::Snapshot;
@@ -129,11 +129,9 @@ impl FeedConnection {
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
         // Taken out meanwhile: after a time-out or an error it is not used again.
-        let mut connection = if let Some(connection) = self.connection.take() {
-            connection
-        } else {
-            let opened = timeout(self.connect_timeout, self.options.connect()).await;
-            opened.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)?
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => open(&self.options, self.connect_timeout).await?,
         };
         let done = timeout(self.statement_patience, work(&mut connection)).await;
         let done = done.unwrap_or_else(|_| Err(timed_out("no answer to a statement")))?;

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use shared::db::DatabaseConfig;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::types::chrono::NaiveDate;
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::insert::{Inserted, NewOrders, Written, insert_keyed_orders, insert_orders};
 use super::keys::{self, Known};
-use super::{StoreError, timed_out};
+use super::{StoreError, open, timed_out};
 use crate::config::Limits;
 
 /// A connection that rested this long is tried before it is trusted with orders: the server may have gone meanwhile, and an order
@@ -125,8 +125,7 @@ impl Writer {
                 return Ok(connection);
             }
         }
-        let opened = timeout(self.connect_timeout, self.options.connect()).await;
-        opened.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)
+        open(&self.options, self.connect_timeout).await
     }
 
     /// Closes the connection in an orderly way.

@@ -81,7 +81,7 @@ async fn an_order_handed_in_is_written_though_nobody_waits_for_it_any_more() {
     let mut waiting = Vec::new();
     for queued in 0..4 {
         let batcher = batcher.clone();
-        waiting.push(tokio::spawn(async move { batcher.submit(order, None).await }));
+        waiting.push(tokio::spawn(async move { batcher.submit(order, None, None).await }));
         if queued == 0 {
             statement_held(&database).await;
         }
