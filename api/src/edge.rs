@@ -38,7 +38,8 @@ pub fn serve(
     let workers = limits.worker_count();
     let connections_max = limits.connections_max.div_ceil(workers);
     let cors = edge.cors.clone();
-    let frame = Frame { is_tls: edge.tls.is_some(), body_timeout: Duration::from_millis(limits.body_timeout_ms) };
+    let body_timeout = Duration::from_millis(limits.body_timeout_ms.min(limits.request_timeout_ms));
+    let frame = Frame { is_tls: edge.tls.is_some(), body_timeout };
     let server = HttpServer::new(move || {
         // What is wrapped last is passed first.
         App::new()
@@ -60,7 +61,7 @@ pub fn serve(
     .shutdown_timeout(limits.drain_secs)
     .shutdown_signal(async move { shutdown.requested().await });
     let server = match &edge.tls {
-        Some(tls) => server.listen_rustls_0_23(listener, tls.server_config())?,
+        Some(tls) => server.listen_rustls_0_23(listener, tls.server_config().map_err(std::io::Error::other)?)?,
         None => server.listen(listener)?,
     };
     Ok(server.run())

@@ -56,14 +56,15 @@ impl Tls {
     }
 
     /// TLS 1.2 and 1.3, by ring. The HTTP server adds the protocols that it speaks.
-    #[must_use]
-    pub fn server_config(&self) -> ServerConfig {
+    ///
+    /// # Errors
+    /// None: ring has ciphers for both versions.
+    pub fn server_config(&self) -> Result<ServerConfig, rustls::Error> {
         // With a provider that is named, nothing depends on whether the process has a default one.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
-        let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&versions);
-        let builder = builder.expect("ring has cipher suites for both versions");
-        builder.with_no_client_auth().with_cert_resolver(Arc::clone(&self.0) as Arc<dyn ResolvesServerCert>)
+        let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&versions)?;
+        Ok(builder.with_no_client_auth().with_cert_resolver(Arc::clone(&self.0) as Arc<dyn ResolvesServerCert>))
     }
 
     /// When the certificate ends, if it says so in a way that we can read.

@@ -20,7 +20,7 @@ use tokio::time::{Sleep, sleep};
 pub struct Timed {
     payload: Payload,
     timeout: Duration,
-    /// From the first time that there was nothing to read. A body that comes along with its head needs no clock.
+    /// From the first time that there was nothing to read.
     deadline: Option<Pin<Box<Sleep>>>,
     ended: bool,
 }
@@ -48,7 +48,11 @@ pub fn was_too_slow(error: &PayloadError) -> bool {
 
 /// The body of a request, shared with whoever sees to its rest.
 #[derive(Clone)]
-pub struct Body(Rc<RefCell<Timed>>);
+pub struct Body {
+    timed: Rc<RefCell<Timed>>,
+    /// Whether the connection waits until this body is over. Over HTTP/2 there are others beside it.
+    is_in_the_way: bool,
+}
 
 impl Body {
     /// Sets a time for the body of `request`, if it has one.
@@ -57,14 +61,16 @@ impl Body {
         if matches!(payload, Payload::None) {
             return None;
         }
-        let body = Self(Rc::new(RefCell::new(Timed { payload, timeout, deadline: None, ended: false })));
+        let is_in_the_way = matches!(payload, Payload::H1 { .. });
+        let timed = Rc::new(RefCell::new(Timed { payload, timeout, deadline: None, ended: false }));
+        let body = Self { timed, is_in_the_way };
         request.set_payload(Payload::Stream { payload: Box::pin(body.clone()) });
         Some(body)
     }
 
-    /// Whether all of it was read.
-    pub fn has_ended(&self) -> bool {
-        self.0.borrow().ended
+    /// Whether there is more of it than was read, with the connection waiting for that.
+    pub fn is_unread(&self) -> bool {
+        self.is_in_the_way && !self.timed.borrow().ended
     }
 }
 
@@ -72,7 +78,7 @@ impl Stream for Body {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.borrow_mut().poll_next(context)
+        self.timed.borrow_mut().poll_next(context)
     }
 }
 
@@ -84,7 +90,7 @@ pub struct Early {
 }
 
 impl Early {
-    pub fn new(answer: BoxBody, unread: Body) -> BoxBody {
+    pub fn holding(answer: BoxBody, unread: Body) -> BoxBody {
         BoxBody::new(Self { answer, _unread: unread })
     }
 }

@@ -40,22 +40,25 @@ pub async fn pass<B: MessageBody + 'static>(
             None => response.map_into_left_body(),
             Some(problem) => response.into_response(problem.error_response()).map_into_right_body(),
         },
-        Err(error) => return Err(framed(frame, error, id)),
+        Err(error) => return Err(framed(frame, error, id, body)),
     };
     let is_read = matches!(*response.request().method(), Method::GET | Method::HEAD);
     frame.put_headers(response.headers_mut(), is_read, id);
-    Ok(match body.filter(|body| !body.has_ended()) {
+    Ok(match body.filter(Body::is_unread) {
         None => response,
-        Some(unread) => response.map_body(|_, answer| EitherBody::right(Early::new(answer.boxed(), unread))),
+        Some(unread) => response.map_body(|_, answer| EitherBody::right(Early::holding(answer.boxed(), unread))),
     })
 }
 
 /// An error that no route has made an answer of yet.
-fn framed(frame: Frame, error: Error, id: HeaderValue) -> Error {
+fn framed(frame: Frame, error: Error, id: HeaderValue, body: Option<Body>) -> Error {
     let mut error = foreign(&error).map_or(error, Error::from);
     error.add_response_mapper(move |mut response| {
         frame.put_headers(response.headers_mut(), false, id.clone());
-        response
+        match body.clone().filter(Body::is_unread) {
+            None => response,
+            Some(unread) => response.map_body(|_, answer| Early::holding(answer, unread)),
+        }
     });
     error
 }

@@ -1,7 +1,7 @@
 //! Requests that are malformed or too large: a clean answer, and where one of ours is possible, a problem.
 
 use shared::testing::{PATIENCE, TestDatabase};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use crate::http::{open, request, send};
@@ -10,7 +10,6 @@ use crate::service::{Api, ORDER, written};
 /// Sends `bytes` and reads all that comes back.
 async fn said(api: &Api, bytes: &[u8]) -> String {
     let mut stream = open(api.address, bytes).await;
-    let _ = stream.shutdown().await;
     let mut answer = Vec::new();
     let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it is closed");
     String::from_utf8_lossy(&answer).into_owned()
