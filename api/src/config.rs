@@ -8,9 +8,11 @@ use serde::Deserialize;
 use shared::config::{ConfigError, Env};
 use shared::db::DatabaseConfig;
 
+use crate::edge::settings::Edge;
+use crate::feed::settings::Watching;
+
 /// The longest retention of idempotency keys.
 const RETENTION_MAX: Duration = Duration::from_hours(7 * 24);
-use crate::feed::settings::Watching;
 
 /// All that the API reads from its environment.
 #[derive(Debug, Clone)]
@@ -21,6 +23,8 @@ pub struct Config {
     pub admin_bind: SocketAddr,
     /// The database, without the settings that the API wants of its connections.
     pub database: DatabaseConfig,
+    /// How the API is reached: `API_TLS_*`, `API_CORS_ORIGINS`.
+    pub edge: Edge,
     /// How much of everything: `API_*`.
     pub limits: Limits,
 }
@@ -37,6 +41,12 @@ pub struct Limits {
     pub keep_alive_secs: u64,
     /// Milliseconds that a client may take to send a request's head.
     pub head_timeout_ms: u64,
+    /// Milliseconds that a request's body may take to arrive; then the answer is 408.
+    pub body_timeout_ms: u64,
+    /// Milliseconds that a request may take, with its body and without what it prefers to wait; then the answer is 503.
+    pub request_timeout_ms: u64,
+    /// Milliseconds that a TLS handshake may take.
+    pub tls_handshake_timeout_ms: u64,
     /// Orders that one statement may write.
     pub batch_rows_max: usize,
     /// Statements that may write orders at the same time, each on a connection of its own.
@@ -68,6 +78,9 @@ impl Default for Limits {
             connections_max: 12_000,
             keep_alive_secs: 60,
             head_timeout_ms: 5_000,
+            body_timeout_ms: 10_000,
+            request_timeout_ms: 30_000,
+            tls_handshake_timeout_ms: 5_000,
             batch_rows_max: 500,
             statements_max: 2,
             queue_max: 5_000,
@@ -98,6 +111,7 @@ impl Config {
             bind: env.bind("API_BIND", "127.0.0.1:8080")?,
             admin_bind: env.admin_bind("127.0.0.1:9080")?,
             database: DatabaseConfig::from_env(env, "outrider-api")?,
+            edge: Edge::from_env(env)?,
             limits,
         })
     }
@@ -109,6 +123,9 @@ impl Limits {
         within("API_CONNECTIONS_MAX", &self.connections_max, 1..=1_000_000)?;
         within("API_KEEP_ALIVE_SECS", &self.keep_alive_secs, 1..=3_600)?;
         within("API_HEAD_TIMEOUT_MS", &self.head_timeout_ms, 100..=600_000)?;
+        within("API_BODY_TIMEOUT_MS", &self.body_timeout_ms, 100..=600_000)?;
+        within("API_REQUEST_TIMEOUT_MS", &self.request_timeout_ms, 100..=600_000)?;
+        within("API_TLS_HANDSHAKE_TIMEOUT_MS", &self.tls_handshake_timeout_ms, 100..=600_000)?;
         within("API_BATCH_ROWS_MAX", &self.batch_rows_max, 1..=10_000)?;
         within("API_STATEMENTS_MAX", &self.statements_max, 1..=64)?;
         within("API_QUEUE_MAX", &self.queue_max, 1..=1_000_000)?;

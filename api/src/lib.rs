@@ -2,12 +2,13 @@
 //!
 //! An order's way: [`routes`] reads the request, [`domain`] validates it, [`batcher`] groups it with what arrives at the same time,
 //! [`store`] writes the group, each order with its event and its key ([`idempotency`]), and each request is answered with the bytes that its event carries. Whatever goes wrong leaves as a
-//! [`problem`].
+//! [`problem`]. [`edge`] is what all of it passes on its way in and out.
 
 pub mod batcher;
 pub mod caller;
 pub mod config;
 pub mod domain;
+pub mod edge;
 pub mod feed;
 pub mod idempotency;
 pub mod listing;
@@ -17,6 +18,7 @@ pub mod problem;
 pub mod routes;
 pub mod server;
 pub mod store;
+pub mod tls;
 
 pub use config::Config;
 pub use server::Server;

@@ -22,6 +22,8 @@ type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 #[derive(Debug, Clone)]
 pub struct Metrics {
     requests: Histograms<RequestLabels>,
+    /// Requests that are being served, up to the heads of their answers.
+    pub active: Gauge,
     statements: Histograms<StatementLabels>,
     rows: Histogram,
     /// Orders that wait for a statement.
@@ -61,6 +63,7 @@ impl Metrics {
         let seconds: fn() -> Histogram = || Histogram::new(SECONDS);
         let metrics = Self {
             requests: Family::new_with_constructor(seconds),
+            active: Gauge::default(),
             statements: Family::new_with_constructor(seconds),
             rows: Histogram::new(ROWS),
             queued: Gauge::default(),
@@ -75,6 +78,11 @@ impl Metrics {
             "Time from a request's head to its answer, by route and class of status",
             Unit::Seconds,
             metrics.requests.clone(),
+        );
+        registry.register(
+            "http_server_active_requests",
+            "Requests that are being served, up to the heads of their answers",
+            metrics.active.clone(),
         );
         registry.register_with_unit(
             "db_client_operation_duration",

@@ -11,12 +11,13 @@ use shared::event::{TRACEPARENT, TRACESTATE};
 use shared::propagation::TraceHeaders;
 use tracing::{Instrument as _, Span, field};
 
+use crate::edge::{limits, request_id};
 use crate::server::State;
 
 /// Longer ones are not passed on. W3C Trace Context, 3.3.1.5, asks for at least 512 characters.
 const TRACESTATE_LENGTH_MAX: usize = 512;
 
-/// Serves `request` to `route` and takes note of it.
+/// Serves `request` to `route`, within its limits, and takes note of it.
 ///
 /// # Errors
 /// Those of the service behind it.
@@ -26,25 +27,29 @@ pub async fn observe(
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let start = Instant::now();
-    let state = request.app_data::<web::Data<State>>().cloned();
+    let Some(state) = request.app_data::<web::Data<State>>().cloned() else { return next.call(request).await };
     // A span costs several allocations: none is made for nobody.
-    let response = match &state {
-        Some(state) if state.traced => {
-            let span = span(route, &request);
-            let response = next.call(request).instrument(span.clone()).await;
-            let status = response.as_ref().map_or(500, |response| response.status().as_u16());
-            span.record("http.response.status_code", status);
-            if status >= 500 {
-                span.record("otel.status_code", "ERROR");
-            }
-            response
+    let response = if state.traced {
+        let span = span(route, &request);
+        let response = limits::serve(&state, request, next).instrument(span.clone()).await;
+        let status = status(&response);
+        span.record("http.response.status_code", status);
+        if status >= 500 {
+            span.record("otel.status_code", "ERROR");
         }
-        _ => next.call(request).await,
+        response
+    } else {
+        limits::serve(&state, request, next).await
     };
-    if let Some(state) = state {
-        state.metrics.request(route, response.as_ref().map_or(500, |response| response.status().as_u16()), start);
-    }
+    state.metrics.request(route, status(&response), start);
     response
+}
+
+fn status(response: &Result<ServiceResponse<BoxBody>, Error>) -> u16 {
+    match response {
+        Ok(response) => response.status().as_u16(),
+        Err(error) => error.as_response_error().status_code().as_u16(),
+    }
 }
 
 /// OpenTelemetry's semantic conventions for HTTP servers.
@@ -56,6 +61,7 @@ fn span(route: &'static str, request: &ServiceRequest) -> Span {
         otel.kind = "server",
         otel.status_code = field::Empty,
         http.request.method = method,
+        http.request.header.x_request_id = request_id::current(),
         http.route = route,
         http.response.status_code = field::Empty,
     );

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::batcher::Refusal;
 use crate::domain::{FieldError, OrderError};
+use crate::edge::request_id;
 use crate::idempotency::KeyError;
 use crate::store::StoreError;
 
@@ -21,6 +22,14 @@ const RETRY_AFTER_SECS: u32 = 1;
 pub enum Kind {
     /// The body is not JSON, or not there.
     MalformedBody,
+    /// The request is not one that can be understood.
+    BadRequest,
+    /// The body took too long to arrive.
+    RequestTimeout,
+    /// The URI is longer than allowed.
+    UriTooLong,
+    /// The headers are larger than allowed.
+    HeadersTooLarge,
     /// The body is JSON, and no order.
     InvalidOrder,
     /// The body is JSON, and no list of orders.
@@ -63,6 +72,16 @@ impl Kind {
     const fn describe(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::MalformedBody => (StatusCode::BAD_REQUEST, "/problems/malformed-body", "The body cannot be read"),
+            Self::BadRequest => (StatusCode::BAD_REQUEST, "/problems/bad-request", "The request cannot be understood"),
+            Self::RequestTimeout => {
+                (StatusCode::REQUEST_TIMEOUT, "/problems/request-timeout", "The request took too long to arrive")
+            }
+            Self::UriTooLong => (StatusCode::URI_TOO_LONG, "/problems/uri-too-long", "The URI is too long"),
+            Self::HeadersTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "/problems/headers-too-large",
+                "The headers are too large",
+            ),
             Self::InvalidOrder => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "/problems/invalid-order", "The order is not valid")
             }
@@ -244,7 +263,7 @@ impl From<StoreError> for Problem {
         match error {
             StoreError::Unreachable(_) | StoreError::Unavailable(_) | StoreError::InDoubt(_) => Self::unavailable(),
             StoreError::Refused(_) | StoreError::Key(_) | StoreError::Broken(_) => {
-                tracing::error!(error = %error, "an order cannot be read");
+                tracing::error!(http.request.id = request_id::current(), error = %error, "an order cannot be read");
                 Self::new(Kind::Internal, "The order could not be read.")
             }
         }

@@ -16,7 +16,7 @@ mod conditions;
 mod events;
 mod listing;
 mod orders;
-mod prefer;
+pub(crate) mod prefer;
 mod timeline;
 
 use std::future::{Ready, ready};

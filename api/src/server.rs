@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::{App, HttpServer, web};
+use actix_web::web;
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use shared::health::{self, Readiness};
@@ -15,12 +15,13 @@ use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use crate::batcher::Batcher;
-use crate::config::{Config, Limits};
+use crate::config::Config;
+use crate::edge::{self, limits::RequestLimits};
 use crate::feed::Feed;
 use crate::idempotency::keeper::Keeper;
 use crate::metrics::Metrics;
-use crate::routes;
 use crate::store::{self, Orders};
+use crate::{routes, tls};
 
 /// Connections that the kernel may hold until a worker takes them.
 const BACKLOG: u32 = 1_024;
@@ -40,6 +41,8 @@ pub struct State {
     pub feed: Arc<Feed>,
     /// Takes note of requests.
     pub metrics: Metrics,
+    /// How much one request may take.
+    pub requests: RequestLimits,
     /// Whether anybody collects spans.
     pub traced: bool,
 }
@@ -54,17 +57,19 @@ pub struct Server {
     feed: JoinSet<()>,
     check: tokio::task::JoinHandle<()>,
     keeper: tokio::task::JoinHandle<()>,
+    tls: JoinSet<()>,
 }
 
 impl Server {
     /// Takes the ports, waits for Postgres, checks its schema and opens the API. While it waits, the admin port answers that it is
     /// not ready, and the API port is taken but refuses connections, as if nobody were there yet.
     pub async fn start(config: Config, shutdown: &Shutdown) -> anyhow::Result<Self> {
-        let Config { bind, admin_bind, database, limits } = config;
+        let Config { bind, admin_bind, database, edge, limits } = config;
         let socket = reserve(bind).map_err(|error| port_error("API_BIND", bind, &error))?;
         let readiness = Readiness::waiting_for(&[POSTGRES]);
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
+        let tls = tls::watch(edge.tls.as_ref(), &mut registry, shutdown);
         let admin_address = health::serve(admin_bind, readiness.clone(), registry, shutdown)
             .map_err(|error| port_error("ADMIN_BIND", admin_bind, &error))?;
 
@@ -82,14 +87,16 @@ impl Server {
         let check = tokio::spawn(keep_checking(orders.clone(), readiness.clone(), shutdown.clone()));
         let mut feed_tasks = JoinSet::new();
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
-        let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), metrics, traced });
+        let requests = RequestLimits::new(&limits);
+        let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), metrics, requests, traced });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
         let address = listener.local_addr()?;
-        let http = serve(listener, state, readiness, &limits, shutdown.clone())
+        let routes = move |config: &mut _| routes::configure(config, readiness.clone());
+        let http = edge::serve((listener, &edge), state, routes, &limits, shutdown.clone())
             .map_err(|error| port_error("API_BIND", bind, &error))?;
-        tracing::info!(server.address = %address, "API port is open");
-        Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper })
+        tracing::info!(server.address = %address, tls = edge.tls.is_some(), "API port is open");
+        Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper, tls })
     }
 
     /// Where orders are taken.
@@ -121,6 +128,9 @@ impl Server {
         while let Some(ended) = self.feed.join_next().await {
             ended.context("the feed failed")?;
         }
+        while let Some(ended) = self.tls.join_next().await {
+            ended.context("the watch over the certificate failed")?;
+        }
         self.check.await.context("the readiness check failed")?;
         self.keeper.await.context("the upkeep of idempotency keys failed")
     }
@@ -142,30 +152,6 @@ fn port_error(variable: &str, bind: SocketAddr, error: &std::io::Error) -> anyho
         ),
         _ => anyhow::anyhow!("{variable}: cannot listen on {bind}: {error}"),
     }
-}
-
-fn serve(
-    listener: std::net::TcpListener,
-    state: web::Data<State>,
-    readiness: Readiness,
-    limits: &Limits,
-    shutdown: Shutdown,
-) -> std::io::Result<actix_web::dev::Server> {
-    let workers = limits.worker_count();
-    let server = HttpServer::new(move || {
-        App::new().app_data(state.clone()).configure(|config| routes::configure(config, readiness.clone()))
-    })
-    .workers(workers)
-    .max_connections(limits.connections_max.div_ceil(workers))
-    .keep_alive(Duration::from_secs(limits.keep_alive_secs))
-    .client_request_timeout(Duration::from_millis(limits.head_timeout_ms))
-    .tcp_nodelay(true)
-    // A reader that leaves is noticed when it does, and not at the next heartbeat that cannot be sent.
-    .h1_allow_half_closed(false)
-    .shutdown_timeout(limits.drain_secs)
-    .shutdown_signal(async move { shutdown.requested().await })
-    .listen(listener)?;
-    Ok(server.run())
 }
 
 /// Keeps readiness true to what Postgres says, until the shutdown.

@@ -10,6 +10,10 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{ConfigError, Env};
 
+/// What is logged unless `RUST_LOG` says otherwise. What actix finds wrong with a connection is its client's doing, and an error in our
+/// log for each would let anybody fill that.
+const FILTER: &str = "info,actix_http=off";
+
 /// Keeps the exporter alive; [`Telemetry::flush`] sends what it still holds.
 #[must_use = "dropping it ends the export of traces"]
 #[derive(Debug)]
@@ -30,7 +34,7 @@ impl Telemetry {
 /// # Errors
 /// When a setting cannot be understood.
 pub fn init(env: &Env, service: &'static str) -> Result<Telemetry, ConfigError> {
-    let filter = EnvFilter::try_new(env.var("RUST_LOG").unwrap_or("info"))
+    let filter = EnvFilter::try_new(env.var("RUST_LOG").unwrap_or(FILTER))
         .map_err(|error| ConfigError::new("RUST_LOG", error.to_string()))?;
     let text = match env.var("LOG_FORMAT") {
         None | Some("text") => true,

@@ -7,6 +7,7 @@ use actix_web::{Error, HttpRequest, HttpResponse};
 
 use crate::caller::Caller;
 use crate::domain::{NewOrder, OrderId};
+use crate::edge::was_too_slow;
 use crate::idempotency::{self, IdempotencyKey};
 use crate::observe::event_headers;
 use crate::problem::{Kind, Problem};
@@ -93,6 +94,9 @@ fn unreadable(error: &Error, bytes_max: usize) -> Problem {
     match error.as_error::<PayloadError>() {
         Some(PayloadError::Overflow) => {
             Problem::new(Kind::BodyTooLarge, format!("The body may have {bytes_max} bytes at most."))
+        }
+        Some(error) if was_too_slow(error) => {
+            Problem::new(Kind::RequestTimeout, "The body did not arrive within the time that it may take.")
         }
         _ => Problem::new(Kind::MalformedBody, "The body ended early or could not be read."),
     }

@@ -10,6 +10,7 @@ use shared::testing::{TestDatabase, eventually};
 use crate::http::{request, send};
 use crate::proxy::{Proxy, Way};
 use crate::service::{Api, ORDER, written};
+use crate::watcher::Watcher;
 
 /// An API whose way to Postgres goes through a proxy, with short time-outs.
 async fn behind_proxy(database: &TestDatabase, change: impl FnOnce(&mut Limits)) -> (Proxy, Api) {
@@ -53,6 +54,58 @@ async fn postgres_away_is_a_503_and_comes_back() {
     }
     // Nothing went through while it was away, so nothing is in doubt.
     assert_eq!(written(&database).await, (accepted, accepted, accepted));
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn every_route_says_that_postgres_is_away_and_works_again_by_itself() {
+    let database = TestDatabase::create("away_routes").await;
+    let (proxy, api) = behind_proxy(&database, |_| ()).await;
+    assert_eq!(api.post(ORDER).await.status, 201);
+    let json = "content-type: application/json\r\n";
+    let position = Watcher::open(api.address, "/orders/events", None).await.next().await.expect("it begins").id;
+    let resume = format!("last-event-id: {}\r\n", position.expect("it says where it is"));
+    let requests = [
+        ("POST", "/orders", json, ORDER),
+        ("GET", "/orders", "", ""),
+        ("GET", "/orders?user_id=1&status=Pending", "", ""),
+        ("GET", "/orders/1", "", ""),
+        ("HEAD", "/orders/1", "", ""),
+        ("GET", "/orders/1/timeline", "", ""),
+        ("GET", "/orders/1/events", "", ""),
+        ("GET", "/orders/events", "", ""),
+        ("GET", "/orders/events", &resume, ""),
+        ("POST", "/orders/1/cancel", "if-match: \"7\"\r\n", ""),
+        ("DELETE", "/orders/1", "if-match: \"7\"\r\n", ""),
+    ];
+    for way in [Way::Cut, Way::Frozen] {
+        proxy.set(way);
+        for (method, path, headers, body) in requests {
+            let start = Instant::now();
+            let answer = send(api.address, request(method, path, headers, body.as_bytes())).await;
+            assert_eq!(answer.status, 503, "{way:?}, {method} {path}: {answer:?}");
+            assert_eq!(answer.header("retry-after"), Some("1"), "{method} {path}");
+            if method != "HEAD" {
+                assert_eq!(answer.problem(), "/problems/unavailable", "{method} {path}");
+            }
+            assert!(start.elapsed() < Duration::from_secs(5), "{way:?}, {method} {path}: {:?}", start.elapsed());
+        }
+        // Each order of a batch is answered by itself.
+        let batch = send(api.address, request("POST", "/orders/batch", json, format!("[{ORDER}]").as_bytes())).await;
+        assert_eq!((batch.status, &batch.json()["results"][0]["status"]), (200, &503.into()), "{batch:?}");
+        proxy.set(Way::Open);
+        for path in ["/orders", "/orders/1", "/orders/1/timeline"] {
+            eventually(path, async || (api.get(path).await.status == 200).then_some(())).await;
+        }
+        for path in ["/orders/events", "/orders/1/events"] {
+            eventually(path, async || {
+                let stream = Watcher::try_open(api.address, path, None).await;
+                stream.is_some_and(|stream| stream.status == 200).then_some(())
+            })
+            .await;
+        }
+    }
+    assert_eq!(written(&database).await, (1, 1, 1));
     api.stop().await;
 }
 

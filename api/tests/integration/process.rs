@@ -13,7 +13,7 @@ use crate::http::{open, request, send};
 use crate::idempotency::keyed;
 use crate::service::{Api, ORDER, hold, statement_waits, written};
 
-fn program(variables: &[(&str, &str)]) -> Command {
+pub fn program(variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outrider-api"));
     command.env_clear().envs(variables.iter().copied()).current_dir(std::env::temp_dir());
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

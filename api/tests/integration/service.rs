@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use api::config::Limits;
+use api::edge::settings::Edge;
 use api::{Config, Server};
 use shared::db::DatabaseConfig;
 use shared::shutdown::Shutdown;
@@ -37,6 +38,11 @@ impl Api {
 
     /// Starts one that goes to its database as `database` says.
     pub async fn on(database: DatabaseConfig, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::at(database, Edge::default(), change).await
+    }
+
+    /// Starts one that is reached as `edge` says.
+    pub async fn at(database: DatabaseConfig, edge: Edge, change: impl FnOnce(&mut Limits)) -> Self {
         // A statement may wait for a lock that a test holds, and for everything else on a busy machine.
         let mut limits = Limits {
             workers: 1,
@@ -47,7 +53,8 @@ impl Api {
         };
         change(&mut limits);
         let shutdown = Shutdown::new();
-        let server = Server::start(config(database, limits), &shutdown).await.expect("the API starts");
+        let config = Config { edge, ..config(database, limits) };
+        let server = Server::start(config, &shutdown).await.expect("the API starts");
         let (address, admin) = (server.address(), server.admin_address());
         Self { address, admin, shutdown, running: tokio::spawn(server.run()) }
     }
@@ -96,7 +103,7 @@ impl Api {
 
 pub fn config(database: DatabaseConfig, limits: Limits) -> Config {
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
-    Config { bind: free, admin_bind: free, database, limits }
+    Config { bind: free, admin_bind: free, database, edge: Edge::default(), limits }
 }
 
 /// How many orders, transitions and events there are.

@@ -1,0 +1,99 @@
+//! Keeps the certificate true to its files, and says when it is about to end.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use shared::shutdown::Shutdown;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::Tls;
+use super::files::Fault;
+
+/// Between two looks at the files.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long before its end a certificate is warned of, and how often.
+const EXPIRY_NEAR: TimeDelta = TimeDelta::days(14);
+const WARN_EVERY: Duration = Duration::from_hours(24);
+
+/// Starts to watch a certificate, if there is one, with a gauge for its end in `registry`. The task ends with the shutdown.
+pub fn watch(tls: Option<&Tls>, registry: &mut Registry, shutdown: &Shutdown) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    if let Some(tls) = tls {
+        let expiry = Gauge::default();
+        registry.register_with_unit(
+            "api_tls_certificate_expiry_timestamp",
+            "When the certificate of the API's port ends, in seconds since 1970; 0 if that cannot be read",
+            Unit::Seconds,
+            expiry.clone(),
+        );
+        tasks.spawn(tls.clone().keep_watching(expiry, shutdown.clone()));
+    }
+    tasks
+}
+
+impl Tls {
+    /// Looks at the files again and again, until the shutdown. `expiry` is set to the certificate's end, in seconds since 1970.
+    async fn keep_watching(self, expiry: Gauge, shutdown: Shutdown) {
+        let mut faults = Faults::default();
+        let mut warned = None;
+        loop {
+            let expires = self.expires();
+            expiry.set(expires.map_or(0, |expires| expires.timestamp()));
+            if warned.is_none_or(|at: Instant| at.elapsed() > WARN_EVERY) && warn_if_near(expires) {
+                warned = Some(Instant::now());
+            }
+            if !shutdown.sleep(LOOK_EVERY).await {
+                return;
+            }
+            let tls = self.clone();
+            // The folder may be on a network, and slow.
+            let Ok(look) = tokio::task::spawn_blocking(move || tls.look()).await else { continue };
+            match look {
+                Ok(false) => faults.over(),
+                Ok(true) => {
+                    faults.over();
+                    warned = None;
+                    let expires = self.expires().map(|expires| expires.to_rfc3339());
+                    tracing::info!(tls.server.not_after = expires, "a new TLS certificate is in use");
+                }
+                Err(fault) => {
+                    if faults.is_news(&fault) {
+                        tracing::warn!(error = %fault, "the TLS certificate stays as it was: its files cannot be used");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn warn_if_near(expires: Option<DateTime<Utc>>) -> bool {
+    let Some(expires) = expires.filter(|expires| *expires - Utc::now() < EXPIRY_NEAR) else { return false };
+    tracing::warn!(tls.server.not_after = expires.to_rfc3339(), "the TLS certificate is about to expire, or has");
+    true
+}
+
+/// What was wrong at the last look. A fault is told once, and only when it has stayed for two looks: between the writing of one file and
+/// the other, they do not fit.
+#[derive(Default)]
+struct Faults {
+    last: Option<Fault>,
+    told: bool,
+}
+
+impl Faults {
+    fn over(&mut self) {
+        *self = Self::default();
+    }
+
+    fn is_news(&mut self, fault: &Fault) -> bool {
+        if self.last.as_ref() != Some(fault) {
+            *self = Self { last: Some(fault.clone()), told: false };
+            return false;
+        }
+        !std::mem::replace(&mut self.told, true)
+    }
+}
