@@ -35,7 +35,7 @@ async fn orders_are_taken_over_http_2_and_over_both_versions_of_tls() {
     let newest = client(&[&pair], api.address, |builder| builder);
     let old_tls = client(&[&pair], api.address, |builder| builder.tls_version_max(TlsVersion::TLS_1_2));
     let new_tls = client(&[&pair], api.address, |builder| builder.tls_version_min(TlsVersion::TLS_1_3));
-    let old_http = client(&[&pair], api.address, |builder| builder.http1_only());
+    let old_http = client(&[&pair], api.address, reqwest::ClientBuilder::http1_only);
     let clients = [
         (newest, Version::HTTP_2),
         (old_tls, Version::HTTP_2),
