@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::web::Bytes;
 use actix_web::{App, HttpServer, web};
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
@@ -16,6 +17,7 @@ use tracing::Instrument as _;
 
 use crate::batcher::Batcher;
 use crate::config::{Config, Limits};
+use crate::description::{self, Callers};
 use crate::feed::Feed;
 use crate::idempotency::keeper::Keeper;
 use crate::metrics::Metrics;
@@ -42,6 +44,10 @@ pub struct State {
     pub metrics: Metrics,
     /// Whether anybody collects spans.
     pub traced: bool,
+    /// Whether requests can be served.
+    pub readiness: Readiness,
+    /// The description of the API, as JSON.
+    pub description: Bytes,
 }
 
 /// An API whose ports are open.
@@ -82,11 +88,13 @@ impl Server {
         let check = tokio::spawn(keep_checking(orders.clone(), readiness.clone(), shutdown.clone()));
         let mut feed_tasks = JoinSet::new();
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
-        let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), metrics, traced });
+        let description = description::json(Callers::Anybody).into();
+        let feed = Arc::new(feed);
+        let state = web::Data::new(State { batcher, orders, feed, metrics, traced, readiness, description });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
         let address = listener.local_addr()?;
-        let http = serve(listener, state, readiness, &limits, shutdown.clone())
+        let http = serve(listener, state, &limits, shutdown.clone())
             .map_err(|error| port_error("API_BIND", bind, &error))?;
         tracing::info!(server.address = %address, "API port is open");
         Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper })
@@ -147,14 +155,11 @@ fn port_error(variable: &str, bind: SocketAddr, error: &std::io::Error) -> anyho
 fn serve(
     listener: std::net::TcpListener,
     state: web::Data<State>,
-    readiness: Readiness,
     limits: &Limits,
     shutdown: Shutdown,
 ) -> std::io::Result<actix_web::dev::Server> {
     let workers = limits.worker_count();
-    let server = HttpServer::new(move || {
-        App::new().app_data(state.clone()).configure(|config| routes::configure(config, readiness.clone()))
-    })
+    let server = HttpServer::new(move || App::new().app_data(state.clone()).configure(routes::configure))
     .workers(workers)
     .max_connections(limits.connections_max.div_ceil(workers))
     .keep_alive(Duration::from_secs(limits.keep_alive_secs))

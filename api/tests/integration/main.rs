@@ -1,6 +1,8 @@
 //! The API on a real Postgres: each test has a database and a server of its own, on free ports, under the role `outrider_api`.
 
 mod changes;
+mod contract;
+mod description;
 mod grouping;
 mod http;
 mod idempotency;
@@ -14,6 +16,7 @@ mod process;
 mod proxy;
 mod refusals;
 mod resuming;
+mod schema;
 mod service;
 mod shutdown;
 mod watcher;
