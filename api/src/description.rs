@@ -10,10 +10,7 @@ use utoipa::OpenApi;
 
 use crate::feed::event::Transition;
 use crate::problem::{Document, DocumentError};
-use crate::routes::{
-    batch, changes, docs, events, health, listing, orders,
-    problems as pages, timeline,
-};
+use crate::routes::{batch, changes, docs, events, health, listing, orders, problems as pages, timeline};
 
 /// The name of the security scheme.
 const BEARER: &str = "bearer";

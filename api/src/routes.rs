@@ -32,10 +32,7 @@ const NONE: &str = "none";
 
 /// All paths, in the order in which they are tried: `/orders/events` looks like the path of an order.
 pub static SURFACE: &[Resource] = &[
-    Resource::new(
-        "/orders",
-        &[(Method::GET, || web::to(listing::list)), (Method::POST, || web::to(orders::create))],
-    ),
+    Resource::new("/orders", &[(Method::GET, || web::to(listing::list)), (Method::POST, || web::to(orders::create))]),
     Resource::new("/orders/batch", &[(Method::POST, || web::to(batch::create))]).body_bytes_max(batch::BODY_BYTES_MAX),
     Resource::new("/orders/events", &[(Method::GET, || web::to(events::all))]).endless(),
     Resource::new(

@@ -94,8 +94,8 @@ impl Server {
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
         let address = listener.local_addr()?;
-        let http = serve(listener, state, &limits, shutdown.clone())
-            .map_err(|error| port_error("API_BIND", bind, &error))?;
+        let http =
+            serve(listener, state, &limits, shutdown.clone()).map_err(|error| port_error("API_BIND", bind, &error))?;
         tracing::info!(server.address = %address, "API port is open");
         Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper })
     }
@@ -160,16 +160,16 @@ fn serve(
 ) -> std::io::Result<actix_web::dev::Server> {
     let workers = limits.worker_count();
     let server = HttpServer::new(move || App::new().app_data(state.clone()).configure(routes::configure))
-    .workers(workers)
-    .max_connections(limits.connections_max.div_ceil(workers))
-    .keep_alive(Duration::from_secs(limits.keep_alive_secs))
-    .client_request_timeout(Duration::from_millis(limits.head_timeout_ms))
-    .tcp_nodelay(true)
-    // A reader that leaves is noticed when it does, and not at the next heartbeat that cannot be sent.
-    .h1_allow_half_closed(false)
-    .shutdown_timeout(limits.drain_secs)
-    .shutdown_signal(async move { shutdown.requested().await })
-    .listen(listener)?;
+        .workers(workers)
+        .max_connections(limits.connections_max.div_ceil(workers))
+        .keep_alive(Duration::from_secs(limits.keep_alive_secs))
+        .client_request_timeout(Duration::from_millis(limits.head_timeout_ms))
+        .tcp_nodelay(true)
+        // A reader that leaves is noticed when it does, and not at the next heartbeat that cannot be sent.
+        .h1_allow_half_closed(false)
+        .shutdown_timeout(limits.drain_secs)
+        .shutdown_signal(async move { shutdown.requested().await })
+        .listen(listener)?;
     Ok(server.run())
 }
 

@@ -9,7 +9,9 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
-use crate::{bench, conformance, dead_letters, migrate, offsets, parked, prepare, replay, seed, stack, status, test, up};
+use crate::{
+    bench, conformance, dead_letters, migrate, offsets, parked, prepare, replay, seed, stack, status, test, up,
+};
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
 #[derive(Debug, Parser)]

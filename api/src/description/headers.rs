@@ -15,7 +15,12 @@ const HEADERS: [Header; 16] = [
         "There if this answer was given before, under the same key.",
         false,
     ),
-    ("Preference-Applied", text, "Which preference was honoured: `wait`, with the seconds if it is less than was asked for.", false),
+    (
+        "Preference-Applied",
+        text,
+        "Which preference was honoured: `wait`, with the seconds if it is less than was asked for.",
+        false,
+    ),
     ("Retry-After", whole, "After how many seconds to come back.", true),
     ("WWW-Authenticate", text, "What credentials are taken, and what is wrong with those that were sent.", true),
     ("Cache-Control", text, "How long this may be kept.", true),

@@ -8,14 +8,8 @@ use crate::problem::{Entry, Kind, Retry};
 const NAMED: &str = "x-problems";
 
 /// What may be answered to any request about orders.
-const OF_ORDERS: [Kind; 6] = [
-    Kind::Unauthorized,
-    Kind::Forbidden,
-    Kind::RateLimited,
-    Kind::RequestTimeout,
-    Kind::Internal,
-    Kind::Unavailable,
-];
+const OF_ORDERS: [Kind; 6] =
+    [Kind::Unauthorized, Kind::Forbidden, Kind::RateLimited, Kind::RequestTimeout, Kind::Internal, Kind::Unavailable];
 
 /// The types of all problems.
 pub fn uris() -> Value {

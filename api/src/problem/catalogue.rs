@@ -3,9 +3,10 @@
 
 use actix_web::http::StatusCode;
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 /// Whether the same request may be sent again as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Retry {
     /// It would be answered in the same way, or nobody knows how.

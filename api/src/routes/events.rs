@@ -29,9 +29,9 @@ const EXAMPLE: &str = "id: 2\nevent: order.processed\ndata: {\"type\":\"order.pr
     get, path = "/orders/events", operation_id = "watchOrders", tag = "orders",
     params(WatchQuery, ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that the reader has.")),
     responses((
-        status = 200, body = String, content_type = "text/event-stream", example = json!(EXAMPLE),
+        status = 200, body = String, content_type = "text/event-stream",
         description = "Blocks of `id`, `event` and `data`; the data is an OrderEvent as JSON. Comments keep a silent stream alive.",
-        headers(("Cache-Control"), ("X-Accel-Buffering")),
+        headers(("Cache-Control"), ("X-Accel-Buffering")), example = json!(EXAMPLE)
     )),
     extensions(("x-problems" = json!([
         Kind::InvalidQuery, Kind::InvalidEventId, Kind::EventsGone, Kind::NotFound, Kind::Overloaded,
@@ -67,9 +67,9 @@ pub async fn all(
         ("Last-Event-ID" = Option<i64>, Header, minimum = 0, example = 0, description = "The `id` of the last event that the reader has: a version of the order."),
     ),
     responses((
-        status = 200, body = String, content_type = "text/event-stream", example = json!(EXAMPLE),
+        status = 200, body = String, content_type = "text/event-stream",
         description = "Blocks of `id`, `event` and `data`; the data is an OrderEvent as JSON. Comments keep a silent stream alive.",
-        headers(("Cache-Control"), ("X-Accel-Buffering")),
+        headers(("Cache-Control"), ("X-Accel-Buffering")), example = json!(EXAMPLE)
     )),
     extensions(("x-problems" = json!([Kind::OrderNotFound, Kind::InvalidEventId, Kind::Overloaded])))
 )]

@@ -14,9 +14,6 @@ use crate::problem::{Kind, Problem};
 use crate::routes::{BODY_BYTES_MAX, conditions, prefer};
 use crate::server::State;
 
-/// Keys that are taken: bare, or a quoted string.
-const KEY_PATTERN: &str = r#"^([!#-~]([ -~]{0,253}[!-~])?|"([ !#-\[\]-~]|\\["\\]){1,255}")$"#;
-
 /// Order
 ///
 /// Answered once the order and its event are committed. Under an `Idempotency-Key` that the caller has used for the same order before, the same answer comes again.
@@ -24,10 +21,10 @@ const KEY_PATTERN: &str = r#"^([!#-~]([ -~]{0,253}[!-~])?|"([ !#-\[\]-~]|\\["\\]
 #[utoipa::path(
     post, path = "/orders", operation_id = "createOrder", tag = "orders",
     params(
-        ("Idempotency-Key" = Option<String>, Header, pattern = KEY_PATTERN,
+        ("Idempotency-Key" = Option<String>, Header, pattern = r#"^([!#-~]([ -~]{0,253}[!-~])?|"([ !#-\[\]-~]|\\["\\]){1,255}")$"#,
             description = "Makes repeats safe: any text of the client's that is new for each order, bare or in quotes."),
         ("Prefer" = Option<String>, Header, example = "wait=5",
-            description = "`wait=5`: answer when the order is Pending no more, or after five seconds. Up to 30 are granted."),
+            description = "`wait=5`: answer when the order is Pending no more, or after five seconds. The server may grant less."),
     ),
     request_body(content = NewOrderBody, examples(
         ("Three pieces" = (value = json!({"user_id": 7, "product_id": 42, "quantity": 3}))),

@@ -47,7 +47,9 @@ impl ProblemType {
             Retry::Yes => "The same request may be sent again.",
             Retry::Later => "The same request may be sent again after the seconds in the header Retry-After.",
         };
-        format!("<h2>{title}</h2><p><code>{type}</code>, status {status}</p><p>{meaning}</p><p>{advice}</p><p>{retry}</p>")
+        format!(
+            "<h2>{title}</h2><p><code>{type}</code>, status {status}</p><p>{meaning}</p><p>{advice}</p><p>{retry}</p>"
+        )
     }
 }
 

@@ -44,7 +44,9 @@ fn every_route_and_every_problem_is_in_the_description() {
         .as_object()
         .expect("paths")
         .iter()
-        .flat_map(|(path, item)| item.as_object().expect("an item").keys().map(move |method| format!("{method} {path}")))
+        .flat_map(|(path, item)| {
+            item.as_object().expect("an item").keys().map(move |method| format!("{method} {path}"))
+        })
         .collect();
     let served: BTreeSet<String> =
         operations().map(|(resource, method, _)| format!("{method} {}", resource.path)).collect();
@@ -153,7 +155,8 @@ fn example_of(path: &str, operation: &Value) -> (String, String) {
     let (mut path, mut query, mut headers) = (path.to_owned(), Vec::new(), String::new());
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
         let name = parameter["name"].as_str().expect("a name");
-        let example = [&parameter["example"], &parameter["schema"]["example"]].into_iter().find(|found| !found.is_null());
+        let example =
+            [&parameter["example"], &parameter["schema"]["example"]].into_iter().find(|found| !found.is_null());
         let text = match example {
             Some(Value::String(text)) => text.clone(),
             Some(other) => other.to_string(),

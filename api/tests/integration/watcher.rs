@@ -43,7 +43,9 @@ impl Watcher {
     pub async fn try_open(address: SocketAddr, path: &str, last_id: Option<&str>) -> Option<Self> {
         let last = last_id.map(|id| format!("last-event-id: {id}\r\n")).unwrap_or_default();
         let text = format!("GET {path} HTTP/1.1\r\nhost: test\r\naccept: text/event-stream\r\n{last}\r\n");
-        Self::try_send(address, text.as_bytes()).await.map(|watcher| Self { last_id: last_id.map(str::to_owned), ..watcher })
+        Self::try_send(address, text.as_bytes())
+            .await
+            .map(|watcher| Self { last_id: last_id.map(str::to_owned), ..watcher })
     }
 
     /// Opens what these bytes ask for.

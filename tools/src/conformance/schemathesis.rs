@@ -10,7 +10,7 @@ use crate::stack::throwaway::Supply;
 use crate::stack::{Launch, Reaper};
 
 /// Pinned, with what decides over the requests that it makes up: another version makes up others from the same seed.
-const PACKAGES: [&str; 3] = ["schemathesis==4.32.5", "hypothesis==HYPOTHESIS", "hypothesis-graphql==GRAPHQL"];
+const PACKAGES: [&str; 3] = ["schemathesis==4.32.5", "hypothesis==6.170.17", "hypothesis-graphql==0.13.5"];
 
 /// What is tried, and what is not, with the reasons.
 const CONFIG: &str = include_str!("schemathesis.toml");
@@ -65,7 +65,9 @@ fn python() -> Result<()> {
     if found.is_ok_and(|output| output.status.success()) {
         return Ok(());
     }
-    bail!("Python 3.11 or newer is missing (schemathesis runs on it); Debian: apt install python3-pip, macOS: brew install python")
+    bail!(
+        "Python 3.11 or newer is missing (schemathesis runs on it); Debian: apt install python3-pip, macOS: brew install python"
+    )
 }
 
 /// Installs it into a folder of its own, which appears only when all of it is there.
