@@ -24,7 +24,7 @@ const HEADERS: [Header; 16] = [
     ("Retry-After", whole, "After how many seconds to come back.", true),
     ("WWW-Authenticate", text, "What credentials are taken, and what is wrong with those that were sent.", true),
     ("Cache-Control", text, "How long this may be kept.", true),
-    ("Content-Security-Policy", text, "What the page may load.", true),
+    ("Content-Security-Policy", text, "What the page may load, for a page.", false),
     ("X-Accel-Buffering", text, "Asks proxies to pass the stream on as it comes.", true),
     ("Vary", text, "The request's headers that this answer depends on.", true),
     ("RateLimit-Limit", whole, "How many requests the caller may make in a window.", false),

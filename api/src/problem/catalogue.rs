@@ -5,7 +5,7 @@ use actix_web::http::StatusCode;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
-/// Whether the same request may be sent again as it is.
+/// Whether the same request may be sent again as it is: yes, no, or later, after the seconds in the header Retry-After.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Retry {

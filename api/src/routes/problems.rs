@@ -22,7 +22,6 @@ pub(crate) struct ProblemType {
     meaning: &'static str,
     /// What to do.
     advice: &'static str,
-    /// Whether the same request may be sent again: yes, no, or later, after the seconds in Retry-After.
     #[schema(inline)]
     retry: Retry,
 }
@@ -58,7 +57,7 @@ impl ProblemType {
 /// Every refusal is one of these, with media type `application/problem+json`.
 #[utoipa::path(
     get, path = "/problems", operation_id = "listProblems", tag = "problems",
-    responses((status = 200, description = "All of them, by status.", headers(("Vary")), content(
+    responses((status = 200, description = "All of them, by status.", headers(("Vary"), ("Content-Security-Policy")), content(
         (ProblemTypes = "application/json"), (String = "text/html"),
     )))
 )]
@@ -76,7 +75,7 @@ pub async fn list(request: HttpRequest) -> HttpResponse {
 #[utoipa::path(
     get, path = "/problems/{slug}", operation_id = "readProblem", tag = "problems",
     params(("slug" = String, Path, description = "The last segment of the type.", example = "order-not-found")),
-    responses((status = 200, description = "What it means, and what to do.", headers(("Vary")), content(
+    responses((status = 200, description = "What it means, and what to do.", headers(("Vary"), ("Content-Security-Policy")), content(
         (ProblemType = "application/json"), (String = "text/html"),
     ))),
     extensions(("x-problems" = json!([Kind::NotFound])))

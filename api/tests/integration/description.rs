@@ -16,7 +16,7 @@ use crate::watcher::Watcher;
 /// Each operation: its route, its method in lower case, what is said of it.
 fn operations() -> impl Iterator<Item = (&'static Resource, String, &'static Value)> {
     SURFACE.iter().flat_map(|resource| {
-        resource.methods().map(|method| {
+        resource.methods().map(move |method| {
             let method = method.as_str().to_lowercase();
             let operation = &DESCRIPTION["paths"][resource.path][&method];
             assert!(operation.is_object(), "{method} {} is not described", resource.path);

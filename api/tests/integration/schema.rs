@@ -155,5 +155,5 @@ fn what_a_schema_does_not_take_is_named() {
     assert_eq!(of(serde_json::json!({"a": 1.5})), 1);
     let choice = serde_json::json!({"oneOf": [{"type": "null"}, {"$ref": "#/named"}]});
     assert!(faults(&document, &choice, &Value::Null).is_empty());
-    assert_eq!(faults(&document, &choice, &serde_json::json!({"a": 1, "x": 1})).len(), 1);
+    assert_eq!(faults(&document, &choice, &serde_json::json!({"a": 0})).len(), 1);
 }

@@ -15,6 +15,9 @@ const PACKAGES: [&str; 3] = ["schemathesis==4.32.5", "hypothesis==6.170.17", "hy
 /// What is tried, and what is not, with the reasons.
 const CONFIG: &str = include_str!("schemathesis.toml");
 
+/// What it is to look at besides.
+const CHECKS: &str = include_str!("checks.py");
+
 /// The oldest Python that it runs on.
 const PYTHON_MIN: &str = "import sys; sys.exit(sys.version_info < (3, 11))";
 
@@ -40,6 +43,7 @@ impl Schemathesis {
     pub async fn run(&self, url: &str, examples: u32, seed: u32, folder: &Path, reaper: &Reaper) -> Result<bool> {
         let config = folder.join("schemathesis.toml");
         fs::write(&config, CONFIG)?;
+        fs::write(folder.join("checks.py"), CHECKS)?;
         let mut process = Launch::new("schemathesis", "python3")
             .args(["-m", "schemathesis.cli", "--config-file"])
             .arg(&config)
@@ -47,6 +51,7 @@ impl Schemathesis {
             .args(["--seed", &seed.to_string()])
             .env("PYTHONPATH", &self.packages)
             .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("SCHEMATHESIS_HOOKS", "checks")
             // Where it would keep what it has found, for the next run: each run stands for itself.
             .current_dir(folder)
             .spawn(reaper)?;
