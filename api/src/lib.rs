@@ -7,6 +7,7 @@
 pub mod batcher;
 pub mod caller;
 pub mod config;
+pub mod description;
 pub mod domain;
 pub mod edge;
 pub mod feed;

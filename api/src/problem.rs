@@ -1,12 +1,15 @@
 //! What a client is told when its request cannot be served: problem details as in RFC 9457. Every error of the surface is one
 //! of [`Kind`], and nothing else ever becomes an answer.
 
+pub mod catalogue;
+
 use std::borrow::Cow;
 use std::fmt;
 
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::batcher::Refusal;
 use crate::domain::{FieldError, OrderError};
@@ -14,123 +17,10 @@ use crate::edge::request_id;
 use crate::idempotency::KeyError;
 use crate::store::StoreError;
 
+pub use catalogue::{Entry, Kind, Retry};
+
 /// Seconds after which a client that met an overload or an outage may try again.
 const RETRY_AFTER_SECS: u32 = 1;
-
-/// The catalogue. `type` is stable: clients branch on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The body is not JSON, or not there.
-    MalformedBody,
-    /// The request is not one that can be understood.
-    BadRequest,
-    /// The body took too long to arrive.
-    RequestTimeout,
-    /// The URI is longer than allowed.
-    UriTooLong,
-    /// The headers are larger than allowed.
-    HeadersTooLarge,
-    /// The body is JSON, and no order.
-    InvalidOrder,
-    /// The body is JSON, and no list of orders.
-    InvalidBatch,
-    /// A parameter of the query is wrong.
-    InvalidQuery,
-    /// The header `Idempotency-Key` holds no key, or is not taken here.
-    InvalidIdempotencyKey,
-    /// The key has made another order.
-    IdempotencyKeyReused,
-    /// A request with the same key is under way.
-    IdempotencyInProgress,
-    /// `Last-Event-ID` is no id of an event.
-    InvalidEventId,
-    /// What comes after `Last-Event-ID` is not kept any more.
-    EventsGone,
-    /// The order is not Pending any more.
-    OrderNotPending,
-    /// The order is not at a version that `If-Match` names.
-    PreconditionFailed,
-    /// The body is longer than allowed.
-    BodyTooLarge,
-    /// The body is said not to be JSON, or is encoded.
-    UnsupportedMediaType,
-    /// There is no such order.
-    OrderNotFound,
-    /// There is nothing at that path.
-    NotFound,
-    /// There is something at that path, with other methods.
-    MethodNotAllowed,
-    /// More is asked than can be done, for now.
-    Overloaded,
-    /// Something that the API needs is away, for now.
-    Unavailable,
-    /// A fault of ours.
-    Internal,
-}
-
-impl Kind {
-    const fn describe(self) -> (StatusCode, &'static str, &'static str) {
-        match self {
-            Self::MalformedBody => (StatusCode::BAD_REQUEST, "/problems/malformed-body", "The body cannot be read"),
-            Self::BadRequest => (StatusCode::BAD_REQUEST, "/problems/bad-request", "The request cannot be understood"),
-            Self::RequestTimeout => {
-                (StatusCode::REQUEST_TIMEOUT, "/problems/request-timeout", "The request took too long to arrive")
-            }
-            Self::UriTooLong => (StatusCode::URI_TOO_LONG, "/problems/uri-too-long", "The URI is too long"),
-            Self::HeadersTooLarge => (
-                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                "/problems/headers-too-large",
-                "The headers are too large",
-            ),
-            Self::InvalidOrder => {
-                (StatusCode::UNPROCESSABLE_ENTITY, "/problems/invalid-order", "The order is not valid")
-            }
-            Self::InvalidBatch => {
-                (StatusCode::UNPROCESSABLE_ENTITY, "/problems/invalid-batch", "The list of orders is not valid")
-            }
-            Self::InvalidQuery => (StatusCode::BAD_REQUEST, "/problems/invalid-query", "The query is not valid"),
-            Self::InvalidIdempotencyKey => {
-                (StatusCode::BAD_REQUEST, "/problems/invalid-idempotency-key", "The idempotency key is not valid")
-            }
-            Self::IdempotencyKeyReused => (
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "/problems/idempotency-key-reused",
-                "The idempotency key belongs to another request",
-            ),
-            Self::IdempotencyInProgress => (
-                StatusCode::CONFLICT,
-                "/problems/idempotency-in-progress",
-                "A request with this idempotency key is under way",
-            ),
-            Self::InvalidEventId => {
-                (StatusCode::BAD_REQUEST, "/problems/invalid-event-id", "The id of the last event is not valid")
-            }
-            Self::EventsGone => (StatusCode::GONE, "/problems/events-gone", "The events are not kept any more"),
-            Self::OrderNotPending => {
-                (StatusCode::CONFLICT, "/problems/order-not-pending", "The order is not Pending any more")
-            }
-            Self::PreconditionFailed => (
-                StatusCode::PRECONDITION_FAILED,
-                "/problems/precondition-failed",
-                "The order is not at the expected version",
-            ),
-            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "/problems/body-too-large", "The body is too large"),
-            Self::UnsupportedMediaType => (
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "/problems/unsupported-media-type",
-                "The body is of a type that is not read here",
-            ),
-            Self::OrderNotFound => (StatusCode::NOT_FOUND, "/problems/order-not-found", "There is no such order"),
-            Self::NotFound => (StatusCode::NOT_FOUND, "/problems/not-found", "There is nothing here"),
-            Self::MethodNotAllowed => {
-                (StatusCode::METHOD_NOT_ALLOWED, "/problems/method-not-allowed", "The method is not allowed here")
-            }
-            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "/problems/overloaded", "Too much at once"),
-            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "/problems/unavailable", "Not available for now"),
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "/problems/internal", "Something went wrong here"),
-        }
-    }
-}
 
 /// One problem, ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,25 +28,40 @@ pub struct Problem {
     kind: Kind,
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
-    allow: Option<&'static str>,
+    allow: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Document<'a> {
+/// Why a request was not served: problem details as in RFC 9457.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct Document<'a> {
+    /// A stable URI of the type of problem, relative to the API. A page about it is there.
+    #[schema(value_type = String, format = "uri-reference")]
     r#type: &'a str,
+    /// The type in a few words, always the same.
     title: &'a str,
+    /// The status of the answer.
+    #[schema(minimum = 400, maximum = 599)]
     status: u16,
+    /// What it was this time.
     detail: &'a str,
+    /// Which fields of the body, or parameters of the query, are wrong.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     errors: Vec<DocumentError<'a>>,
 }
 
-#[derive(Serialize)]
-struct DocumentError<'a> {
+/// What is wrong with one field or parameter.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ProblemError)]
+pub(crate) struct DocumentError<'a> {
+    /// Its name; `(other)` for a parameter that there is not.
     field: &'a str,
-    /// JSON pointer in URI fragment form, as in the example of RFC 9457; none for what is not in the body.
+    /// Where it is in the body, as a JSON pointer in the form of a URI fragment; absent for what is not in the body.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pointer: Option<String>,
+    /// What is wrong with it, and what would be right.
     detail: &'a str,
 }
 
@@ -168,8 +73,9 @@ impl Problem {
 
     /// The methods that would have been right, as in the header `Allow`.
     #[must_use]
-    pub fn method_not_allowed(allow: &'static str) -> Self {
-        Self { allow: Some(allow), ..Self::new(Kind::MethodNotAllowed, format!("Only {allow} can be used here.")) }
+    pub fn method_not_allowed(allow: String) -> Self {
+        let detail = format!("Only {allow} can be used here.");
+        Self { allow: Some(allow), ..Self::new(Kind::MethodNotAllowed, detail) }
     }
 
     /// What is wrong with the parameters of a query.
@@ -195,19 +101,19 @@ impl Problem {
     }
 
     fn document(&self) -> Document<'_> {
-        let (status, r#type, title) = self.kind.describe();
+        let Entry { status, uri, title, .. } = self.kind.entry();
         let errors = self.errors.iter().map(|error| DocumentError {
             field: error.field,
             pointer: (self.kind != Kind::InvalidQuery).then(|| format!("#/{}", error.field)),
             detail: error.detail,
         });
-        Document { r#type, title, status: status.as_u16(), detail: &self.detail, errors: errors.collect() }
+        Document { r#type: uri, title, status: status.as_u16(), detail: &self.detail, errors: errors.collect() }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}", self.kind.describe().2, self.detail)
+        write!(formatter, "{}: {}", self.kind.entry().title, self.detail)
     }
 }
 
@@ -215,16 +121,16 @@ impl std::error::Error for Problem {}
 
 impl ResponseError for Problem {
     fn status_code(&self) -> StatusCode {
-        self.kind.describe().0
+        self.kind.entry().status
     }
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status_code());
         response.insert_header((header::CONTENT_TYPE, "application/problem+json"));
-        if let Some(allow) = self.allow {
-            response.insert_header((header::ALLOW, allow));
+        if let Some(allow) = &self.allow {
+            response.insert_header((header::ALLOW, allow.as_str()));
         }
-        if self.status_code() == StatusCode::SERVICE_UNAVAILABLE || self.kind == Kind::IdempotencyInProgress {
+        if self.kind.entry().retry == Retry::Later {
             response.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECS));
         }
         response.body(self.to_json())
@@ -332,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_wrong_method_is_told_the_right_ones() {
-        let response = Problem::method_not_allowed("GET, HEAD").error_response();
+        let response = Problem::method_not_allowed("GET, HEAD".to_owned()).error_response();
         assert_eq!(response.headers().get(header::ALLOW).map(header::HeaderValue::as_bytes), Some(&b"GET, HEAD"[..]));
         let media_type = response.headers().get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
         assert_eq!(media_type, Some(&b"application/problem+json"[..]));

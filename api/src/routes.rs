@@ -1,30 +1,25 @@
-//! The whole surface of the API.
-//!
-//! | path | methods |
-//! |---|---|
-//! | `/orders` | `GET`, `HEAD`, `POST` |
-//! | `/orders/batch` | `POST` |
-//! | `/orders/{id}` | `GET`, `HEAD`, `DELETE` |
-//! | `/orders/{id}/cancel` | `POST` |
-//! | `/orders/events`, `/orders/{id}/events` | `GET` |
-//! | `/orders/{id}/timeline` | `GET`, `HEAD` |
-//! | `/livez`, `/readyz` | `GET` |
+//! The whole surface of the API: [`SURFACE`] lists all that is served, and is what the router, the tests and the check of the
+//! description of the API go by. What is not in it is answered 404, and other methods on a path that is, 405.
 
-mod batch;
-mod changes;
+pub(crate) mod batch;
+pub(crate) mod changes;
 mod conditions;
-mod events;
-mod listing;
-mod orders;
+pub(crate) mod docs;
+pub(crate) mod events;
+pub(crate) mod health;
+pub(crate) mod listing;
+pub(crate) mod orders;
 pub(crate) mod prefer;
-mod timeline;
+pub(crate) mod problems;
+pub(crate) mod timeline;
 
 use std::future::{Ready, ready};
 
 use actix_web::body::BoxBody;
+use actix_web::dev::HttpServiceFactory;
+use actix_web::http::Method;
 use actix_web::middleware::{Next, from_fn};
-use actix_web::{HttpRequest, HttpResponse, ResponseError as _, web};
-use shared::health::{self, Readiness};
+use actix_web::{HttpResponse, ResponseError as _, web};
 
 use crate::observe::observe;
 use crate::problem::{Kind, Problem};
@@ -32,91 +27,101 @@ use crate::problem::{Kind, Problem};
 /// The longest body that is read, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
-const ORDERS: &str = "/orders";
-const BATCH: &str = "/orders/batch";
-const ORDER: &str = "/orders/{id}";
-const CANCEL: &str = "/orders/{id}/cancel";
-const EVENTS: &str = "/orders/events";
-const ORDER_EVENTS: &str = "/orders/{id}/events";
-const TIMELINE: &str = "/orders/{id}/timeline";
 /// Label of requests to no route: their paths are anybody's to choose.
 const NONE: &str = "none";
 
-/// Adds all routes.
-pub fn configure(config: &mut web::ServiceConfig, readiness: Readiness) {
-    config
-        .app_data(web::PayloadConfig::new(BODY_BYTES_MAX))
-        .service(
-            web::resource(ORDERS)
-                .wrap(from_fn(|request, next: Next<BoxBody>| observe(ORDERS, request, next)))
-                .route(web::post().to(orders::create))
-                .route(web::get().to(listing::list))
-                .route(web::head().to(listing::list))
-                .default_service(web::to(|| only("GET, HEAD, POST"))),
-        )
-        // Before the orders themselves, whose path it looks like.
-        .service(
-            web::resource(BATCH)
-                .app_data(web::PayloadConfig::new(batch::BODY_BYTES_MAX))
-                .wrap(from_fn(|request, next: Next<BoxBody>| observe(BATCH, request, next)))
-                .route(web::post().to(batch::create))
-                .default_service(web::to(|| only("POST"))),
-        )
-        .configure(watching)
-        .service(
-            web::resource(ORDER)
-                .wrap(from_fn(|request, next: Next<BoxBody>| observe(ORDER, request, next)))
-                .route(web::get().to(orders::read))
-                .route(web::head().to(orders::read))
-                .route(web::delete().to(changes::delete))
-                .default_service(web::to(|| only("GET, HEAD, DELETE"))),
-        )
-        .service(
-            web::resource(CANCEL)
-                .wrap(from_fn(|request, next: Next<BoxBody>| observe(CANCEL, request, next)))
-                .route(web::post().to(changes::cancel))
-                .default_service(web::to(|| only("POST"))),
-        )
-        .configure(|config| health::routes(config, readiness))
-        .default_service(
-            web::route()
-                .to(|request: HttpRequest| elsewhere(&request))
-                .wrap(from_fn(|request, next: Next<BoxBody>| observe(NONE, request, next))),
-        );
+/// All paths, in the order in which they are tried: `/orders/events` looks like the path of an order.
+pub static SURFACE: &[Resource] = &[
+    Resource::new("/orders", &[(Method::GET, || web::to(listing::list)), (Method::POST, || web::to(orders::create))]),
+    Resource::new("/orders/batch", &[(Method::POST, || web::to(batch::create))]).body_bytes_max(batch::BODY_BYTES_MAX),
+    Resource::new("/orders/events", &[(Method::GET, || web::to(events::all))]).endless(),
+    Resource::new(
+        "/orders/{id}",
+        &[(Method::GET, || web::to(orders::read)), (Method::DELETE, || web::to(changes::delete))],
+    ),
+    Resource::new("/orders/{id}/cancel", &[(Method::POST, || web::to(changes::cancel))]),
+    Resource::new("/orders/{id}/events", &[(Method::GET, || web::to(events::of_order))]).endless(),
+    Resource::new("/orders/{id}/timeline", &[(Method::GET, || web::to(timeline::read))]),
+    Resource::new("/problems", &[(Method::GET, || web::to(problems::list))]),
+    Resource::new("/problems/{slug}", &[(Method::GET, || web::to(problems::read))]),
+    Resource::new("/openapi.json", &[(Method::GET, || web::to(docs::description))]),
+    Resource::new("/docs", &[(Method::GET, || web::to(docs::page))]),
+    Resource::new("/docs/{file}", &[(Method::GET, || web::to(docs::file))]),
+    Resource::new("/livez", &[(Method::GET, || web::to(health::live))]),
+    Resource::new("/readyz", &[(Method::GET, || web::to(health::ready))]),
+];
+
+/// A method, and what serves it.
+type Served = (Method, fn() -> actix_web::Route);
+
+/// A path, and what is served there.
+#[derive(Debug)]
+pub struct Resource {
+    /// The path, with its parameters in braces.
+    pub path: &'static str,
+    serves: &'static [Served],
+    endless: bool,
+    body_bytes_max: usize,
 }
 
-/// What becomes of orders. `/orders/events` is named before the orders themselves, whose path it looks like.
-fn watching(config: &mut web::ServiceConfig) {
-    config
-        .service(
-            web::resource(EVENTS)
-                .wrap(from_fn(|request, next: Next<BoxBody>| observe(EVENTS, request, next)))
-                .route(web::get().to(events::all))
-                .default_service(web::to(|| only("GET"))),
-        )
-        .service(
-            web::resource(ORDER_EVENTS)
-                .wrap(from_fn(|request, next: Next<BoxBody>| observe(ORDER_EVENTS, request, next)))
-                .route(web::get().to(events::of_order))
-                .default_service(web::to(|| only("GET"))),
-        )
-        .service(
-            web::resource(TIMELINE)
-                .wrap(from_fn(|request, next: Next<BoxBody>| observe(TIMELINE, request, next)))
-                .route(web::get().to(timeline::read))
-                .route(web::head().to(timeline::read))
-                .default_service(web::to(|| only("GET, HEAD"))),
-        );
-}
-
-fn only(methods: &'static str) -> Ready<HttpResponse> {
-    ready(Problem::method_not_allowed(methods).error_response())
-}
-
-fn elsewhere(request: &HttpRequest) -> Ready<HttpResponse> {
-    // The health routes take GET only and let everything else pass.
-    match request.path() {
-        "/livez" | "/readyz" => only("GET"),
-        _ => ready(Problem::new(Kind::NotFound, "No route of this API has that path.").error_response()),
+impl Resource {
+    const fn new(path: &'static str, serves: &'static [Served]) -> Self {
+        Self { path, serves, endless: false, body_bytes_max: BODY_BYTES_MAX }
     }
+
+    const fn body_bytes_max(self, body_bytes_max: usize) -> Self {
+        Self { body_bytes_max, ..self }
+    }
+
+    /// Its GET is a stream without an end, of which there is no HEAD.
+    const fn endless(self) -> Self {
+        Self { endless: true, ..self }
+    }
+
+    /// What is served: HEAD with every GET that ends.
+    pub fn methods(&self) -> impl Iterator<Item = &'static Method> {
+        self.routes().map(|(method, _)| method)
+    }
+
+    /// Whether its GET is a stream without an end.
+    #[must_use]
+    pub const fn is_endless(&self) -> bool {
+        self.endless
+    }
+
+    fn routes(&self) -> impl Iterator<Item = (&'static Method, fn() -> actix_web::Route)> {
+        let endless = self.endless;
+        self.serves.iter().flat_map(move |(method, route)| {
+            let head = (*method == Method::GET && !endless).then_some((&Method::HEAD, *route));
+            [Some((method, *route)), head].into_iter().flatten()
+        })
+    }
+
+    fn allow(&self) -> String {
+        self.methods().map(Method::as_str).collect::<Vec<_>>().join(", ")
+    }
+
+    fn service(&'static self) -> impl HttpServiceFactory + 'static {
+        let mut resource = web::resource(self.path).app_data(web::PayloadConfig::new(self.body_bytes_max));
+        for (method, route) in self.routes() {
+            resource = resource.route(route().method(method.clone()));
+        }
+        resource
+            .default_service(web::to(|| async { Problem::method_not_allowed(self.allow()).error_response() }))
+            .wrap(from_fn(|request, next: Next<BoxBody>| observe(self.path, request, next)))
+    }
+}
+
+/// Adds all routes.
+pub fn configure(config: &mut web::ServiceConfig) {
+    for resource in SURFACE {
+        config.service(resource.service());
+    }
+    config.default_service(
+        web::route().to(elsewhere).wrap(from_fn(|request, next: Next<BoxBody>| observe(NONE, request, next))),
+    );
+}
+
+fn elsewhere() -> Ready<HttpResponse> {
+    ready(Problem::new(Kind::NotFound, "No route of this API has that path.").error_response())
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::web;
+use actix_web::web::Bytes;
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use shared::health::{self, Readiness};
@@ -16,6 +17,7 @@ use tracing::Instrument as _;
 
 use crate::batcher::Batcher;
 use crate::config::Config;
+use crate::description::{self, Callers};
 use crate::edge::{self, limits::RequestLimits};
 use crate::feed::Feed;
 use crate::idempotency::keeper::Keeper;
@@ -45,6 +47,10 @@ pub struct State {
     pub requests: RequestLimits,
     /// Whether anybody collects spans.
     pub traced: bool,
+    /// Whether requests can be served.
+    pub readiness: Readiness,
+    /// The description of the API, as JSON.
+    pub description: Bytes,
 }
 
 /// An API whose ports are open.
@@ -88,12 +94,13 @@ impl Server {
         let mut feed_tasks = JoinSet::new();
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
         let requests = RequestLimits::new(&limits);
-        let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), metrics, requests, traced });
+        let description = description::json(Callers::Anybody).into();
+        let feed = Arc::new(feed);
+        let state = web::Data::new(State { batcher, orders, feed, metrics, requests, traced, readiness, description });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
         let address = listener.local_addr()?;
-        let routes = move |config: &mut _| routes::configure(config, readiness.clone());
-        let http = edge::serve((listener, &edge), state, routes, &limits, shutdown.clone())
+        let http = edge::serve((listener, &edge), state, routes::configure, &limits, shutdown.clone())
             .map_err(|error| port_error("API_BIND", bind, &error))?;
         tracing::info!(server.address = %address, tls = edge.tls.is_some(), "API port is open");
         Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper, tls })

@@ -49,24 +49,30 @@ impl Readiness {
 }
 
 /// Adds `/livez` and `/readyz`.
-pub fn routes(config: &mut web::ServiceConfig, readiness: Readiness) {
-    config
-        .route(
-            "/livez",
-            web::get().to(|| async { HttpResponse::Ok().content_type(ContentType::plaintext()).body("alive\n") }),
-        )
-        .route(
-            "/readyz",
-            web::get().to(move || {
-                let answer = match readiness.check() {
-                    Ok(()) => HttpResponse::Ok().content_type(ContentType::plaintext()).body("ready\n"),
-                    Err(missing) => HttpResponse::ServiceUnavailable()
-                        .content_type(ContentType::plaintext())
-                        .body(format!("not ready\n{}\n", missing.join("\n"))),
-                };
-                async move { answer }
-            }),
-        );
+fn routes(config: &mut web::ServiceConfig, readiness: Readiness) {
+    config.route("/livez", web::get().to(|| async { live() })).route(
+        "/readyz",
+        web::get().to(move || {
+            let answer = ready(&readiness);
+            async move { answer }
+        }),
+    );
+}
+
+/// The answer of `/livez`.
+#[must_use]
+pub fn live() -> HttpResponse {
+    HttpResponse::Ok().content_type(ContentType::plaintext()).body("alive\n")
+}
+
+/// The answer of `/readyz`.
+#[must_use]
+pub fn ready(readiness: &Readiness) -> HttpResponse {
+    let (mut response, body) = match readiness.check() {
+        Ok(()) => (HttpResponse::Ok(), "ready\n".to_owned()),
+        Err(missing) => (HttpResponse::ServiceUnavailable(), format!("not ready\n{}\n", missing.join("\n"))),
+    };
+    response.content_type(ContentType::plaintext()).body(body)
 }
 
 /// Serves the admin port until the process ends: liveness must be answered during the shutdown too. Returns the real address.

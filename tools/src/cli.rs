@@ -9,7 +9,9 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
-use crate::{bench, dead_letters, migrate, offsets, parked, prepare, replay, seed, stack, status, test, up};
+use crate::{
+    bench, conformance, dead_letters, migrate, offsets, parked, prepare, replay, seed, stack, status, test, up,
+};
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
 #[derive(Debug, Parser)]
@@ -84,6 +86,13 @@ enum Command {
     /// With a Postgres and a Kafka of its own, and the services as processes, built for release. Results are kept in
     /// `tools/src/bench/README.md`.
     Bench(bench::BenchArgs),
+
+    /// Try whether the API does what its description says, with requests that are made up from it
+    ///
+    /// On a Postgres of its own. The requests are made up by schemathesis, which is fetched once by pip and needs Python 3.10 or newer. The
+    /// exit code is 1 at a violation.
+    #[command(after_help = conformance::EXAMPLES)]
+    Conformance(conformance::ConformanceArgs),
 
     /// Describe the checked queries in `.sqlx`, so that a build needs no database
     #[command(after_help = PREPARE_EXAMPLES)]
@@ -167,6 +176,7 @@ impl Cli {
             Command::Offsets(args) => Box::pin(offsets::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Bench(args) => Box::pin(bench::run(args)),
+            Command::Conformance(args) => Box::pin(conformance::run(args)),
             Command::Prepare(args) => Box::pin(prepare::run(args)),
             Command::Reaper => return Ok(ExitCode::SUCCESS),
         };

@@ -1,10 +1,11 @@
-//! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `prepare`) and operators (`migrate`, `status`,
+//! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `conformance`, `prepare`) and operators (`migrate`, `status`,
 //! `parked`, `offsets`, `replay`, `dead-letters`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
 
 pub mod bench;
 pub mod cli;
+pub mod conformance;
 pub mod console;
 pub mod dead_letters;
 pub mod http;

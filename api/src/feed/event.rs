@@ -5,12 +5,14 @@ use std::fmt::Display;
 use actix_web::web::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::store::feed::Row;
 
 /// One change of one order. The field names are what clients read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = OrderEvent)]
 pub struct Transition<'a> {
     /// What happened, as in `order.created`: the type of the event on the topic.
     pub r#type: &'a str,
@@ -25,6 +27,7 @@ pub struct Transition<'a> {
     /// Its status after the change; `Deleted` after a deletion.
     pub status: &'a str,
     /// Why, for a change to Failed.
+    #[schema(required)]
     pub reason: Option<&'a str>,
     /// Database time of the change.
     pub occurred_at: DateTime<Utc>,

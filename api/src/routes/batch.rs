@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::orders::json_body;
 use crate::batcher::Refusal;
+use crate::description::schemas::{BatchResults, NewOrderBatch};
 use crate::domain::{NewOrder, OrderError};
 use crate::idempotency;
 use crate::observe::event_headers;
@@ -20,7 +21,23 @@ const ORDERS_MAX: usize = 1_000;
 /// The longest body that is read, in bytes.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// `POST /orders/batch`: 200 with what came of each order, in the order of the request. Each is accepted or refused by itself.
+/// Order many things
+///
+/// Each order is accepted or refused by itself. Answered once all that are accepted are committed. No `Idempotency-Key` is taken.
+#[utoipa::path(
+    post, path = "/orders/batch", operation_id = "createOrders", tag = "orders",
+    request_body(content = inline(NewOrderBatch), examples(
+        ("Two orders" = (value = json!([
+            {"user_id": 7, "product_id": 42, "quantity": 3}, {"user_id": 7, "product_id": 43, "quantity": 1},
+        ]))),
+        ("One order" = (value = json!([{"user_id": 8, "product_id": 42, "quantity": 10_000}]))),
+    )),
+    responses((status = 200, description = "What came of each order.", body = BatchResults)),
+    extensions(("x-problems" = json!([
+        Kind::MalformedBody, Kind::InvalidIdempotencyKey, Kind::BodyTooLarge, Kind::UnsupportedMediaType,
+        Kind::InvalidBatch, Kind::Overloaded,
+    ])))
+)]
 pub async fn create(
     request: HttpRequest,
     body: Result<Bytes, Error>,

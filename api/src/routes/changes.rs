@@ -5,13 +5,25 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::conditions;
 use super::orders::not_found;
+use crate::description::schemas::Order;
 use crate::domain::OrderId;
 use crate::observe::event_headers;
 use crate::problem::{Kind, Problem};
 use crate::server::State;
 use crate::store::changes::{Change, Changed, Versioned};
 
-/// `POST /orders/{id}/cancel`: 200 with the order, once it is Cancelled and its event is committed.
+/// Cancel an order
+///
+/// Only a Pending order can be cancelled. Answered once it is Cancelled and its event is committed.
+#[utoipa::path(
+    post, path = "/orders/{id}/cancel", operation_id = "cancelOrder", tag = "orders",
+    params(
+        ("id" = i64, Path, minimum = 1, example = 1, description = "The order."),
+        ("If-Match" = Option<String>, Header, example = json!("\"1\""), description = "ETags of versions that may be cancelled."),
+    ),
+    responses((status = 200, description = "The order, Cancelled.", body = Order, headers(("ETag")))),
+    extensions(("x-problems" = json!([Kind::OrderNotFound, Kind::OrderNotPending, Kind::PreconditionFailed])))
+)]
 pub async fn cancel(
     request: HttpRequest,
     id: web::Path<String>,
@@ -24,7 +36,18 @@ pub async fn cancel(
         .body(order.document))
 }
 
-/// `DELETE /orders/{id}`: 204, once the order is in no answer any more and its event is committed.
+/// Delete an order
+///
+/// Answered once the order is in no answer any more and its event is committed. It does not come back.
+#[utoipa::path(
+    delete, path = "/orders/{id}", operation_id = "deleteOrder", tag = "orders",
+    params(
+        ("id" = i64, Path, minimum = 1, example = 1, description = "The order."),
+        ("If-Match" = Option<String>, Header, description = "ETags of versions that may be deleted."),
+    ),
+    responses((status = 204, description = "The order is deleted.")),
+    extensions(("x-problems" = json!([Kind::OrderNotFound, Kind::PreconditionFailed])))
+)]
 pub async fn delete(
     request: HttpRequest,
     id: web::Path<String>,

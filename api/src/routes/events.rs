@@ -5,6 +5,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::orders::not_found;
 use crate::caller::Caller;
+use crate::description::schemas::WatchQuery;
 use crate::domain::{FieldError, OrderId};
 use crate::feed::cursor::Cursor;
 use crate::feed::hub::Filter;
@@ -15,8 +16,27 @@ use crate::server::State;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// `GET /orders/events`: 200 with a stream of the changes of all orders, or of a user's, or to a status; after the event that
-/// `Last-Event-ID` names, or from now on. It ends only when the reader is too slow or the server goes down.
+/// For the description.
+const EXAMPLE: &str = "id: 2\nevent: order.processed\ndata: {\"type\":\"order.processed\",\
+    \"event_id\":\"01936f6e-5c00-7000-8000-000000000000\",\"order_id\":1,\"user_id\":7,\"version\":2,\"status\":\"Processed\",\
+    \"reason\":null,\"occurred_at\":\"2026-11-24T12:00:00Z\"}\n\n";
+
+/// Watch orders
+///
+/// A stream of server-sent events: each change of all orders, or of a user's, or to a status; after the event that `Last-Event-ID` names, or from now on. It
+/// ends only when the reader is too slow, behind `event: cut-off`, or when the server goes down. Whoever comes back with the last `id` misses nothing.
+#[utoipa::path(
+    get, path = "/orders/events", operation_id = "watchOrders", tag = "orders",
+    params(WatchQuery, ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that the reader has.")),
+    responses((
+        status = 200, body = String, content_type = "text/event-stream",
+        description = "Blocks of `id`, `event` and `data`; the data is an OrderEvent as JSON. Comments keep a silent stream alive.",
+        headers(("Cache-Control"), ("X-Accel-Buffering")), example = json!(EXAMPLE)
+    )),
+    extensions(("x-problems" = json!([
+        Kind::InvalidQuery, Kind::InvalidEventId, Kind::EventsGone, Kind::NotFound, Kind::Overloaded,
+    ])))
+)]
 pub async fn all(
     request: HttpRequest,
     query: Result<web::Query<Vec<(String, String)>>, actix_web::Error>,
@@ -36,9 +56,23 @@ pub async fn all(
     Ok(stream(state.feed.watch(filter, cursor).await?))
 }
 
-/// `GET /orders/{id}/events`: 200 with a stream of the changes of one order, those so far and those to come; after the version that
-/// `Last-Event-ID` names. It stays open when the order is Processed, since an order may still be deleted, or processed after it
-/// has failed; it ends with the order.
+/// Watch an order
+///
+/// A stream of server-sent events: the changes of one order, those so far and those to come; after the version that `Last-Event-ID` names. It stays open when the order is
+/// Processed, since an order may still be deleted, or processed after it has failed; it ends with the order.
+#[utoipa::path(
+    get, path = "/orders/{id}/events", operation_id = "watchOrder", tag = "orders",
+    params(
+        ("id" = i64, Path, minimum = 1, example = 1, description = "The order."),
+        ("Last-Event-ID" = Option<i64>, Header, minimum = 0, example = 0, description = "The `id` of the last event that the reader has: a version of the order."),
+    ),
+    responses((
+        status = 200, body = String, content_type = "text/event-stream",
+        description = "Blocks of `id`, `event` and `data`; the data is an OrderEvent as JSON. Comments keep a silent stream alive.",
+        headers(("Cache-Control"), ("X-Accel-Buffering")), example = json!(EXAMPLE)
+    )),
+    extensions(("x-problems" = json!([Kind::OrderNotFound, Kind::InvalidEventId, Kind::Overloaded])))
+)]
 pub async fn of_order(
     request: HttpRequest,
     id: web::Path<String>,

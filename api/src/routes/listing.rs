@@ -3,11 +3,19 @@
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 
+use crate::description::schemas::{ListQuery, OrderPage};
 use crate::listing::Filter;
 use crate::problem::{Kind, Problem};
 use crate::server::State;
 
-/// `GET /orders`: 200 with a page of orders, the newest first, and a link to the next one.
+/// List orders
+///
+/// A page of those that all of the parameters take, the newest first. Pages are stable while orders are added.
+#[utoipa::path(
+    get, path = "/orders", operation_id = "listOrders", tag = "orders", params(ListQuery),
+    responses((status = 200, description = "A page of orders.", body = OrderPage, headers(("Link")))),
+    extensions(("x-problems" = json!([Kind::InvalidQuery])))
+)]
 pub async fn list(
     query: Result<web::Query<Vec<(String, String)>>, actix_web::Error>,
     state: web::Data<State>,

@@ -6,6 +6,7 @@ use actix_web::web::{self, Bytes};
 use actix_web::{Error, HttpRequest, HttpResponse};
 
 use crate::caller::Caller;
+use crate::description::schemas::{NewOrder as NewOrderBody, Order};
 use crate::domain::{NewOrder, OrderId};
 use crate::edge::was_too_slow;
 use crate::idempotency::{self, IdempotencyKey};
@@ -14,8 +15,37 @@ use crate::problem::{Kind, Problem};
 use crate::routes::{BODY_BYTES_MAX, conditions, prefer};
 use crate::server::State;
 
-/// `POST /orders`: 201 with the order, once it and its event are committed. Under an `Idempotency-Key` that the caller has used for
-/// the same order before, the same answer again. With `Prefer: wait`, once it is Pending no more, or as it is when that time is up.
+/// Order
+///
+/// Answered once the order and its event are committed. Under an `Idempotency-Key` that the caller has used for the same order before, the same answer comes again.
+/// With `Prefer: wait`, answered once the order is Pending no more, or as it is when that time is up.
+#[utoipa::path(
+    post, path = "/orders", operation_id = "createOrder", tag = "orders",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, pattern = r#"^([!#-~]([ -~]{0,253}[!-~])?|"([ !#-\[\]-~]|\\["\\]){1,255}")$"#,
+            description = "Makes repeats safe: any text of the client's that is new for each order, bare or in quotes."),
+        ("Prefer" = Option<String>, Header, example = "wait=5",
+            description = "`wait=5`: answer when the order is Pending no more, or after five seconds. The server may grant less."),
+    ),
+    request_body(content = NewOrderBody, examples(
+        ("Three pieces" = (value = json!({"user_id": 7, "product_id": 42, "quantity": 3}))),
+        ("The most of it" = (value = json!({"user_id": 9_223_372_036_854_775_807_i64, "product_id": 1, "quantity": 10_000}))),
+    )),
+    responses((
+        status = 201, description = "The order is accepted.", body = Order,
+        headers(("Location"), ("ETag"), ("Idempotency-Replayed"), ("Preference-Applied")),
+        links(
+            ("Read it" = (operation_id = "readOrder", parameters(("id" = "$response.body#/id")))),
+            ("See its life" = (operation_id = "readTimeline", parameters(("id" = "$response.body#/id")))),
+            ("Cancel it" = (operation_id = "cancelOrder", parameters(("id" = "$response.body#/id")))),
+            ("Delete it" = (operation_id = "deleteOrder", parameters(("id" = "$response.body#/id")))),
+        )
+    )),
+    extensions(("x-problems" = json!([
+        Kind::MalformedBody, Kind::InvalidIdempotencyKey, Kind::IdempotencyInProgress, Kind::BodyTooLarge,
+        Kind::UnsupportedMediaType, Kind::InvalidOrder, Kind::IdempotencyKeyReused, Kind::Overloaded,
+    ])))
+)]
 pub async fn create(
     request: HttpRequest,
     caller: Caller,
@@ -46,8 +76,21 @@ pub async fn create(
     Ok(response.insert_header((header::ETAG, conditions::etag(1))).body(written.document))
 }
 
-/// `GET /orders/{id}`: 200 with the order as it is, or 304 if the caller has that already. An id that no order can have is answered
-/// like one that none has.
+/// Read an order
+///
+/// An id that no order can have is answered like one that none has.
+#[utoipa::path(
+    get, path = "/orders/{id}", operation_id = "readOrder", tag = "orders",
+    params(
+        ("id" = i64, Path, minimum = 1, example = 1, description = "The order."),
+        ("If-None-Match" = Option<String>, Header, example = json!("\"7\""), description = "ETags of versions that need not be sent."),
+    ),
+    responses(
+        (status = 200, description = "The order as it is.", body = Order, headers(("ETag"))),
+        (status = 304, description = "The order is at a version that the caller has.", headers(("ETag"))),
+    ),
+    extensions(("x-problems" = json!([Kind::OrderNotFound])))
+)]
 pub async fn read(
     request: HttpRequest,
     id: web::Path<String>,

@@ -5,61 +5,114 @@ use actix_web::{HttpResponse, web};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::orders::not_found;
 use crate::caller::Caller;
+use crate::description::schemas::Consumer;
 use crate::domain::OrderId;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::server::State;
 use crate::store::timeline::Stage;
 
-#[derive(Serialize)]
+/// The life of an order.
+#[derive(Serialize, ToSchema)]
 struct Timeline<'a> {
+    /// The order.
     order_id: i64,
+    /// Its status after the last change.
     status: &'a str,
+    /// Its version after the last change.
     version: i64,
+    /// Each change, the first being its creation.
     changes: Vec<ChangeDocument<'a>>,
 }
 
-#[derive(Serialize)]
+/// A change of an order, and the way of its event.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TimelineChange)]
 struct ChangeDocument<'a> {
+    /// The order's version after it.
     version: i64,
+    /// Its status after it; `Deleted` for the deletion.
     status: &'a str,
+    /// Why, for a change to Failed.
+    #[schema(required)]
     reason: Option<&'a str>,
+    /// The type of the event, as in `order.created`.
     r#type: &'a str,
+    /// The event on the topic.
     event_id: Uuid,
+    /// The trace that it belongs to.
+    #[schema(required)]
     trace_id: Option<&'a str>,
+    /// When its transaction began, by the database.
     accepted_at: DateTime<Utc>,
+    /// When it was committed.
     committed: Moment<'a>,
+    /// Its way to Kafka.
     published: Published<'a>,
+    /// What consumer groups did with it.
+    #[schema(value_type = Vec<Consumer>)]
     consumers: &'a Value,
 }
 
 /// A moment that may not be known; then why.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = TimelineMoment)]
 struct Moment<'a> {
+    /// When, if that is known.
+    #[schema(required)]
     at: Option<DateTime<Utc>>,
+    /// Why it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     note: Option<&'a str>,
 }
 
 /// On its way to Kafka, and where it is there.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = TimelinePublished)]
 struct Published<'a> {
+    /// waiting, parked, published, or unknown.
     state: &'a str,
+    /// Its place in the outbox, while it is there.
+    #[schema(required)]
     outbox_id: Option<i64>,
+    /// The topic, once somebody has read it.
+    #[schema(required)]
     topic: Option<&'a str>,
+    /// The partition.
+    #[schema(required)]
     partition: Option<i64>,
+    /// The record's offset.
+    #[schema(required)]
     offset: Option<i64>,
+    /// The record's time.
+    #[schema(required, format = DateTime)]
     at: Option<&'a str>,
+    /// Since when it is parked.
+    #[schema(required)]
     parked_at: Option<DateTime<Utc>>,
+    /// Why it is parked; null if it waits behind an elder one.
+    #[schema(required)]
     reason: Option<&'a str>,
+    /// What is not known, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     note: Option<&'a str>,
 }
 
-/// `GET /orders/{id}/timeline`: 200 with each change of an order and what is known of its way. What is not known is null, and a note says why.
+/// See the life of an order
+///
+/// Each change of an order, and what is known of its event's way through outbox, Kafka and consumers. What is not known is null, and a note says why.
+#[utoipa::path(
+    get, path = "/orders/{id}/timeline", operation_id = "readTimeline", tag = "orders",
+    params(("id" = i64, Path, minimum = 1, example = 1, description = "The order.")),
+    responses((status = 200, description = "Its changes.", body = Timeline, headers(("Cache-Control")))),
+    extensions(("x-problems" = json!([Kind::OrderNotFound])))
+)]
 pub async fn read(id: web::Path<String>, caller: Caller, state: web::Data<State>) -> Result<HttpResponse, Problem> {
     let id = OrderId::from_path(&id).ok_or_else(not_found)?;
     let stages = state.orders.timeline(id.get(), caller.user_id()).await?;

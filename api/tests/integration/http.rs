@@ -6,11 +6,13 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::contract;
+
 /// What came back.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
-    head: String,
+    pub head: String,
     pub body: String,
 }
 
@@ -21,6 +23,11 @@ impl Answer {
             let (found, value) = line.split_once(':')?;
             found.eq_ignore_ascii_case(name).then(|| value.trim())
         })
+    }
+
+    /// The names of all headers, in lower case.
+    pub fn header_names(&self) -> Vec<String> {
+        self.head.lines().skip(1).filter_map(|line| Some(line.split_once(':')?.0.to_lowercase())).collect()
     }
 
     pub fn json(&self) -> Value {
@@ -72,7 +79,7 @@ pub async fn open(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     stream
 }
 
-/// Sends `bytes` and reads until the server closes.
+/// Sends `bytes` and reads until the server closes. The answer is one that the description of the API has, or the test fails.
 pub async fn send(address: SocketAddr, bytes: Vec<u8>) -> Answer {
     let mut stream = open(address, &bytes).await;
     let mut text = Vec::new();
@@ -81,5 +88,7 @@ pub async fn send(address: SocketAddr, bytes: Vec<u8>) -> Answer {
     let text = String::from_utf8(text).expect("answers are text");
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("an answer has a head: '{text}'"));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    Answer { status, head: head.to_owned(), body: body.to_owned() }
+    let answer = Answer { status, head: head.to_owned(), body: body.to_owned() };
+    contract::check(&bytes, &answer);
+    answer
 }

@@ -2,7 +2,9 @@
 
 mod certificates;
 mod changes;
+mod contract;
 mod cors;
+mod description;
 mod edge;
 mod grouping;
 mod headers;
@@ -18,6 +20,7 @@ mod process;
 mod proxy;
 mod refusals;
 mod resuming;
+mod schema;
 mod service;
 mod shutdown;
 mod slow;

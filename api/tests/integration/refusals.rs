@@ -109,8 +109,8 @@ async fn an_unknown_path_and_a_wrong_method_are_problems() {
         ("PUT", "/orders/1", "GET, HEAD, DELETE"),
         ("GET", "/orders/batch", "POST"),
         ("GET", "/orders/1/cancel", "POST"),
-        ("POST", "/livez", "GET"),
-        ("POST", "/readyz", "GET"),
+        ("POST", "/livez", "GET, HEAD"),
+        ("POST", "/readyz", "GET, HEAD"),
     ];
     for (method, path, allow) in cases {
         let answer = send(api.address, request(method, path, "", b"")).await;

@@ -43,9 +43,16 @@ impl Watcher {
     pub async fn try_open(address: SocketAddr, path: &str, last_id: Option<&str>) -> Option<Self> {
         let last = last_id.map(|id| format!("last-event-id: {id}\r\n")).unwrap_or_default();
         let text = format!("GET {path} HTTP/1.1\r\nhost: test\r\naccept: text/event-stream\r\n{last}\r\n");
+        Self::try_send(address, text.as_bytes())
+            .await
+            .map(|watcher| Self { last_id: last_id.map(str::to_owned), ..watcher })
+    }
+
+    /// Opens what these bytes ask for.
+    pub async fn try_send(address: SocketAddr, bytes: &[u8]) -> Option<Self> {
         let mut stream = TcpStream::connect(address).await.ok()?;
-        tokio::io::AsyncWriteExt::write_all(&mut stream, text.as_bytes()).await.ok()?;
-        Self::answered(stream, last_id).await
+        tokio::io::AsyncWriteExt::write_all(&mut stream, bytes).await.ok()?;
+        Self::answered(stream, None).await
     }
 
     /// Opens one that must be answered.

@@ -1,0 +1,20 @@
+"""What schemathesis is to look at besides its own checks."""
+
+import schemathesis
+
+
+@schemathesis.check
+def a_valid_order_is_refused_for_its_key_alone(ctx, response, case):
+    positive = case.meta is not None and case.meta.generation.mode.is_positive
+    if positive and response.status_code == 422:
+        assert response.json()["type"] == "/problems/idempotency-key-reused"
+
+
+@schemathesis.check
+def every_refusal_is_a_problem(ctx, response, case):
+    # Whoever reads /readyz reads it at a terminal, and what is no HTTP never becomes a request.
+    if response.status_code < 400 or case.path == "/readyz" or response.request.method == "HEAD":
+        return
+    problem = response.json()
+    assert problem["status"] == response.status_code
+    assert problem["type"].startswith("/problems/")
