@@ -97,3 +97,28 @@ impl Faults {
         !std::mem::replace(&mut self.told, true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::files::Files;
+    use super::*;
+
+    fn missing(folder: &str) -> Fault {
+        let path = Path::new("/nowhere").join(folder).join("tls.crt");
+        Files { cert: path.clone(), key: path }.read().err().expect("there is no such file")
+    }
+
+    #[test]
+    fn a_fault_is_told_once_when_it_has_stayed_and_again_when_it_comes_back() {
+        let (first, second) = (missing("a"), missing("b"));
+        let mut faults = Faults::default();
+        let mut news = |fault: &Fault| faults.is_news(fault);
+        assert_eq!([news(&first), news(&first), news(&first), news(&first)], [false, true, false, false]);
+        assert_eq!([news(&second), news(&second), news(&second)], [false, true, false]);
+        faults.over();
+        let mut news = |fault: &Fault| faults.is_news(fault);
+        assert_eq!([news(&second), news(&second)], [false, true]);
+    }
+}
