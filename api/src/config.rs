@@ -8,9 +8,11 @@ use serde::Deserialize;
 use shared::config::{ConfigError, Env};
 use shared::db::DatabaseConfig;
 
+use crate::auth::settings::AuthConfig;
+use crate::feed::settings::Watching;
+
 /// The longest retention of idempotency keys.
 const RETENTION_MAX: Duration = Duration::from_hours(7 * 24);
-use crate::feed::settings::Watching;
 
 /// All that the API reads from its environment.
 #[derive(Debug, Clone)]
@@ -23,6 +25,8 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// How much of everything: `API_*`.
     pub limits: Limits,
+    /// Who may do what: `API_AUTH`, `API_JWT_*`, `API_RATE_*`.
+    pub auth: AuthConfig,
 }
 
 /// How much of everything. The names are those of the variables without their `API_`.
@@ -99,6 +103,7 @@ impl Config {
             admin_bind: env.admin_bind("127.0.0.1:9080")?,
             database: DatabaseConfig::from_env(env, "outrider-api")?,
             limits,
+            auth: AuthConfig::from_env(env)?,
         })
     }
 }

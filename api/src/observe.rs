@@ -11,12 +11,13 @@ use shared::event::{TRACEPARENT, TRACESTATE};
 use shared::propagation::TraceHeaders;
 use tracing::{Instrument as _, Span, field};
 
+use crate::auth::guard;
 use crate::server::State;
 
 /// Longer ones are not passed on. W3C Trace Context, 3.3.1.5, asks for at least 512 characters.
 const TRACESTATE_LENGTH_MAX: usize = 512;
 
-/// Serves `request` to `route` and takes note of it.
+/// Serves `request` to `route`, if its credentials are good for it, and takes note of it.
 ///
 /// # Errors
 /// Those of the service behind it.
@@ -31,7 +32,7 @@ pub async fn observe(
     let response = match &state {
         Some(state) if state.traced => {
             let span = span(route, &request);
-            let response = next.call(request).instrument(span.clone()).await;
+            let response = guard(route, state, request, next).instrument(span.clone()).await;
             let status = response.as_ref().map_or(500, |response| response.status().as_u16());
             span.record("http.response.status_code", status);
             if status >= 500 {
@@ -39,7 +40,8 @@ pub async fn observe(
             }
             response
         }
-        _ => next.call(request).await,
+        Some(state) => guard(route, state, request, next).await,
+        None => next.call(request).await,
     };
     if let Some(state) = state {
         state.metrics.request(route, response.as_ref().map_or(500, |response| response.status().as_u16()), start);

@@ -45,6 +45,12 @@ pub enum Kind {
     BodyTooLarge,
     /// The body is said not to be JSON, or is encoded.
     UnsupportedMediaType,
+    /// The request says not, or not credibly, who sends it.
+    Unauthorized,
+    /// Whoever sends it may not do that.
+    Forbidden,
+    /// Whoever sends it has sent too many.
+    RateLimited,
     /// There is no such order.
     OrderNotFound,
     /// There is nothing at that path.
@@ -101,6 +107,9 @@ impl Kind {
                 "/problems/unsupported-media-type",
                 "The body is of a type that is not read here",
             ),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "/problems/unauthorized", "The credentials are not good"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "/problems/forbidden", "The credentials are not good for this"),
+            Self::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "/problems/rate-limited", "Too many requests"),
             Self::OrderNotFound => (StatusCode::NOT_FOUND, "/problems/order-not-found", "There is no such order"),
             Self::NotFound => (StatusCode::NOT_FOUND, "/problems/not-found", "There is nothing here"),
             Self::MethodNotAllowed => {

@@ -14,6 +14,7 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
+use crate::auth::Guard;
 use crate::batcher::Batcher;
 use crate::config::{Config, Limits};
 use crate::feed::Feed;
@@ -38,6 +39,8 @@ pub struct State {
     pub orders: Orders,
     /// Tells what becomes of orders, as it happens.
     pub feed: Arc<Feed>,
+    /// Says who may do what.
+    pub guard: Guard,
     /// Takes note of requests.
     pub metrics: Metrics,
     /// Whether anybody collects spans.
@@ -54,13 +57,14 @@ pub struct Server {
     feed: JoinSet<()>,
     check: tokio::task::JoinHandle<()>,
     keeper: tokio::task::JoinHandle<()>,
+    auth: JoinSet<()>,
 }
 
 impl Server {
     /// Takes the ports, waits for Postgres, checks its schema and opens the API. While it waits, the admin port answers that it is
     /// not ready, and the API port is taken but refuses connections, as if nobody were there yet.
     pub async fn start(config: Config, shutdown: &Shutdown) -> anyhow::Result<Self> {
-        let Config { bind, admin_bind, database, limits } = config;
+        let Config { bind, admin_bind, database, limits, auth } = config;
         let socket = reserve(bind).map_err(|error| port_error("API_BIND", bind, &error))?;
         let readiness = Readiness::waiting_for(&[POSTGRES]);
         let mut registry = Registry::default();
@@ -82,14 +86,16 @@ impl Server {
         let check = tokio::spawn(keep_checking(orders.clone(), readiness.clone(), shutdown.clone()));
         let mut feed_tasks = JoinSet::new();
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
-        let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), metrics, traced });
+        let mut auth_tasks = JoinSet::new();
+        let guard = Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut auth_tasks)?;
+        let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), guard, metrics, traced });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
         let address = listener.local_addr()?;
         let http = serve(listener, state, readiness, &limits, shutdown.clone())
             .map_err(|error| port_error("API_BIND", bind, &error))?;
         tracing::info!(server.address = %address, "API port is open");
-        Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper })
+        Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper, auth: auth_tasks })
     }
 
     /// Where orders are taken.
@@ -120,6 +126,9 @@ impl Server {
         }
         while let Some(ended) = self.feed.join_next().await {
             ended.context("the feed failed")?;
+        }
+        while let Some(ended) = self.auth.join_next().await {
+            ended.context("the upkeep of credentials failed")?;
         }
         self.check.await.context("the readiness check failed")?;
         self.keeper.await.context("the upkeep of idempotency keys failed")

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use api::auth::settings::AuthConfig;
 use api::config::Limits;
 use api::{Config, Server};
 use shared::db::DatabaseConfig;
@@ -96,7 +97,7 @@ impl Api {
 
 pub fn config(database: DatabaseConfig, limits: Limits) -> Config {
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
-    Config { bind: free, admin_bind: free, database, limits }
+    Config { bind: free, admin_bind: free, database, limits, auth: AuthConfig::none() }
 }
 
 /// How many orders, transitions and events there are.
