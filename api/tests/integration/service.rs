@@ -38,6 +38,11 @@ impl Api {
 
     /// Starts one that goes to its database as `database` says.
     pub async fn on(database: DatabaseConfig, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::guarded(database, AuthConfig::none(), change).await
+    }
+
+    /// Starts one that asks its callers who they are, as `auth` says.
+    pub async fn guarded(database: DatabaseConfig, auth: AuthConfig, change: impl FnOnce(&mut Limits)) -> Self {
         // A statement may wait for a lock that a test holds, and for everything else on a busy machine.
         let mut limits = Limits {
             workers: 1,
@@ -48,7 +53,7 @@ impl Api {
         };
         change(&mut limits);
         let shutdown = Shutdown::new();
-        let server = Server::start(config(database, limits), &shutdown).await.expect("the API starts");
+        let server = Server::start(Config { auth, ..config(database, limits) }, &shutdown).await.expect("the API starts");
         let (address, admin) = (server.address(), server.admin_address());
         Self { address, admin, shutdown, running: tokio::spawn(server.run()) }
     }
