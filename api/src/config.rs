@@ -8,6 +8,7 @@ use serde::Deserialize;
 use shared::config::{ConfigError, Env};
 use shared::db::DatabaseConfig;
 
+use crate::auth::settings::AuthConfig;
 use crate::edge::settings::Edge;
 use crate::feed::settings::Watching;
 
@@ -27,6 +28,8 @@ pub struct Config {
     pub edge: Edge,
     /// How much of everything: `API_*`.
     pub limits: Limits,
+    /// Who may do what: `API_AUTH`, `API_JWT_*`, `API_RATE_*`.
+    pub auth: AuthConfig,
 }
 
 /// How much of everything. The names are those of the variables without their `API_`.
@@ -113,6 +116,7 @@ impl Config {
             database: DatabaseConfig::from_env(env, "outrider-api")?,
             edge: Edge::from_env(env)?,
             limits,
+            auth: AuthConfig::from_env(env)?,
         })
     }
 }

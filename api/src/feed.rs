@@ -5,6 +5,7 @@
 //! they read by themselves, up to that very look.
 
 pub mod cursor;
+pub mod ending;
 pub mod event;
 pub mod hub;
 mod low;

@@ -155,6 +155,7 @@ mod tests {
     use actix_web::http::header::{HeaderName, HeaderValue};
 
     use super::*;
+    use crate::auth::scopes::Scopes;
 
     fn of(caller: &str, values: &[&[u8]], body: &str) -> Result<Option<IdempotencyKey>, KeyError> {
         let mut headers = HeaderMap::new();
@@ -162,7 +163,7 @@ mod tests {
             headers.append(HeaderName::from_static(HEADER), HeaderValue::from_bytes(value).expect("a value"));
         }
         let order = NewOrder::from_json(body.as_bytes()).expect("an order");
-        IdempotencyKey::of(&headers, &Caller::new(caller, None), &order)
+        IdempotencyKey::of(&headers, &Caller::new(caller, None, Scopes::ALL), &order)
     }
 
     const ORDER: &str = r#"{"user_id": 1, "product_id": 2, "quantity": 3}"#;

@@ -1,9 +1,10 @@
 //! Outrider's API: takes orders over HTTP and writes each one together with its event, in one statement.
 //!
-//! An order's way: [`routes`] reads the request, [`domain`] validates it, [`batcher`] groups it with what arrives at the same time,
+//! An order's way: [`auth`] says who asks, [`routes`] reads the request, [`domain`] validates it, [`batcher`] groups it with what arrives at the same time,
 //! [`store`] writes the group, each order with its event and its key ([`idempotency`]), and each request is answered with the bytes that its event carries. Whatever goes wrong leaves as a
 //! [`problem`]. [`edge`] is what all of it passes on its way in and out.
 
+pub mod auth;
 pub mod batcher;
 pub mod caller;
 pub mod config;
@@ -16,6 +17,7 @@ pub mod listing;
 pub mod metrics;
 pub mod observe;
 pub mod problem;
+pub mod rate;
 pub mod routes;
 pub mod server;
 pub mod store;

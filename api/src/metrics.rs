@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::auth::refusal::AuthMetrics;
 use crate::feed::metrics::FeedMetrics;
 
 /// From half a millisecond to ten seconds.
@@ -35,6 +36,8 @@ pub struct Metrics {
     pub key_partitions: Gauge,
     /// Partitions of idempotency keys that were dropped.
     pub key_partitions_dropped: Counter,
+    /// Those of who may do what.
+    pub auth: AuthMetrics,
     /// Those of the feed.
     pub feed: FeedMetrics,
 }
@@ -71,6 +74,7 @@ impl Metrics {
             replayed: Counter::default(),
             key_partitions: Gauge::default(),
             key_partitions_dropped: Counter::default(),
+            auth: AuthMetrics::register(registry),
             feed: FeedMetrics::register(registry),
         };
         registry.register_with_unit(

@@ -17,7 +17,7 @@ use crate::server::State;
 /// Longer ones are not passed on. W3C Trace Context, 3.3.1.5, asks for at least 512 characters.
 const TRACESTATE_LENGTH_MAX: usize = 512;
 
-/// Serves `request` to `route`, within its limits, and takes note of it.
+/// Serves `request` to `route`, within its limits and if its credentials are good for it, and takes note of it.
 ///
 /// # Errors
 /// Those of the service behind it.
@@ -31,7 +31,7 @@ pub async fn observe(
     // A span costs several allocations: none is made for nobody.
     let response = if state.traced {
         let span = span(route, &request);
-        let response = limits::serve(&state, request, next).instrument(span.clone()).await;
+        let response = limits::serve((route, &state), request, next).instrument(span.clone()).await;
         let status = status(&response);
         span.record("http.response.status_code", status);
         if status >= 500 {
@@ -39,7 +39,7 @@ pub async fn observe(
         }
         response
     } else {
-        limits::serve(&state, request, next).await
+        limits::serve((route, &state), request, next).await
     };
     state.metrics.request(route, status(&response), start);
     response

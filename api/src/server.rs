@@ -15,6 +15,7 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
+use crate::auth::Guard;
 use crate::batcher::Batcher;
 use crate::config::Config;
 use crate::description::{self, Callers};
@@ -41,6 +42,8 @@ pub struct State {
     pub orders: Orders,
     /// Tells what becomes of orders, as it happens.
     pub feed: Arc<Feed>,
+    /// Says who may do what.
+    pub guard: Guard,
     /// Takes note of requests.
     pub metrics: Metrics,
     /// How much one request may take.
@@ -64,13 +67,14 @@ pub struct Server {
     check: tokio::task::JoinHandle<()>,
     keeper: tokio::task::JoinHandle<()>,
     tls: JoinSet<()>,
+    auth: JoinSet<()>,
 }
 
 impl Server {
     /// Takes the ports, waits for Postgres, checks its schema and opens the API. While it waits, the admin port answers that it is
     /// not ready, and the API port is taken but refuses connections, as if nobody were there yet.
     pub async fn start(config: Config, shutdown: &Shutdown) -> anyhow::Result<Self> {
-        let Config { bind, admin_bind, database, edge, limits } = config;
+        let Config { bind, admin_bind, database, edge, limits, auth } = config;
         let socket = reserve(bind).map_err(|error| port_error("API_BIND", bind, &error))?;
         let readiness = Readiness::waiting_for(&[POSTGRES]);
         let mut registry = Registry::default();
@@ -93,17 +97,28 @@ impl Server {
         let check = tokio::spawn(keep_checking(orders.clone(), readiness.clone(), shutdown.clone()));
         let mut feed_tasks = JoinSet::new();
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
-        let requests = RequestLimits::new(&limits);
-        let description = description::json(Callers::Anybody).into();
-        let feed = Arc::new(feed);
-        let state = web::Data::new(State { batcher, orders, feed, metrics, requests, traced, readiness, description });
+        let mut auth_tasks = JoinSet::new();
+        let guard =
+            Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut auth_tasks)?;
+        let callers = if guard.lets_anybody_in() { Callers::Anybody } else { Callers::Known };
+        let state = web::Data::new(State {
+            batcher,
+            orders,
+            feed: Arc::new(feed),
+            guard,
+            metrics,
+            requests: RequestLimits::new(&limits),
+            traced,
+            readiness,
+            description: description::json(callers).into(),
+        });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
         let address = listener.local_addr()?;
         let http = edge::serve((listener, &edge), state, routes::configure, &limits, shutdown.clone())
             .map_err(|error| port_error("API_BIND", bind, &error))?;
         tracing::info!(server.address = %address, tls = edge.tls.is_some(), "API port is open");
-        Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper, tls })
+        Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper, tls, auth: auth_tasks })
     }
 
     /// Where orders are taken.
@@ -137,6 +152,9 @@ impl Server {
         }
         while let Some(ended) = self.tls.join_next().await {
             ended.context("the watch over the certificate failed")?;
+        }
+        while let Some(ended) = self.auth.join_next().await {
+            ended.context("the upkeep of credentials failed")?;
         }
         self.check.await.context("the readiness check failed")?;
         self.keeper.await.context("the upkeep of idempotency keys failed")

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use crate::config::Limits;
 use crate::domain::OrderId;
 
+pub mod api_keys;
 pub mod changes;
 pub mod feed;
 mod insert;
@@ -105,12 +106,12 @@ impl Orders {
         Self { pool, connect_timeout: limits.connect_timeout(), statement_patience: limits.statement_patience() }
     }
 
-    /// An order, if there is one.
+    /// An order, if there is one that is this user's, or anybody's.
     ///
     /// # Errors
     /// When Postgres does not say.
-    pub async fn order(&self, id: OrderId) -> Result<Option<Versioned>, StoreError> {
-        self.on_connection(async |connection| read_order(connection, id).await).await
+    pub async fn order(&self, id: OrderId, user_id: Option<i64>) -> Result<Option<Versioned>, StoreError> {
+        self.on_connection(async |connection| read_order(connection, id, user_id).await).await
     }
 
     /// Does some work on a connection of the pool, within its time.
@@ -150,14 +151,19 @@ fn timed_out(what: &str) -> sqlx::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("{what} within its time")).into()
 }
 
-async fn read_order(connection: &mut PgConnection, id: OrderId) -> Result<Option<Versioned>, sqlx::Error> {
+async fn read_order(
+    connection: &mut PgConnection,
+    id: OrderId,
+    user_id: Option<i64>,
+) -> Result<Option<Versioned>, sqlx::Error> {
     // By the primary key. No lock: a reader never waits for a writer.
     let row = sqlx::query!(
         r#"-- read_order
         SELECT version, row_to_json(ROW(id, user_id, product_id, quantity, status, version, created_at, updated_at,
             failure_reason)::order_document)::text AS "document!"
-        FROM orders WHERE id = $1 AND deleted_at IS NULL"#,
-        id.get()
+        FROM orders WHERE id = $1 AND deleted_at IS NULL AND ($2::bigint IS NULL OR user_id = $2)"#,
+        id.get(),
+        user_id,
     )
     .fetch_optional(connection)
     .await?;

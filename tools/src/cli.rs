@@ -10,7 +10,8 @@ use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
 use crate::{
-    bench, conformance, dead_letters, migrate, offsets, parked, prepare, replay, seed, stack, status, test, up,
+    api_keys, bench, conformance, dead_letters, migrate, offsets, parked, prepare, replay, seed, stack, status, test,
+    up,
 };
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
@@ -61,6 +62,12 @@ enum Command {
     ///
     /// The database is that of the environment, as for `migrate`; the role `outrider_operator` has the rights that this needs.
     DeadLetters(dead_letters::DeadLettersArgs),
+
+    /// Make, list, revoke and rotate the keys that let callers into the API
+    ///
+    /// The database is that of the environment, as for `migrate`; the role `outrider_operator` has the rights that this needs.
+    ApiKeys(api_keys::ApiKeysArgs),
+
     /// Show where consumer groups stand, and let one go on where its position is lost
     ///
     /// The database and the brokers are those of the environment, as for the processor; the role `outrider_operator` has the rights that
@@ -173,6 +180,7 @@ impl Cli {
             Command::Replay(args) => Box::pin(replay::run(args)),
             Command::Parked(args) => Box::pin(parked::run(args)),
             Command::DeadLetters(args) => Box::pin(dead_letters::run(args)),
+            Command::ApiKeys(args) => Box::pin(api_keys::run(args)),
             Command::Offsets(args) => Box::pin(offsets::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Bench(args) => Box::pin(bench::run(args)),

@@ -142,7 +142,7 @@ struct DiscardArgs {
     why: String,
 }
 
-fn non_blank(text: &str) -> Result<String, String> {
+pub(crate) fn non_blank(text: &str) -> Result<String, String> {
     if text.trim().is_empty() { Err("must say something".to_owned()) } else { Ok(text.to_owned()) }
 }
 

@@ -1,8 +1,9 @@
 //! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `conformance`, `prepare`) and operators (`migrate`, `status`,
-//! `parked`, `offsets`, `replay`, `dead-letters`).
+//! `parked`, `offsets`, `replay`, `dead-letters`, `api-keys`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
 
+pub mod api_keys;
 pub mod bench;
 pub mod cli;
 pub mod conformance;

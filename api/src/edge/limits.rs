@@ -10,6 +10,7 @@ use actix_web::{Error, ResponseError as _};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::timeout;
 
+use crate::auth::guard;
 use crate::config::Limits;
 use crate::problem::{Kind, Problem};
 use crate::routes::prefer;
@@ -44,13 +45,13 @@ impl RequestLimits {
     }
 }
 
-/// Serves `request` within its limits. When its time is up it is dropped where it stands, which leaves nothing half done: an order that
+/// Serves `request` to `route` within its limits, if its credentials are good for it. When its time is up it is dropped where it stands, which leaves nothing half done: an order that
 /// is handed in is written whether its request is there or not, and every other change is one statement.
 ///
 /// # Errors
 /// Those of the service behind it; and when the request took too long.
 pub async fn serve(
-    state: &State,
+    (route, state): (&'static str, &State),
     request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
@@ -61,7 +62,7 @@ pub async fn serve(
     }
     // What a client would rather wait for comes on top.
     let wait = prefer::wait(request.headers(), state.feed.wait_max_secs()).map_or(Duration::ZERO, |wait| wait.patience);
-    match timeout(limits.timeout + wait, next.call(request)).await {
+    match timeout(limits.timeout + wait, guard(route, state, request, next)).await {
         Ok(answered) => answered,
         Err(_) => Err(Problem::new(Kind::Unavailable, TOO_LATE).into()),
     }

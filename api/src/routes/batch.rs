@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::orders::json_body;
 use crate::batcher::Refusal;
+use crate::caller::Caller;
 use crate::description::schemas::{BatchResults, NewOrderBatch};
 use crate::domain::{NewOrder, OrderError};
 use crate::idempotency;
@@ -40,6 +41,7 @@ pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 )]
 pub async fn create(
     request: HttpRequest,
+    caller: Caller,
     body: Result<Bytes, Error>,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
@@ -56,8 +58,13 @@ pub async fn create(
         let detail = format!("The list has {} orders; it must have 1 to {ORDERS_MAX}.", items.len());
         return Err(Problem::new(Kind::InvalidBatch, detail));
     }
+    state.guard.count_orders(&request, items.len())?;
     let headers = event_headers(&state, request.headers());
-    let orders: Vec<_> = items.into_iter().map(|item| NewOrder::from_json(item.get().as_bytes())).collect();
+    let read = |item: &RawValue| {
+        let order = NewOrder::from_json(item.get().as_bytes())?;
+        caller.may_order(&order).map(|()| order)
+    };
+    let orders: Vec<Result<NewOrder, Problem>> = items.into_iter().map(read).collect();
     // All are handed in before any is waited for, so that they share statements.
     let valid = orders.iter().filter_map(|order| order.as_ref().ok().copied()).collect();
     let mut written = Vec::with_capacity(orders.len());
@@ -67,7 +74,7 @@ pub async fn create(
     let mut written = written.into_iter();
     let outcomes = orders.into_iter().map(|order| {
         // There is one answer for each valid order.
-        order.map_err(Problem::from).and_then(|_| Ok(written.next().unwrap_or(Err(Refusal::InDoubt))?))
+        order.and_then(|_| Ok(written.next().unwrap_or(Err(Refusal::InDoubt))?))
     });
     let outcomes: Vec<Result<Written, Problem>> = outcomes.collect();
     Ok(HttpResponse::Ok().content_type(header::ContentType::json()).body(results(&outcomes)))

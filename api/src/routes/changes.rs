@@ -5,12 +5,13 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::conditions;
 use super::orders::not_found;
+use crate::caller::Caller;
 use crate::description::schemas::Order;
 use crate::domain::OrderId;
 use crate::observe::event_headers;
 use crate::problem::{Kind, Problem};
 use crate::server::State;
-use crate::store::changes::{Change, Changed, Versioned};
+use crate::store::changes::{Change, Changed, Target, Versioned};
 
 /// Cancel an order
 ///
@@ -27,9 +28,10 @@ use crate::store::changes::{Change, Changed, Versioned};
 pub async fn cancel(
     request: HttpRequest,
     id: web::Path<String>,
+    caller: Caller,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
-    let order = change(Change::Cancel, &request, &id, &state).await?;
+    let order = change(Change::Cancel, &request, (&id, &caller), &state).await?;
     Ok(HttpResponse::Ok()
         .insert_header((header::ETAG, conditions::etag(order.version)))
         .content_type(header::ContentType::json())
@@ -51,17 +53,24 @@ pub async fn cancel(
 pub async fn delete(
     request: HttpRequest,
     id: web::Path<String>,
+    caller: Caller,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
-    change(Change::Delete, &request, &id, &state).await?;
+    change(Change::Delete, &request, (&id, &caller), &state).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
-async fn change(change: Change, request: &HttpRequest, id: &str, state: &State) -> Result<Versioned, Problem> {
+async fn change(
+    change: Change,
+    request: &HttpRequest,
+    (id, caller): (&str, &Caller),
+    state: &State,
+) -> Result<Versioned, Problem> {
     let id = OrderId::from_path(id).ok_or_else(not_found)?;
     let expected = conditions::expected(request.headers());
+    let target = Target { id, user_id: caller.user_id(), expected: expected.as_deref() };
     let headers = event_headers(state, request.headers());
-    match state.orders.change(change, id, expected.as_deref(), headers.as_deref()).await? {
+    match state.orders.change(change, target, headers.as_deref()).await? {
         Changed::Done(order) => Ok(order),
         Changed::NotFound => Err(not_found()),
         Changed::OtherVersion(version) => Err(Problem::new(

@@ -2,12 +2,14 @@
 
 use actix_web::http::header::{self, HeaderMap, HeaderName};
 use actix_web::{HttpRequest, HttpResponse, web};
+use tokio::time::Instant;
 
 use super::orders::not_found;
 use crate::caller::Caller;
 use crate::description::schemas::WatchQuery;
 use crate::domain::{FieldError, OrderId};
 use crate::feed::cursor::Cursor;
+use crate::feed::ending::EndingStream;
 use crate::feed::hub::Filter;
 use crate::feed::stream::{EventStream, NoStream};
 use crate::listing;
@@ -45,15 +47,10 @@ pub async fn all(
 ) -> Result<HttpResponse, Problem> {
     let query = query.map_err(|_| Problem::new(Kind::InvalidQuery, "The query string cannot be read."))?;
     let mut filter = filter(&query)?;
-    if let Some(user_id) = caller.user_id() {
-        if filter.user_id.is_some_and(|asked| asked != user_id) {
-            return Err(Problem::new(Kind::NotFound, "There are no orders of that user."));
-        }
-        filter.user_id = Some(user_id);
-    }
+    filter.user_id = caller.shown(filter.user_id);
     let cursor =
         last_event_id(request.headers())?.map(|text| Cursor::parse(text).ok_or_else(bad_event_id)).transpose()?;
-    Ok(stream(state.feed.watch(filter, cursor).await?))
+    Ok(stream(state.feed.watch(filter, cursor).await?, state.guard.stream_end(&caller)))
 }
 
 /// Watch an order
@@ -82,7 +79,7 @@ pub async fn of_order(
     let id = OrderId::from_path(&id).ok_or_else(not_found)?;
     let version = |text: &str| text.parse().ok().filter(|version: &i64| *version >= 0).ok_or_else(bad_event_id);
     let after = last_event_id(request.headers())?.map(version).transpose()?.unwrap_or(0);
-    Ok(stream(state.feed.watch_order(id.get(), caller.user_id(), after).await?))
+    Ok(stream(state.feed.watch_order(id.get(), caller.user_id(), after).await?, state.guard.stream_end(&caller)))
 }
 
 fn filter(query: &[(String, String)]) -> Result<Filter, Problem> {
@@ -104,13 +101,17 @@ fn bad_event_id() -> Problem {
     Problem::new(Kind::InvalidEventId, "The header Last-Event-ID must be the id of an event of this stream.")
 }
 
-fn stream(body: EventStream) -> HttpResponse {
-    HttpResponse::Ok()
+fn stream(body: EventStream, end: Option<Instant>) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    response
         .content_type("text/event-stream")
         .insert_header((header::CACHE_CONTROL, "no-store"))
         // For proxies that would otherwise collect an answer before they pass it on.
-        .insert_header(("x-accel-buffering", "no"))
-        .body(body)
+        .insert_header(("x-accel-buffering", "no"));
+    match end {
+        Some(end) => response.body(EndingStream::new(body, end)),
+        None => response.body(body),
+    }
 }
 
 impl From<NoStream> for Problem {

@@ -3,6 +3,7 @@
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 
+use crate::caller::Caller;
 use crate::description::schemas::{ListQuery, OrderPage};
 use crate::listing::Filter;
 use crate::problem::{Kind, Problem};
@@ -18,10 +19,12 @@ use crate::server::State;
 )]
 pub async fn list(
     query: Result<web::Query<Vec<(String, String)>>, actix_web::Error>,
+    caller: Caller,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let query = query.map_err(|_| Problem::new(Kind::InvalidQuery, "The query string cannot be read."))?;
-    let filter = Filter::from_query(&query).map_err(Problem::invalid_query)?;
+    let mut filter = Filter::from_query(&query).map_err(Problem::invalid_query)?;
+    filter.user_id = caller.shown(filter.user_id);
     let page = state.orders.list(&filter).await?;
 
     let mut body = Vec::with_capacity(64 + page.documents.iter().map(|document| document.len() + 1).sum::<usize>());

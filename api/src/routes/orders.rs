@@ -56,6 +56,7 @@ pub async fn create(
     state.batcher.check()?;
     let body = json_body(&request, body, BODY_BYTES_MAX)?;
     let order = NewOrder::from_json(&body)?;
+    caller.may_order(&order)?;
     let key = IdempotencyKey::of(request.headers(), &caller, &order)?;
     let written = state.batcher.submit(order, event_headers(&state, request.headers()), key).await?;
     let mut response = HttpResponse::Created();
@@ -94,10 +95,11 @@ pub async fn create(
 pub async fn read(
     request: HttpRequest,
     id: web::Path<String>,
+    caller: Caller,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let id = OrderId::from_path(&id).ok_or_else(not_found)?;
-    let order = state.orders.order(id).await?.ok_or_else(not_found)?;
+    let order = state.orders.order(id, caller.user_id()).await?.ok_or_else(not_found)?;
     let etag = conditions::etag(order.version);
     if conditions::has_already(request.headers(), order.version) {
         return Ok(HttpResponse::NotModified().insert_header((header::ETAG, etag)).finish());

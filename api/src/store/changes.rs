@@ -16,6 +16,17 @@ pub enum Change {
     Delete,
 }
 
+/// Which order to change.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// The order.
+    pub id: OrderId,
+    /// Only if it is this user's; none: whosever it is.
+    pub user_id: Option<i64>,
+    /// Only at one of these versions; none: at any.
+    pub expected: Option<&'a [i64]>,
+}
+
 /// An order's JSON, and its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned {
@@ -42,29 +53,29 @@ pub enum Changed {
 const TRIES_MAX: usize = 3;
 
 impl Orders {
-    /// Changes an order that is at one of the `expected` versions (none: at any), and writes the event of that, with `headers`, a JSON
-    /// object.
+    /// Changes an order, and writes the event of that, with `headers`, a JSON object.
     ///
     /// # Errors
     /// When Postgres does not say; in doubt, the change may have been made.
     pub async fn change(
         &self,
         change: Change,
-        id: OrderId,
-        expected: Option<&[i64]>,
+        target: Target<'_>,
         headers: Option<&str>,
     ) -> Result<Changed, StoreError> {
         self.on_connection(async |connection| {
             for _ in 0..TRIES_MAX {
                 let done = match change {
-                    Change::Cancel => cancel_order(connection, id, expected, headers).await?,
-                    Change::Delete => delete_order(connection, id, expected, headers).await?,
+                    Change::Cancel => cancel_order(connection, target, headers).await?,
+                    Change::Delete => delete_order(connection, target, headers).await?,
                 };
                 if let Some(done) = done {
                     return Ok(Changed::Done(done));
                 }
-                let Some((version, status)) = order_state(connection, id).await? else { return Ok(Changed::NotFound) };
-                if expected.is_some_and(|expected| !expected.contains(&version)) {
+                let Some((version, status)) = order_state(connection, target).await? else {
+                    return Ok(Changed::NotFound);
+                };
+                if target.expected.is_some_and(|expected| !expected.contains(&version)) {
                     return Ok(Changed::OtherVersion(version));
                 }
                 if change == Change::Cancel && status != "Pending" {
@@ -82,8 +93,7 @@ impl Orders {
 
 async fn cancel_order(
     connection: &mut PgConnection,
-    id: OrderId,
-    expected: Option<&[i64]>,
+    target: Target<'_>,
     headers: Option<&str>,
 ) -> Result<Option<Versioned>, sqlx::Error> {
     let row = sqlx::query!(
@@ -91,7 +101,7 @@ async fn cancel_order(
         WITH changed AS (
             UPDATE orders AS o SET status = 'Cancelled', version = o.version + 1, updated_at = now()
             WHERE o.id = $1 AND o.deleted_at IS NULL AND o.status = 'Pending'
-                AND ($2::bigint[] IS NULL OR o.version = ANY ($2))
+                AND ($2::bigint[] IS NULL OR o.version = ANY ($2)) AND ($5::bigint IS NULL OR o.user_id = $5)
             RETURNING o.id, o.version, row_to_json(ROW(o.id, o.user_id, o.product_id, o.quantity, o.status, o.version, o.created_at,
                 o.updated_at, o.failure_reason)::order_document) AS document
         ), history AS (
@@ -102,10 +112,11 @@ async fn cancel_order(
             SELECT $3, 'order', id::text, version, 'order.cancelled', document, coalesce($4::text::jsonb, '{}') FROM changed
         )
         SELECT version AS "version!", document::text AS "document!" FROM changed"#,
-        id.get(),
-        expected,
+        target.id.get(),
+        target.expected,
         Uuid::now_v7(),
         headers,
+        target.user_id,
     )
     .fetch_all(connection)
     .await?;
@@ -114,8 +125,7 @@ async fn cancel_order(
 
 async fn delete_order(
     connection: &mut PgConnection,
-    id: OrderId,
-    expected: Option<&[i64]>,
+    target: Target<'_>,
     headers: Option<&str>,
 ) -> Result<Option<Versioned>, sqlx::Error> {
     let row = sqlx::query!(
@@ -123,6 +133,7 @@ async fn delete_order(
         WITH changed AS (
             UPDATE orders AS o SET version = o.version + 1, updated_at = now(), deleted_at = now()
             WHERE o.id = $1 AND o.deleted_at IS NULL AND ($2::bigint[] IS NULL OR o.version = ANY ($2))
+                AND ($5::bigint IS NULL OR o.user_id = $5)
             RETURNING o.id, o.version, o.status, row_to_json(ROW(o.id, o.user_id, o.product_id, o.quantity, o.status, o.version,
                 o.created_at, o.updated_at, o.failure_reason)::order_document) AS document
         ), history AS (
@@ -133,21 +144,23 @@ async fn delete_order(
             SELECT $3, 'order', id::text, version, 'order.deleted', document, coalesce($4::text::jsonb, '{}') FROM changed
         )
         SELECT version AS "version!", document::text AS "document!" FROM changed"#,
-        id.get(),
-        expected,
+        target.id.get(),
+        target.expected,
         Uuid::now_v7(),
         headers,
+        target.user_id,
     )
     .fetch_all(connection)
     .await?;
     Ok(row.into_iter().next().map(|row| Versioned { version: row.version, document: row.document.into() }))
 }
 
-async fn order_state(connection: &mut PgConnection, id: OrderId) -> Result<Option<(i64, String)>, sqlx::Error> {
+async fn order_state(connection: &mut PgConnection, target: Target<'_>) -> Result<Option<(i64, String)>, sqlx::Error> {
     let row = sqlx::query!(
         r#"-- order_state
-        SELECT version, status FROM orders WHERE id = $1 AND deleted_at IS NULL"#,
-        id.get()
+        SELECT version, status FROM orders WHERE id = $1 AND deleted_at IS NULL AND ($2::bigint IS NULL OR user_id = $2)"#,
+        target.id.get(),
+        target.user_id,
     )
     .fetch_optional(connection)
     .await?;

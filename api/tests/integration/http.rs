@@ -43,7 +43,7 @@ impl Answer {
             assert!(problem[field].as_str().is_some_and(|text| !text.is_empty()), "{self:?}");
         }
         let kind = problem["type"].as_str().expect("a problem has a type").to_owned();
-        let only_for_now = self.status == 503 || kind == "/problems/idempotency-in-progress";
+        let only_for_now = [429, 503].contains(&self.status) || kind == "/problems/idempotency-in-progress";
         assert_eq!(self.header("retry-after").is_some(), only_for_now, "{self:?}");
         kind
     }

@@ -1,5 +1,6 @@
 //! The API on a real Postgres: each test has a database and a server of its own, on free ports, under the role `outrider_api`.
 
+mod auth;
 mod certificates;
 mod changes;
 mod contract;
@@ -16,8 +17,10 @@ mod ordering;
 mod orders;
 mod outages;
 mod overload;
+mod owners;
 mod process;
 mod proxy;
+mod rates;
 mod refusals;
 mod resuming;
 mod schema;
@@ -25,5 +28,6 @@ mod service;
 mod shutdown;
 mod slow;
 mod tls;
+mod tokens;
 mod watcher;
 mod watching;

@@ -59,6 +59,7 @@ async fn the_event_carries_the_span_of_its_request() {
     let database = TestDatabase::create("span").await;
     let variables = [
         ("DATABASE_URL", database.url.as_str()),
+        ("API_AUTH", "none"),
         ("DB_ROLE", "outrider_api"),
         ("API_BIND", "127.0.0.1:0"),
         ("ADMIN_BIND", "127.0.0.1:0"),
@@ -109,6 +110,7 @@ async fn a_repeat_gets_the_first_answer_though_the_program_was_killed_between_co
     let database = TestDatabase::create("killed").await;
     let variables = [
         ("DATABASE_URL", database.url.as_str()),
+        ("API_AUTH", "none"),
         ("DB_ROLE", "outrider_api"),
         ("API_BIND", "127.0.0.1:0"),
         ("ADMIN_BIND", "127.0.0.1:0"),

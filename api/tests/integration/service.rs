@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use api::auth::settings::AuthConfig;
 use api::config::Limits;
 use api::edge::settings::Edge;
 use api::{Config, Server};
@@ -38,22 +39,39 @@ impl Api {
 
     /// Starts one that goes to its database as `database` says.
     pub async fn on(database: DatabaseConfig, change: impl FnOnce(&mut Limits)) -> Self {
-        Self::at(database, Edge::default(), change).await
+        Self::configured(database, |config| change(&mut config.limits)).await
     }
 
     /// Starts one that is reached as `edge` says.
     pub async fn at(database: DatabaseConfig, edge: Edge, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::configured(database, |config| {
+            config.edge = edge;
+            change(&mut config.limits);
+        })
+        .await
+    }
+
+    /// Starts one that asks its callers who they are, as `auth` says.
+    pub async fn guarded(database: DatabaseConfig, auth: AuthConfig, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::configured(database, |config| {
+            config.auth = auth;
+            change(&mut config.limits);
+        })
+        .await
+    }
+
+    async fn configured(database: DatabaseConfig, change: impl FnOnce(&mut Config)) -> Self {
         // A statement may wait for a lock that a test holds, and for everything else on a busy machine.
-        let mut limits = Limits {
+        let limits = Limits {
             workers: 1,
             connect_timeout_ms: 60_000,
             statement_timeout_ms: 60_000,
             queue_age_max_ms: 60_000,
             ..Limits::default()
         };
-        change(&mut limits);
+        let mut config = config(database, limits);
+        change(&mut config);
         let shutdown = Shutdown::new();
-        let config = Config { edge, ..config(database, limits) };
         let server = Server::start(config, &shutdown).await.expect("the API starts");
         let (address, admin) = (server.address(), server.admin_address());
         Self { address, admin, shutdown, running: tokio::spawn(server.run()) }
@@ -103,7 +121,7 @@ impl Api {
 
 pub fn config(database: DatabaseConfig, limits: Limits) -> Config {
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
-    Config { bind: free, admin_bind: free, database, edge: Edge::default(), limits }
+    Config { bind: free, admin_bind: free, database, edge: Edge::default(), limits, auth: AuthConfig::none() }
 }
 
 /// How many orders, transitions and events there are.

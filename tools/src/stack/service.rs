@@ -99,6 +99,8 @@ impl Service {
                 None => free_port()?,
             };
             launch = launch.env("API_BIND", format!("127.0.0.1:{port}"));
+            // On loopback, for whoever tries it out or tests it; the log of the service says so.
+            launch = launch.env("API_AUTH", "none");
             api_port = Some(port);
         }
         for (name, value) in &surroundings.env {

@@ -1,5 +1,6 @@
 //! Tests on real processes: the stack itself, and the command line as its users call it.
 
+mod api_keys;
 mod command_line;
 mod dead_letters;
 mod failover;

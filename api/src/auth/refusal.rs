@@ -1,0 +1,240 @@
+//! Why a request is refused before anything is done for it: what its sender is told, what is counted, and what is logged.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::{HttpResponse, ResponseError as _};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use tokio::time::Instant;
+
+use super::key::KeyId;
+use super::scopes::Scope;
+use crate::problem::{Kind, Problem};
+
+/// At most one line of the log for each reason in so long.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// What is wrong with a request's credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// There are none.
+    Missing,
+    /// They are of no form that is taken.
+    Malformed,
+    /// There is no such API key.
+    UnknownKey,
+    /// There is, with another secret.
+    WrongSecret,
+    /// The API key was revoked.
+    Revoked,
+    /// The API key or the token has expired.
+    Expired,
+    /// The token is to be used later.
+    NotYetValid,
+    /// The token is signed in another way.
+    WrongAlgorithm,
+    /// The token is signed by somebody else, or was changed.
+    WrongSignature,
+    /// The token is signed with a key that the issuer does not have.
+    UnknownKeyOfIssuer,
+    /// The token is of another issuer.
+    WrongIssuer,
+    /// The token is for somebody else.
+    WrongAudience,
+    /// The token lacks a claim, or has one that cannot be read.
+    WrongClaims,
+    /// The token does not say whose orders it is for.
+    NoUser,
+    /// They are good, for other things.
+    MissingScope(Scope),
+    /// Whether they are good cannot be said now.
+    Unavailable,
+}
+
+impl Reason {
+    /// Its label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::UnknownKey => "unknown_key",
+            Self::WrongSecret => "wrong_secret",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::WrongAlgorithm => "wrong_algorithm",
+            Self::WrongSignature => "wrong_signature",
+            Self::UnknownKeyOfIssuer => "unknown_issuer_key",
+            Self::WrongIssuer => "wrong_issuer",
+            Self::WrongAudience => "wrong_audience",
+            Self::WrongClaims => "wrong_claims",
+            Self::NoUser => "no_user",
+            Self::MissingScope(_) => "missing_scope",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    /// What the sender is told. Whether a key exists is nothing that can be found out: only who has the secret hears more.
+    fn problem(self) -> Problem {
+        let detail: Cow<'static, str> = match self {
+            Self::Missing => "Send an API key or a token in the header Authorization: Bearer.".into(),
+            Self::Malformed => "The header Authorization must be Bearer and one API key or token.".into(),
+            Self::UnknownKey | Self::WrongSecret => "There is no such API key.".into(),
+            Self::Revoked => "The API key was revoked.".into(),
+            Self::Expired => "The API key or token has expired.".into(),
+            Self::NotYetValid => "The token is not valid yet.".into(),
+            Self::WrongAlgorithm | Self::WrongSignature | Self::UnknownKeyOfIssuer => {
+                "The signature of the token is not good.".into()
+            }
+            Self::WrongIssuer => "The token is of another issuer.".into(),
+            Self::WrongAudience => "The token is for another audience.".into(),
+            Self::WrongClaims => "The token lacks a claim, or has one that cannot be read.".into(),
+            Self::NoUser => "The token does not say whose orders it is for.".into(),
+            Self::MissingScope(scope) => format!("This needs the scope {}.", scope.name()).into(),
+            Self::Unavailable => "Whether the credentials are good cannot be said now.".into(),
+        };
+        let kind = match self {
+            Self::MissingScope(_) => Kind::Forbidden,
+            Self::Unavailable => Kind::Unavailable,
+            _ => Kind::Unauthorized,
+        };
+        Problem::new(kind, detail)
+    }
+
+    /// What `WWW-Authenticate` says: RFC 6750, section 3.
+    const fn challenge(self) -> Option<&'static str> {
+        match self {
+            Self::Unavailable => None,
+            Self::Missing => Some("Bearer realm=\"outrider\""),
+            Self::MissingScope(Scope::Read) => {
+                Some("Bearer realm=\"outrider\", error=\"insufficient_scope\", scope=\"orders:read\"")
+            }
+            Self::MissingScope(Scope::Write) => {
+                Some("Bearer realm=\"outrider\", error=\"insufficient_scope\", scope=\"orders:write\"")
+            }
+            _ => Some("Bearer realm=\"outrider\", error=\"invalid_token\""),
+        }
+    }
+
+    /// The answer.
+    #[must_use]
+    pub fn response(self) -> HttpResponse {
+        let mut response = self.problem().error_response();
+        if let Some(challenge) = self.challenge() {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        response
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+/// Handles to the figures of who may do what. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct AuthMetrics {
+    refused: Family<ReasonLabels, Counter>,
+    /// Requests that were over their caller's rate.
+    pub rate_limited: Counter,
+}
+
+impl AuthMetrics {
+    /// Makes them and adds them to `registry`.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "api_auth_refused",
+            "Requests that were refused for their credentials, by reason",
+            metrics.refused.clone(),
+        );
+        registry.register(
+            "api_rate_limited",
+            "Requests that were refused because their caller has sent too many",
+            metrics.rate_limited.clone(),
+        );
+        metrics
+    }
+}
+
+/// Takes note of what was refused.
+#[derive(Debug)]
+pub struct Refusals {
+    metrics: AuthMetrics,
+    /// By reason: when it was last logged, and how many have not been since.
+    logged: Mutex<Vec<(Reason, Instant, u64)>>,
+}
+
+impl Refusals {
+    /// Counts in `metrics`.
+    #[must_use]
+    pub fn new(metrics: AuthMetrics) -> Self {
+        Self { metrics, logged: Mutex::default() }
+    }
+
+    /// A request was refused. Who has sent it and which key it named may be logged; nothing else that it has sent is.
+    pub fn note(&self, reason: Reason, address: Option<IpAddr>, key: Option<KeyId>) {
+        self.metrics.refused.get_or_create(&ReasonLabels { reason: reason.name() }).inc();
+        // Nobody has tried to get in: anybody's first request, or the port's scanners.
+        if reason == Reason::Missing {
+            return;
+        }
+        if let Some(unlogged) = self.to_be_logged(reason, Instant::now()) {
+            tracing::warn!(
+                reason = reason.name(),
+                client.address = address.map(tracing::field::display),
+                api_key = key.map(tracing::field::display),
+                others_since_the_last = unlogged,
+                "a request was refused for its credentials"
+            );
+        }
+    }
+
+    /// How many were not logged since the last one that was, if this one is to be.
+    fn to_be_logged(&self, reason: Reason, now: Instant) -> Option<u64> {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((_, last, unlogged)) = logged.iter_mut().find(|(known, ..)| known.name() == reason.name()) else {
+            logged.push((reason, now, 0));
+            return Some(0);
+        };
+        if now.duration_since(*last) < LOG_EVERY {
+            *unlogged += 1;
+            return None;
+        }
+        *last = now;
+        Some(std::mem::take(unlogged))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_learns_whether_a_key_exists() {
+        let [unknown, wrong] = [Reason::UnknownKey, Reason::WrongSecret];
+        assert_eq!((unknown.problem(), unknown.challenge()), (wrong.problem(), wrong.challenge()));
+    }
+
+    #[test]
+    fn a_flood_of_failures_is_a_line_now_and_then() {
+        let refusals = Refusals::new(AuthMetrics::default());
+        let now = Instant::now();
+        let logged = |later| refusals.to_be_logged(Reason::WrongSecret, now + later);
+        assert_eq!([Duration::ZERO; 3].map(logged), [Some(0), None, None]);
+        assert_eq!(refusals.to_be_logged(Reason::Revoked, now), Some(0), "each reason by itself");
+        assert_eq!(logged(LOG_EVERY), Some(2));
+        refusals.note(Reason::MissingScope(Scope::Read), None, None);
+        let counted = refusals.metrics.refused.get_or_create(&ReasonLabels { reason: "missing_scope" }).get();
+        assert_eq!(counted, 1);
+    }
+}
