@@ -3,6 +3,7 @@
 //!
 //! Read [`worker`] first: it is the loop. [`lanes`] is the theory behind it.
 
+pub mod backlog;
 pub mod batch;
 pub mod config;
 pub mod holders;
@@ -26,6 +27,7 @@ use tokio::task::JoinHandle;
 
 use config::Retention;
 use holders::Watch;
+use metrics::backlog::BacklogGauges;
 use metrics::upkeep::Upkeep;
 
 pub use config::RelayConfig;
@@ -45,6 +47,7 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
     let upkeep = Upkeep::register(&mut registry);
+    let backlog = BacklogGauges::register(&mut registry);
     health::serve(config.admin_bind, readiness.clone(), registry, &shutdown)
         .with_context(|| format!("ADMIN_BIND: {} cannot be listened on", config.admin_bind))?;
     let waiting = |error: &ConnectError| readiness.missing(POSTGRES, error.to_string());
@@ -57,6 +60,7 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
         return Ok(());
     }
     readiness.met(KAFKA);
+    let shown = tokio::spawn(backlog::watch(pool.clone(), backlog, shutdown.clone()));
     let upkeep = keep_up(&config, &pool, &upkeep, &shutdown);
     let worker = worker::Worker::new(config, pool, metrics, readiness);
     // As a task of its own, it runs on the thread that hears of what arrives at its socket. Here, on the main thread, every few rows
@@ -68,6 +72,7 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     .await;
     shutdown.request();
     upkeep.await?;
+    shown.await?;
     result?
 }
 

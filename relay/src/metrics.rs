@@ -1,10 +1,18 @@
 //! Every instrument of the relay, with its unit.
 
+pub mod backlog;
 pub mod upkeep;
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Class {
+    class: &'static str,
+}
 
 /// The relay's instruments. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -17,8 +25,7 @@ pub struct Metrics {
     pub parked: Counter,
     /// Lanes held.
     pub lanes_held: Gauge,
-    /// Sessions that ended by a failure and were begun anew.
-    pub sessions_failed: Counter,
+    sessions_failed: Family<Class, Counter>,
     /// Reads of the outbox.
     pub reads: Counter,
     /// Time spent settling.
@@ -48,7 +55,7 @@ impl Metrics {
         registry.register("relay_lanes_held", "Lanes that this relay holds", metrics.lanes_held.clone());
         registry.register(
             "relay_sessions_failed",
-            "Sessions that failed and were begun anew",
+            "Sessions that failed and were begun anew, by what failed; lane_lost: another relay has taken a lane of this one",
             metrics.sessions_failed.clone(),
         );
         registry.register_with_unit(
@@ -58,5 +65,10 @@ impl Metrics {
             metrics.settle_seconds.clone(),
         );
         metrics
+    }
+
+    /// A session has failed and is begun anew.
+    pub fn session_failed(&self, class: &'static str) {
+        self.sessions_failed.get_or_create(&Class { class }).inc();
     }
 }

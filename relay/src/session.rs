@@ -89,6 +89,25 @@ pub enum SessionError {
     Snapshot(#[from] BadSnapshot),
 }
 
+impl SessionError {
+    /// What failed, in one of a few words: a label of a metric.
+    pub(crate) const fn class(&self) -> &'static str {
+        match self {
+            Self::Database(_) => "postgres",
+            Self::Standby => "standby",
+            Self::Stalled(_) => "postgres_stalled",
+            Self::LaneLost(_) => "lane_lost",
+            Self::Delivery(_) => "delivery",
+            Self::Producer(_) => "producer",
+            Self::Topic { .. } => "topic",
+            Self::SmallerBatches(_) => "smaller_batches",
+            Self::Thread(_) => "thread",
+            Self::OtherCluster { .. } => "other_cluster",
+            Self::Snapshot(_) => "snapshot",
+        }
+    }
+}
+
 impl From<Unmade> for SessionError {
     fn from(unmade: Unmade) -> Self {
         match unmade {

@@ -69,7 +69,7 @@ impl Worker {
     }
 
     async fn recover(&self, error: &SessionError, shutdown: &Shutdown, backoff: &mut Backoff) {
-        self.metrics.sessions_failed.inc();
+        self.metrics.session_failed(error.class());
         let condition = match error {
             SessionError::Delivery(_) | SessionError::Producer(_) | SessionError::Topic { .. } => KAFKA,
             _ => POSTGRES,

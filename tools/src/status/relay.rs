@@ -3,17 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use relay::backlog::{self, Backlog};
 use relay::outbox::retention::{Partition, partitions};
-use relay::outbox::status::{self, LaneStatus, LateRows, Published};
+use relay::outbox::status::{self, LaneStatus, Published};
 use serde::Serialize;
 use sqlx::PgConnection;
 use tokio::time::Instant;
-
-/// A lane's backlog is counted up to this; beyond that it is estimated. All sixteen together take a fraction of a second.
-const COUNTED_MAX: i64 = 20_000;
-
-/// Rows that are looked at for late ones.
-const LATE_MAX: i64 = 50_000;
 
 /// What one lane can have published between two looks, far more than any relay publishes.
 const PUBLISHED_MAX: i64 = 200_000;
@@ -66,19 +61,6 @@ pub struct Lane {
     pub settled_age_secs: Option<f64>,
     /// Events to publish, late ones included.
     pub backlog: Backlog,
-}
-
-/// Events to publish.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Backlog {
-    /// How many.
-    pub rows: i64,
-    /// Whether all were counted; if not, `rows` is an estimate.
-    pub exact: bool,
-    /// Those among them that committed behind the lane's position.
-    pub late_rows: i64,
-    /// How long ago the oldest of them occurred.
-    pub oldest_age_secs: Option<f64>,
 }
 
 /// How fast events come and go.
@@ -137,33 +119,29 @@ pub async fn look(connection: &mut PgConnection) -> Result<RelayStatus> {
     let (begun, last_before) = (Instant::now(), status::last_id(connection).await?);
     let before = status::lanes(connection, 0).await?;
     tokio::time::sleep_until(begun + BETWEEN).await;
-    let last_id = status::last_id(connection).await?;
     let between = begun.elapsed().as_secs_f64();
+    let found = backlog::look(connection).await?;
     let published = status::published_since(connection, &before, PUBLISHED_MAX).await?;
-    let lanes = status::lanes(connection, COUNTED_MAX + 1).await?;
-    let late = status::late_rows(connection, LATE_MAX).await?;
     let members = status::members(connection).await?;
-    let parked = status::parked(connection).await?;
     let partitions = partitions(connection).await?;
 
-    let lowest = lanes.iter().filter_map(|lane| lane.oldest_id).chain(late.iter().map(|late| late.oldest_id)).min();
+    let (last_id, parked) = (found.last_id, found.parked);
     let relays = members.into_iter().map(|member| Relay {
-        lanes: lanes.iter().filter(|lane| lane.owner.as_ref() == Some(&member.relay)).count(),
+        lanes: found.lanes.iter().filter(|lane| lane.owner.as_ref() == Some(&member.relay)).count(),
         relay: member.relay,
         lease_secs: member.lease_secs,
     });
     let relays: Vec<Relay> = relays.collect();
-    let backlogs: Vec<Backlog> = lanes.iter().map(|lane| backlog(lane, &late, last_id)).collect();
-    let total = total(&backlogs);
+    let total = Backlog::total(&found.backlogs);
     let published = if relays.is_empty() { Some(0.0) } else { per_second(&published) };
     Ok(RelayStatus {
         relays,
         rate: rate(published, per_second_of(last_id - last_before, between), total.rows),
         backlog: total,
-        lanes: lanes.into_iter().zip(backlogs).map(|(status, backlog)| lane(status, backlog)).collect(),
+        lanes: found.lanes.into_iter().zip(found.backlogs).map(|(status, backlog)| lane(status, backlog)).collect(),
         parked: Parked { keys: parked.keys, events: parked.events, oldest_age_secs: parked.oldest_age_secs },
         ids_ahead: partitions.iter().map(|partition| partition.past_id - 1 - last_id).max().unwrap_or(0).max(0),
-        partitions: partitions.into_iter().map(|partition| judged(partition, last_id, lowest)).collect(),
+        partitions: partitions.into_iter().map(|partition| judged(partition, last_id, found.lowest_id)).collect(),
     })
 }
 
@@ -175,37 +153,6 @@ fn lane(status: LaneStatus, backlog: Backlog) -> Lane {
         position: status.position,
         settled_age_secs: status.settled_age_secs,
         backlog,
-    }
-}
-
-/// What a lane has to publish. If more than was counted, the rest is taken to lie as close as what was, up to the last id.
-fn backlog(lane: &LaneStatus, behind: &[LateRows], last_id: i64) -> Backlog {
-    let exact = lane.rows <= COUNTED_MAX;
-    let rest = match (exact, lane.oldest_id, lane.reached) {
-        (false, Some(oldest), Some(reached)) => {
-            let rest =
-                i128::from(lane.rows) * i128::from((last_id - reached).max(0)) / i128::from(reached - oldest + 1);
-            i64::try_from(rest).unwrap_or(i64::MAX)
-        }
-        _ => 0,
-    };
-    let behind = behind.iter().find(|behind| behind.lane == lane.lane);
-    let ages = [lane.oldest_age_secs, behind.map(|behind| behind.oldest_age_secs)];
-    let late_rows = behind.map_or(0, |behind| behind.rows);
-    Backlog {
-        rows: lane.rows.saturating_add(rest).saturating_add(late_rows),
-        exact,
-        late_rows,
-        oldest_age_secs: ages.into_iter().flatten().reduce(f64::max),
-    }
-}
-
-fn total(backlogs: &[Backlog]) -> Backlog {
-    Backlog {
-        rows: backlogs.iter().fold(0, |rows, backlog| rows.saturating_add(backlog.rows)),
-        exact: backlogs.iter().all(|backlog| backlog.exact),
-        late_rows: backlogs.iter().map(|backlog| backlog.late_rows).sum(),
-        oldest_age_secs: backlogs.iter().filter_map(|backlog| backlog.oldest_age_secs).reduce(f64::max),
     }
 }
 
@@ -251,35 +198,6 @@ fn judged(partition: Partition, last_id: i64, lowest: Option<i64>) -> PartitionS
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn counted(rows: i64, oldest_id: i64, reached: i64) -> LaneStatus {
-        LaneStatus {
-            lane: 3,
-            owner: None,
-            lease_secs: None,
-            position: 0,
-            settled_at: None,
-            settled_age_secs: None,
-            rows,
-            reached: Some(reached),
-            oldest_id: Some(oldest_id),
-            oldest_age_secs: Some(2.0),
-        }
-    }
-
-    #[test]
-    fn a_backlog_that_was_counted_is_exact_and_has_its_late_rows() {
-        let late = [LateRows { lane: 3, rows: 2, oldest_id: 1, oldest_age_secs: 5.0 }];
-        let found = backlog(&counted(7, 10, 100), &late, 1_000);
-        assert_eq!(found, Backlog { rows: 9, exact: true, late_rows: 2, oldest_age_secs: Some(5.0) });
-    }
-
-    #[test]
-    fn a_backlog_too_large_to_count_is_estimated_by_how_close_its_rows_lie() {
-        // One id in ten is of this lane.
-        let found = backlog(&counted(COUNTED_MAX + 1, 5_000_001, 5_000_000 + 10 * (COUNTED_MAX + 1)), &[], 15_000_000);
-        assert!(!found.exact && (999_000..=1_001_000).contains(&found.rows), "{found:?}");
-    }
 
     #[test]
     fn a_backlog_that_grows_is_never_drained() {

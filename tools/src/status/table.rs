@@ -2,10 +2,12 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use relay::backlog::Backlog;
+
 use super::Status;
 use super::format::{about, count, size, time, time_or_dash};
 use super::groups::{Group, Groups};
-use super::relay::{Backlog, PartitionState, RelayStatus};
+use super::relay::{PartitionState, RelayStatus};
 use super::slots::Slot;
 use super::transactions::Transactions;
 
