@@ -40,7 +40,8 @@ pub mod scopes;
 pub mod settings;
 
 /// Routes that are everybody's: whether the service is well, and what it is. All others, also those to nowhere, ask for credentials.
-const OPEN: [&str; 7] = ["/livez", "/readyz", "/openapi.json", "/docs", "/docs/{file}", "/problems", "/problems/{slug}"];
+const OPEN: [&str; 7] =
+    ["/livez", "/readyz", "/openapi.json", "/docs", "/docs/{file}", "/problems", "/problems/{slug}"];
 
 /// Stands at the door.
 #[derive(Debug)]
@@ -255,7 +256,9 @@ fn start_jwt(
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<Jwt> {
     let keys = match &config.keys {
-        KeysConfig::Secret(secret) => jwt::Keys::Secret(jsonwebtoken::DecodingKey::from_secret(secret.expose().as_bytes())),
+        KeysConfig::Secret(secret) => {
+            jwt::Keys::Secret(jsonwebtoken::DecodingKey::from_secret(secret.expose().as_bytes()))
+        }
         KeysConfig::Jwks { source, refresh, max_age } => {
             let (jwks, keeper) = Jwks::new(source.clone(), config.algorithm, (*refresh, *max_age), readiness.clone())?;
             tasks.spawn(keeper.run(shutdown.clone()));

@@ -87,7 +87,8 @@ impl Server {
         let mut feed_tasks = JoinSet::new();
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
         let mut auth_tasks = JoinSet::new();
-        let guard = Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut auth_tasks)?;
+        let guard =
+            Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut auth_tasks)?;
         let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), guard, metrics, traced });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;

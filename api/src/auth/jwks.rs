@@ -106,11 +106,16 @@ impl KeySet {
 fn is_for(key: &Jwk, decoding: &DecodingKey, algorithm: Algorithm) -> bool {
     let (kind, named) = match (&key.algorithm, algorithm) {
         (AlgorithmParameters::RSA(_), Algorithm::RS256) => {
-            let long = matches!(decoding.kind(), DecodingKeyKind::RsaModulusExponent { n, .. } if n.len() >= RSA_BYTES_MIN);
+            let long =
+                matches!(decoding.kind(), DecodingKeyKind::RsaModulusExponent { n, .. } if n.len() >= RSA_BYTES_MIN);
             (long, KeyAlgorithm::RS256)
         }
-        (AlgorithmParameters::EllipticCurve(curve), Algorithm::ES256) => (curve.curve == EllipticCurve::P256, KeyAlgorithm::ES256),
-        (AlgorithmParameters::OctetKeyPair(pair), Algorithm::EdDSA) => (pair.curve == EllipticCurve::Ed25519, KeyAlgorithm::EdDSA),
+        (AlgorithmParameters::EllipticCurve(curve), Algorithm::ES256) => {
+            (curve.curve == EllipticCurve::P256, KeyAlgorithm::ES256)
+        }
+        (AlgorithmParameters::OctetKeyPair(pair), Algorithm::EdDSA) => {
+            (pair.curve == EllipticCurve::Ed25519, KeyAlgorithm::EdDSA)
+        }
         _ => return false,
     };
     let signs = key.common.public_key_use.as_ref().is_none_or(|used| *used == PublicKeyUse::Signature);
@@ -187,7 +192,8 @@ impl Jwks {
         readiness.missing(READY, "the keys of the issuer were not read yet");
         let (sender, known) = watch::channel(Known::default());
         let wanted = Arc::new(Notify::new());
-        let keeper = Keeper { source, algorithm, refresh, client, known: sender, wanted: Arc::clone(&wanted), readiness };
+        let keeper =
+            Keeper { source, algorithm, refresh, client, known: sender, wanted: Arc::clone(&wanted), readiness };
         Ok((Self { known, max_age, wanted, asked: Mutex::new(None) }, keeper))
     }
 
@@ -259,7 +265,9 @@ impl Keeper {
                 }
                 Err(error) => {
                     if backoff.attempts() == 0 {
-                        tracing::warn!("the set of keys of the issuer of tokens {error}; the last one that was read counts for a while");
+                        tracing::warn!(
+                            "the set of keys of the issuer of tokens {error}; the last one that was read counts for a while"
+                        );
                     }
                     self.known.send_modify(|known| {
                         known.attempts += 1;

@@ -298,7 +298,9 @@ mod tests {
             let caller = jwt.verify(&token(&json!({ "uid": claim }))).await.expect("good");
             assert_eq!(caller.user_id(), Some(expected));
         }
-        for claim in [json!(null), json!(0), json!(-7), json!(7.5), json!("+7"), json!(""), json!("7a"), json!([7]), json!(1e30)] {
+        for claim in
+            [json!(null), json!(0), json!(-7), json!(7.5), json!("+7"), json!(""), json!("7a"), json!([7]), json!(1e30)]
+        {
             assert_eq!(jwt.verify(&token(&json!({ "uid": claim }))).await, Err(Reason::NoUser), "{claim}");
         }
     }

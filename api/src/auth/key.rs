@@ -84,7 +84,10 @@ impl ApiKey {
     }
 
     fn checksum(&self) -> String {
-        let hash = Sha256::new().chain_update(b"outrider api key").chain_update(self.id.0.to_be_bytes()).chain_update(self.secret);
+        let hash = Sha256::new()
+            .chain_update(b"outrider api key")
+            .chain_update(self.id.0.to_be_bytes())
+            .chain_update(self.secret);
         hash.finalize().iter().take(CHECKSUM_DIGITS / 2).flat_map(|byte| [byte >> 4, byte & 15]).map(digit).collect()
     }
 }

@@ -73,7 +73,8 @@ mod tests {
 
     #[test]
     fn what_may_change_something_needs_the_right_to() {
-        let needed = [Method::GET, Method::HEAD, Method::POST, Method::DELETE, Method::OPTIONS].map(|method| Scope::needed(&method));
+        let needed = [Method::GET, Method::HEAD, Method::POST, Method::DELETE, Method::OPTIONS]
+            .map(|method| Scope::needed(&method));
         assert_eq!(needed, [Scope::Read, Scope::Read, Scope::Write, Scope::Write, Scope::Write]);
     }
 }

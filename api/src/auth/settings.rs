@@ -193,7 +193,9 @@ impl JwtConfig {
         let keys = keys(&jwt, algorithm)?;
         within("API_JWT_LEEWAY_SECS", &jwt.leeway_secs, 0..=600)?;
         let needed = |variable: &str, value: Option<String>| {
-            value.ok_or_else(|| ConfigError::new(variable, "is not set; tokens are taken of one issuer and for one audience only"))
+            value.ok_or_else(|| {
+                ConfigError::new(variable, "is not set; tokens are taken of one issuer and for one audience only")
+            })
         };
         Ok(Some(Self {
             algorithm,
@@ -215,7 +217,10 @@ fn algorithm(name: Option<&str>) -> Result<Algorithm, ConfigError> {
         Some("HS256") => Ok(Algorithm::HS256),
         other => Err(ConfigError::new(
             "API_JWT_ALGORITHM",
-            format!("must be RS256, ES256, EdDSA or HS256 ({})", other.map_or_else(|| "not set".to_owned(), |name| format!("'{name}' given"))),
+            format!(
+                "must be RS256, ES256, EdDSA or HS256 ({})",
+                other.map_or_else(|| "not set".to_owned(), |name| format!("'{name}' given"))
+            ),
         )),
     }
 }
@@ -237,7 +242,10 @@ fn keys(jwt: &Jwt, algorithm: Algorithm) -> Result<KeysConfig, ConfigError> {
             Source::File(path.clone())
         }
         _ if algorithm == Algorithm::HS256 => {
-            return Err(ConfigError::new("API_JWT_SECRET", "must be set for HS256, and API_JWT_JWKS_URL and API_JWT_JWKS_FILE must not"));
+            return Err(ConfigError::new(
+                "API_JWT_SECRET",
+                "must be set for HS256, and API_JWT_JWKS_URL and API_JWT_JWKS_FILE must not",
+            ));
         }
         _ => {
             return Err(ConfigError::new(
@@ -262,7 +270,8 @@ fn jwks_url(text: &str) -> Result<Url, ConfigError> {
         .parse()
         .map_err(|error| ConfigError::new("API_JWT_JWKS_URL", format!("is no URL: {error} ('{text}' given)")))?;
     let host = url.host_str().unwrap_or_default();
-    let here = host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
+    let here = host == "localhost"
+        || host.trim_matches(['[', ']']).parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
     match url.scheme() {
         "https" => Ok(url),
         "http" if here => Ok(url),
@@ -334,7 +343,9 @@ mod tests {
 
     #[test]
     fn keys_are_not_fetched_where_somebody_could_change_them() {
-        for url in ["https://id.example/keys", "http://127.0.0.1:8000/keys", "http://[::1]/keys", "http://localhost/keys"] {
+        for url in
+            ["https://id.example/keys", "http://127.0.0.1:8000/keys", "http://[::1]/keys", "http://localhost/keys"]
+        {
             assert!(jwks_url(url).is_ok(), "{url}");
         }
         for url in ["http://id.example/keys", "http://127.0.0.1.id.example/", "file:///keys", "keys", ""] {
@@ -348,7 +359,10 @@ mod tests {
         assert_eq!(rate(&[]), None);
         assert_eq!(rate(&[("API_RATE_BURST", "5")]), None);
         assert_eq!(rate(&[("API_RATE_LIMIT", "50")]), Some(RateConfig { limit: 50, burst: 50 }));
-        assert_eq!(rate(&[("API_RATE_LIMIT", "50"), ("API_RATE_BURST", "5")]), Some(RateConfig { limit: 50, burst: 5 }));
+        assert_eq!(
+            rate(&[("API_RATE_LIMIT", "50"), ("API_RATE_BURST", "5")]),
+            Some(RateConfig { limit: 50, burst: 5 })
+        );
         assert!(refused(&[("API_RATE_LIMIT", "50"), ("API_RATE_BURST", "0")]).starts_with("API_RATE_BURST: "));
     }
 }

@@ -76,7 +76,9 @@ async fn read_api_keys(connection: &mut PgConnection, ids: &[String]) -> Result<
             user_id: row.user_id,
             revoked: row.revoked,
             // One that has expired does so now.
-            expires_in: row.expires_in_secs.map(|secs| Duration::try_from_secs_f64(secs.clamp(0.0, 1e9)).unwrap_or_default()),
+            expires_in: row
+                .expires_in_secs
+                .map(|secs| Duration::try_from_secs_f64(secs.clamp(0.0, 1e9)).unwrap_or_default()),
         })
     });
     Ok(keys.collect())

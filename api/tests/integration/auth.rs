@@ -143,11 +143,13 @@ async fn what_is_no_good_key_is_refused_and_nobody_learns_why() {
         .execute(&database.pool)
         .await
         .expect("revoked");
-    sqlx::query("UPDATE api_keys SET created_at = now() - interval '2 h', expires_at = now() - interval '1 s' WHERE id = $1")
-        .bind(expired.id().to_string())
-        .execute(&database.pool)
-        .await
-        .expect("expired");
+    sqlx::query(
+        "UPDATE api_keys SET created_at = now() - interval '2 h', expires_at = now() - interval '1 s' WHERE id = $1",
+    )
+    .bind(expired.id().to_string())
+    .execute(&database.pool)
+    .await
+    .expect("expired");
     let id_of = |key: &ApiKey| u64::from_str_radix(&key.id().to_string(), 16).expect("an id");
     let unknown = ApiKey::from_random(7, [7; 32]);
     let guessed = ApiKey::from_random(id_of(&good), [7; 32]);
@@ -271,14 +273,16 @@ async fn the_use_of_a_key_is_noted_once_a_minute() {
 async fn a_rotated_key_stands_for_the_same_caller() {
     let database = TestDatabase::create("rotated").await;
     let api = start(&database).await;
-    let [old, new, other] = [key(&database, BOTH, None).await, key(&database, BOTH, None).await, key(&database, BOTH, None).await];
+    let [old, new, other] =
+        [key(&database, BOTH, None).await, key(&database, BOTH, None).await, key(&database, BOTH, None).await];
     sqlx::query("UPDATE api_keys SET caller_id = $1 WHERE id = $2")
         .bind(old.id().to_string())
         .bind(new.id().to_string())
         .execute(&database.pool)
         .await
         .expect("rotated");
-    let post = async |key: &ApiKey| ask(&api, "POST", "/orders", &format!("idempotency-key: k\r\n{}", bearer(key))).await;
+    let post =
+        async |key: &ApiKey| ask(&api, "POST", "/orders", &format!("idempotency-key: k\r\n{}", bearer(key))).await;
     let (first, again, others) = (post(&old).await, post(&new).await, post(&other).await);
     assert_eq!((first.status, again.status, others.status), (201, 201, 201));
     assert_eq!((&first.body, again.header("idempotency-replayed")), (&again.body, Some("true")));
@@ -317,8 +321,10 @@ async fn postgres_away_is_not_a_refusal() {
         }
         assert!(start.elapsed() < Duration::from_secs(10), "{way:?}: each wait is bounded");
         proxy.set(Way::Open);
-        eventually("the key is taken", async || (ask(&api, "GET", "/orders", &bearer(&key)).await.status == 200).then_some(()))
-            .await;
+        eventually("the key is taken", async || {
+            (ask(&api, "GET", "/orders", &bearer(&key)).await.status == 200).then_some(())
+        })
+        .await;
     }
     api.stop().await;
 }

@@ -44,8 +44,10 @@ async fn another_users_order_is_not_there() {
         ("HEAD", "/timeline"),
     ];
     for (method, rest) in routes {
-        let [others, none] =
-            [ask(&api, method, &format!("/orders/2{rest}"), &bound).await, ask(&api, method, &format!("/orders/99{rest}"), &bound).await];
+        let [others, none] = [
+            ask(&api, method, &format!("/orders/2{rest}"), &bound).await,
+            ask(&api, method, &format!("/orders/99{rest}"), &bound).await,
+        ];
         assert_eq!(others.status, 404, "{method} {rest}");
         assert_eq!((others.status, &others.body), (none.status, &none.body), "{method} {rest}: as if there were none");
     }

@@ -53,7 +53,8 @@ impl Api {
         };
         change(&mut limits);
         let shutdown = Shutdown::new();
-        let server = Server::start(Config { auth, ..config(database, limits) }, &shutdown).await.expect("the API starts");
+        let server =
+            Server::start(Config { auth, ..config(database, limits) }, &shutdown).await.expect("the API starts");
         let (address, admin) = (server.address(), server.admin_address());
         Self { address, admin, shutdown, running: tokio::spawn(server.run()) }
     }

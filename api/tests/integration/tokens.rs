@@ -126,7 +126,8 @@ async fn no_token_chooses_how_it_is_checked() {
     ready(&api).await;
     assert_eq!(read(&api, &rsa.sign(&claims(&json!({})))).await, 200);
     // What the public key of the issuer can be taken for: anybody has all of these.
-    let mut secrets: Vec<Vec<u8>> = ["n", "e"].iter().map(|part| rsa.jwk[*part].as_str().expect("text").as_bytes().to_vec()).collect();
+    let mut secrets: Vec<Vec<u8>> =
+        ["n", "e"].iter().map(|part| rsa.jwk[*part].as_str().expect("text").as_bytes().to_vec()).collect();
     secrets.extend([rsa.jwk.to_string().into_bytes(), rsa.public_pem(), Vec::new()]);
     for secret in &secrets {
         let header = Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::HS256) };
@@ -153,7 +154,8 @@ async fn no_token_chooses_how_it_is_checked() {
 async fn a_token_for_another_time_place_or_person_is_refused() {
     let database = TestDatabase::create("claims").await;
     let mut auth = auth(Algorithm::HS256, KeysConfig::Secret(Secret::new(SECRET)));
-    auth.required.as_mut().and_then(|required| required.jwt.as_mut()).expect("tokens").user_claim = Some("uid".to_owned());
+    auth.required.as_mut().and_then(|required| required.jwt.as_mut()).expect("tokens").user_claim =
+        Some("uid".to_owned());
     let api = start(&database, auth).await;
     let sign = |change: Value| {
         let key = EncodingKey::from_secret(SECRET.as_bytes());

@@ -56,8 +56,7 @@ impl Watcher {
     /// Opens one with credentials, a header that ends in `\r\n`.
     pub async fn open_as(address: SocketAddr, path: &str, credentials: &str, last_id: Option<&str>) -> Self {
         let last = last_id.map(|id| format!("last-event-id: {id}\r\n")).unwrap_or_default();
-        let text =
-            format!("GET {path} HTTP/1.1\r\nhost: test\r\naccept: text/event-stream\r\n{credentials}{last}\r\n");
+        let text = format!("GET {path} HTTP/1.1\r\nhost: test\r\naccept: text/event-stream\r\n{credentials}{last}\r\n");
         let stream = open(address, text.as_bytes()).await;
         let watcher = Self::answered(stream, last_id).await.expect("an answer");
         assert_eq!(watcher.status, 200, "from {last_id:?}: {}", watcher.head);

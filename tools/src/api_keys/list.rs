@@ -44,7 +44,8 @@ pub async fn run(connection: &mut PgConnection, args: &ListArgs) -> Result<ExitC
 fn print_table(keys: &[KeyRow]) {
     let names: Vec<String> = keys.iter().map(|key| printable(&key.name)).collect();
     let rights: Vec<String> = keys.iter().map(scopes_and_user).collect();
-    let width = |texts: &[String], least| texts.iter().map(|text| text.chars().count()).max().unwrap_or(0).clamp(least, 60);
+    let width =
+        |texts: &[String], least| texts.iter().map(|text| text.chars().count()).max().unwrap_or(0).clamp(least, 60);
     let (names_width, rights_width) = (width(&names, 4), width(&rights, 3));
     say(format_args!(
         "{:<16}  {:<names_width$}  {:<rights_width$}  {:<8}  {:<20}  {:<20}  {:<20}",

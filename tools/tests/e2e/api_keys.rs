@@ -105,7 +105,8 @@ async fn a_key_lives_from_its_making_over_its_rotation_to_its_end() -> Result<()
     }
 
     let listed: Value = serde_json::from_str(&well(&database, &["list", "--all", "--json"])?)?;
-    let states: Vec<&str> = listed.as_array().context("a list")?.iter().filter_map(|key| key["state"].as_str()).collect();
+    let states: Vec<&str> =
+        listed.as_array().context("a list")?.iter().filter_map(|key| key["state"].as_str()).collect();
     assert_eq!(states, ["revoked", "expired", "good", "replaced"]);
     let table = well(&database, &["list"])?;
     ensure!(table.lines().count() == 3 && table.contains("orders:read, user 7"), "{table}");
@@ -123,9 +124,8 @@ async fn a_key_lives_from_its_making_over_its_rotation_to_its_end() -> Result<()
     }
     ensure!(log.contains("a request was refused for its credentials") && log.contains(id), "{log}");
 
-    let actions: Vec<(String, String)> = sqlx::query_as("SELECT action, os_user FROM api_key_log ORDER BY id")
-        .fetch_all(&database.pool)
-        .await?;
+    let actions: Vec<(String, String)> =
+        sqlx::query_as("SELECT action, os_user FROM api_key_log ORDER BY id").fetch_all(&database.pool).await?;
     let by_alice = |(action, by): &(String, String)| by.starts_with("alice (uid ").then(|| action.clone());
     let actions: Vec<String> = actions.iter().filter_map(by_alice).collect();
     assert_eq!(actions, ["create", "create", "rotate", "rotate", "revoke"]);
