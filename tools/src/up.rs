@@ -244,6 +244,7 @@ impl Up {
         say("");
         say(format_args!("  an order   curl -i {url}/orders -H 'content-type: application/json' -d '{order}'"));
         say(format_args!("  many       cargo dev seed --url {url}"));
+        say("  callers    nobody is asked for a key (API_AUTH=none)");
         if let Some(postgres) = &pipeline.postgres {
             say(format_args!("  database   psql {}", postgres.url(DATABASE)));
         }
