@@ -67,6 +67,7 @@ enum Shown<'a> {
 }
 
 /// Why a request goes no further.
+#[derive(Debug, Clone, Copy)]
 enum Refused {
     Credentials(Reason),
     Rate,

@@ -189,7 +189,7 @@ async fn revoke(connection: &mut PgConnection, args: &RevokeArgs) -> Result<Exit
     match store::revoke(connection, args.id, (&actor().os_user, &args.why)).await? {
         Ok(key) if args.json => say(serde_json::to_string(&key)?),
         Ok(key) => {
-            say(format_args!("revoked {} ({}); the API hears of it within seconds", key.id, printable(&key.name)))
+            say(format_args!("revoked {} ({}); the API hears of it within seconds", key.id, printable(&key.name)));
         }
         Err(refusal) => return Ok(refused(refusal)),
     }

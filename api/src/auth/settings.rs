@@ -77,7 +77,7 @@ pub struct RateConfig {
 }
 
 #[derive(Deserialize)]
-struct Auth {
+struct Variables {
     #[serde(default = "required")]
     auth: String,
     #[serde(default = "ten")]
@@ -142,7 +142,7 @@ impl AuthConfig {
     /// # Errors
     /// When one is missing, cannot be parsed, is out of its bounds or contradicts another; the error names it.
     pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
-        let auth: Auth = env.section("API_")?;
+        let auth: Variables = env.section("API_")?;
         within("API_KEYS_CACHE_SECS", &auth.keys_cache_secs, 1..=300)?;
         within("API_SSE_CREDENTIALS_SECS", &auth.sse_credentials_secs, 1..=86_400)?;
         let required = match auth.auth.as_str() {

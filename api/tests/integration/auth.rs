@@ -230,15 +230,13 @@ async fn a_stream_goes_on_over_its_end_with_none_missed() {
     let mut told = Vec::new();
     for _ in 0..20 {
         assert_eq!(ask(&api, "POST", "/orders", &header).await.status, 201);
-        tokio::task::yield_now().await;
     }
     while told.len() < 20 {
-        match stream.next().await {
-            Some(message) => told.extend(message.change()),
-            None => {
-                let last = stream.last_id.clone();
-                stream = Watcher::open_as(api.address, "/orders/events", &header, last.as_deref()).await;
-            }
+        if let Some(message) = stream.next().await {
+            told.extend(message.change());
+        } else {
+            let last = stream.last_id.clone();
+            stream = Watcher::open_as(api.address, "/orders/events", &header, last.as_deref()).await;
         }
     }
     let expected: Vec<(i64, i64)> = (1..=20).map(|order| (order, 1)).collect();
@@ -332,7 +330,7 @@ async fn postgres_away_is_not_a_refusal() {
 #[tokio::test]
 async fn the_api_can_make_no_key() {
     let database = TestDatabase::create("no_making").await;
-    let key = key(&database, BOTH, None).await;
+    key(&database, BOTH, None).await;
     let mut connection = database.pool.acquire().await.expect("a connection");
     for (role, statement) in [
         ("outrider_api", "INSERT INTO api_keys SELECT * FROM api_keys"),
@@ -351,5 +349,4 @@ async fn the_api_can_make_no_key() {
         assert!(error.contains("permission denied"), "{role}: {statement}: {error}");
         sqlx::raw_sql("RESET ROLE").execute(&mut *connection).await.expect("the owner again");
     }
-    drop(key);
 }

@@ -128,7 +128,7 @@ async fn no_token_chooses_how_it_is_checked() {
     // What the public key of the issuer can be taken for: anybody has all of these.
     let mut secrets: Vec<Vec<u8>> =
         ["n", "e"].iter().map(|part| rsa.jwk[*part].as_str().expect("text").as_bytes().to_vec()).collect();
-    secrets.extend([rsa.jwk.to_string().into_bytes(), rsa.public_pem(), Vec::new()]);
+    secrets.extend([rsa.jwk.to_string().into_bytes(), Signer::rsa_public_pem(), Vec::new()]);
     for secret in &secrets {
         let header = Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::HS256) };
         let token = encode(&header, &claims(&json!({})), &EncodingKey::from_secret(secret)).expect("a token");
@@ -142,7 +142,7 @@ async fn no_token_chooses_how_it_is_checked() {
     assert_eq!(read(&api, &ec.sign(&claims(&json!({})))).await, 401, "another algorithm, of a key of the issuer's");
     assert_eq!(read(&api, &ec.sign_as("rsa", &claims(&json!({})))).await, 401);
     // A key that comes with the token is nobody's.
-    let stranger = Signer::other_rsa_header(&rsa, &claims(&json!({})));
+    let stranger = Signer::sign_with_a_key_of_its_own(&rsa, &claims(&json!({})));
     assert_eq!(read(&api, &stranger).await, 401);
     for text in ["a.b.c", "..", "a.b", &"x".repeat(4_000)] {
         assert_eq!(read(&api, text).await, 401, "{text}");

@@ -53,9 +53,12 @@ pub enum Refusal {
     /// There is no such key.
     #[error("there is no key with that id")]
     NotThere,
-    /// It is refused already.
-    #[error("the key is not good any more: it was revoked, or has expired")]
-    Over,
+    /// It was revoked.
+    #[error("the key was revoked before")]
+    Revoked,
+    /// It has expired.
+    #[error("the key has expired: make another one")]
+    Expired,
     /// It has a successor.
     #[error("the key was rotated before: rotate the one that has taken its place, or revoke this one")]
     Replaced,
@@ -122,10 +125,11 @@ pub async fn revoke(
     (os_user, why): (&str, &str),
 ) -> Result<Result<KeyRow, Refusal>, sqlx::Error> {
     let mut transaction = connection.begin().await?;
-    let found = state(&mut transaction, id).await?;
-    // One that has expired may be revoked all the same: it may be wanted that nobody doubts it.
-    if !found.as_ref().is_some_and(|found| !found.revoked) {
-        return Ok(Err(if found.is_some() { Refusal::Over } else { Refusal::NotThere }));
+    match state(&mut transaction, id).await? {
+        None => return Ok(Err(Refusal::NotThere)),
+        Some(State { revoked: true, .. }) => return Ok(Err(Refusal::Revoked)),
+        // One that has expired may be revoked all the same, so that nobody need doubt it.
+        Some(State { .. }) => {}
     }
     let key = sqlx::query_as!(
         KeyRow,
@@ -160,8 +164,9 @@ pub async fn rotate(
     let mut transaction = connection.begin().await?;
     match state(&mut transaction, id).await? {
         None => return Ok(Err(Refusal::NotThere)),
-        Some(State { revoked: true, .. } | State { expired: true, .. }) => return Ok(Err(Refusal::Over)),
+        Some(State { revoked: true, .. }) => return Ok(Err(Refusal::Revoked)),
         Some(State { replaced: true, .. }) => return Ok(Err(Refusal::Replaced)),
+        Some(State { expired: true, .. }) => return Ok(Err(Refusal::Expired)),
         Some(State { .. }) => {}
     }
     let secret_hash = new.secret_hash();

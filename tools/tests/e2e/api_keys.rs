@@ -96,8 +96,8 @@ async fn a_key_lives_from_its_making_over_its_rotation_to_its_end() -> Result<()
     ensure!(well(&database, &revoke)?.contains("revoked"));
     eventually("the revoked key is refused", async || (status("/orders", &newest).await == 401).then_some(())).await;
     for (arguments, expected) in [
-        (&revoke[..], "not good any more"),
-        (&["rotate", newest_id.as_str()], "not good any more"),
+        (&revoke[..], "revoked before"),
+        (&["rotate", newest_id.as_str()], "revoked before"),
         (&["revoke", "0123456789abcdef", "--why", "x"], "no key with that id"),
     ] {
         let (code, said) = api_keys(&database, arguments)?;

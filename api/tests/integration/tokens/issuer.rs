@@ -65,7 +65,7 @@ impl Signer {
     }
 
     /// A token that brings its own key, and names the issuer's.
-    pub fn other_rsa_header(issuers: &Self, claims: &Value) -> String {
+    pub fn sign_with_a_key_of_its_own(issuers: &Self, claims: &Value) -> String {
         let own = Self::ec("own");
         let header = Header {
             kid: issuers.jwk["kid"].as_str().map(str::to_owned),
@@ -77,7 +77,7 @@ impl Signer {
     }
 
     /// The public key of [`Self::rsa`] as people pass it on.
-    pub fn public_pem(&self) -> Vec<u8> {
+    pub fn rsa_public_pem() -> Vec<u8> {
         include_bytes!("rsa.pub.pem").to_vec()
     }
 }
