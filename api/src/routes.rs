@@ -51,18 +51,21 @@ pub static SURFACE: &[Resource] = &[
     Resource::new("/readyz", &[(Method::GET, || web::to(health::ready))]),
 ];
 
+/// A method, and how it is served.
+type Served = (Method, fn() -> actix_web::Route);
+
 /// A path, and what is served there.
 #[derive(Debug)]
 pub struct Resource {
     /// The path, with its parameters in braces.
     pub path: &'static str,
-    serves: &'static [(Method, fn() -> actix_web::Route)],
+    serves: &'static [Served],
     endless: bool,
     body_bytes_max: usize,
 }
 
 impl Resource {
-    const fn new(path: &'static str, serves: &'static [(Method, fn() -> actix_web::Route)]) -> Self {
+    const fn new(path: &'static str, serves: &'static [Served]) -> Self {
         Self { path, serves, endless: false, body_bytes_max: BODY_BYTES_MAX }
     }
 

@@ -57,10 +57,10 @@ pub fn components() -> Value {
 
 /// Lets the headers that a response names lead to what they mean, and adds those that need not be named.
 pub fn complete(response: &mut Value, of_orders: bool) {
-    let named = response["headers"].as_object().map(|headers| headers.keys().cloned().collect()).unwrap_or_default();
+    let named = response["headers"].as_object().cloned().unwrap_or_default();
     let more = OF_ALL.into_iter().chain(OF_ORDERS.into_iter().filter(|_| of_orders));
-    let names: Vec<String> = Vec::into_iter(named).chain(more.map(str::to_owned)).collect();
-    let headers = names.into_iter().map(|name| {
+    let all = named.into_iter().map(|(name, _)| name).chain(more.map(str::to_owned));
+    let headers = all.map(|name| {
         let target = json!({"$ref": format!("#/components/headers/{name}")});
         (name, target)
     });
