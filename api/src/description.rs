@@ -1,4 +1,4 @@
-//! The description of the API, OpenAPI 3.1: made from the annotations of the handlers, the catalogue of problems and the rules that
+//! The description of the API, as `OpenAPI` 3.1: made from the annotations of the handlers, the catalogue of problems and the rules that
 //! hold for all routes.
 
 mod headers;

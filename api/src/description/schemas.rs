@@ -8,7 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::problem::Document;
 
-/// What is ordered. Other fields are passed over.
+/// What is ordered. Numbers are written without a fraction or an exponent. Other fields are passed over.
 #[derive(ToSchema)]
 pub struct NewOrder {
     /// Who orders.
@@ -48,7 +48,7 @@ pub struct Order {
     quantity: i32,
     /// What has become of it.
     status: Status,
-    /// How many changes it has seen, the first being its creation. Its ETag.
+    /// How many changes it has seen, the first being its creation. It is the `ETag`.
     #[schema(minimum = 1)]
     version: i64,
     /// When it was accepted.

@@ -152,7 +152,7 @@ async fn the_examples_run() {
 
 /// The target and the headers that the examples of an operation's parameters make.
 fn example_of(path: &str, operation: &Value) -> (String, String) {
-    let (mut path, mut query, mut headers) = (path.to_owned(), Vec::new(), String::new());
+    let (mut path, mut query, mut headers) = (path.to_owned(), Vec::new(), Vec::new());
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
         let name = parameter["name"].as_str().expect("a name");
         let example =
@@ -166,11 +166,11 @@ fn example_of(path: &str, operation: &Value) -> (String, String) {
             Some("path") => path = path.replace(&format!("{{{name}}}"), &text),
             Some("query") => query.push(format!("{name}={text}")),
             // Waiting for a processor, which there is none of here, is for other tests.
-            _ => headers.push_str(&format!("{name}: {}\r\n", text.replace("wait=5", "wait=0"))),
+            _ => headers.push(format!("{name}: {}\r\n", text.replace("wait=5", "wait=0"))),
         }
     }
     let target = if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) };
-    (target, headers)
+    (target, headers.concat())
 }
 
 #[tokio::test]

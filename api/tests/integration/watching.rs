@@ -317,16 +317,17 @@ async fn a_client_that_prefers_to_wait_gets_the_order_processed() {
     let pool = database.pool.clone();
     let processor = tokio::spawn(async move {
         loop {
-            let due =
-                "UPDATE orders SET status = 'Processed', version = 2 WHERE status = 'Pending' RETURNING id, user_id";
+            let due = "UPDATE orders SET status = 'Processed', version = 2 WHERE status = 'Pending' RETURNING id";
             let mut transaction = pool.begin().await.expect("a transaction");
-            let orders: Vec<(i64, i64)> = sqlx::query_as(due).fetch_all(&mut *transaction).await.expect("orders");
-            for (id, user) in orders {
+            let orders: Vec<i64> = sqlx::query_scalar(due).fetch_all(&mut *transaction).await.expect("orders");
+            for id in orders {
                 let text =
                     "INSERT INTO outbox (event_id, aggregate_type, aggregate_id, aggregate_version, type, payload)
-                    VALUES (gen_random_uuid(), 'order', $1::text, 2, 'order.processed',
-                        json_build_object('id', $1, 'user_id', $2, 'status', 'Processed', 'failure_reason', NULL))";
-                sqlx::query(text).bind(id).bind(user).execute(&mut *transaction).await.expect("its event");
+                    SELECT gen_random_uuid(), 'order', o.id::text, 2, 'order.processed',
+                        row_to_json(ROW(o.id, o.user_id, o.product_id, o.quantity, o.status, o.version, o.created_at,
+                            o.updated_at, o.failure_reason)::order_document)
+                    FROM orders o WHERE o.id = $1";
+                sqlx::query(text).bind(id).execute(&mut *transaction).await.expect("its event");
             }
             transaction.commit().await.expect("a commit");
         }

@@ -6,8 +6,12 @@ import schemathesis
 @schemathesis.check
 def a_valid_order_is_refused_for_its_key_alone(ctx, response, case):
     positive = case.meta is not None and case.meta.generation.mode.is_positive
-    if positive and response.status_code == 422:
-        assert response.json()["type"] == "/problems/idempotency-key-reused"
+    if not positive or response.status_code != 422:
+        return
+    # For JSON Schema 3.0 is an integer, which the API refuses; there is no keyword that would say so.
+    if any(isinstance(case.body.get(field), float) for field in ("user_id", "product_id", "quantity")):
+        return
+    assert response.json()["type"] == "/problems/idempotency-key-reused"
 
 
 @schemathesis.check
