@@ -105,25 +105,34 @@ async fn a_key_lives_from_its_making_over_its_rotation_to_its_end() -> Result<()
     }
 
     let listed: Value = serde_json::from_str(&well(&database, &["list", "--all", "--json"])?)?;
-    let states: Vec<&str> =
+    let listed_as: Vec<&str> =
         listed.as_array().context("a list")?.iter().filter_map(|key| key["state"].as_str()).collect();
-    assert_eq!(states, ["revoked", "expired", "good", "replaced"]);
+    assert_eq!(listed_as, ["revoked", "expired", "good", "replaced"]);
     let table = well(&database, &["list"])?;
     ensure!(table.lines().count() == 3 && table.contains("orders:read, user 7"), "{table}");
-    let shown = well(&database, &["list", "--all"])? + &listed.to_string();
+    api.stop().await?;
+    let log = std::fs::read_to_string(logs.path().join("api.log"))?;
+    ensure!(log.contains("a request was refused for its credentials") && log.contains(id), "{log}");
+    no_secret_is_kept(&database, &[key, &bound, &new, &newest], &log).await?;
+    actions_are_written_down(&database).await
+}
+
+/// Neither in a list, nor in the database, nor in the log of the API.
+async fn no_secret_is_kept(database: &TestDatabase, keys: &[&str], log: &str) -> Result<()> {
+    let shown = well(database, &["list", "--all"])? + &well(database, &["list", "--all", "--json"])?;
     let stored: String = sqlx::query_scalar("SELECT string_agg(k::text || l::text, '') FROM api_keys k, api_key_log l")
         .fetch_one(&database.pool)
         .await?;
-    api.stop().await?;
-    let log = std::fs::read_to_string(logs.path().join("api.log"))?;
-    for key in [key, &bound, &new, &newest] {
+    for key in keys {
         let secret = key.rsplit('_').next().context("a secret")?;
-        for (place, text) in [("a list", &shown), ("the database", &stored), ("the log", &log)] {
+        for (place, text) in [("a list", shown.as_str()), ("the database", &stored), ("the log", log)] {
             ensure!(!text.contains(&secret[..64]), "a secret is in {place}");
         }
     }
-    ensure!(log.contains("a request was refused for its credentials") && log.contains(id), "{log}");
+    Ok(())
+}
 
+async fn actions_are_written_down(database: &TestDatabase) -> Result<()> {
     let actions: Vec<(String, String)> =
         sqlx::query_as("SELECT action, os_user FROM api_key_log ORDER BY id").fetch_all(&database.pool).await?;
     let by_alice = |(action, by): &(String, String)| by.starts_with("alice (uid ").then(|| action.clone());
