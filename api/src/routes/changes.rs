@@ -20,7 +20,7 @@ use crate::store::changes::{Change, Changed, Target, Versioned};
     post, path = "/orders/{id}/cancel", operation_id = "cancelOrder", tag = "orders",
     params(
         ("id" = i64, Path, minimum = 1, example = 1, description = "The order."),
-        ("If-Match" = Option<String>, Header, example = json!("\"1\""), description = "ETags of versions that may be cancelled."),
+        ("If-Match" = Option<String>, Header, example = json!("\"1\""), description = "ETags of versions that may be cancelled, or `*` for any."),
     ),
     responses((status = 200, description = "The order, Cancelled.", body = Order, headers(("ETag")))),
     extensions(("x-problems" = json!([Kind::OrderNotFound, Kind::OrderNotPending, Kind::PreconditionFailed])))
@@ -45,7 +45,7 @@ pub async fn cancel(
     delete, path = "/orders/{id}", operation_id = "deleteOrder", tag = "orders",
     params(
         ("id" = i64, Path, minimum = 1, example = 1, description = "The order."),
-        ("If-Match" = Option<String>, Header, description = "ETags of versions that may be deleted."),
+        ("If-Match" = Option<String>, Header, example = "*", description = "ETags of versions that may be deleted, or `*` for any."),
     ),
     responses((status = 204, description = "The order is deleted.")),
     extensions(("x-problems" = json!([Kind::OrderNotFound, Kind::PreconditionFailed])))
