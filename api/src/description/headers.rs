@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 /// Name, schema, meaning, and whether a response that has it always has it.
 type Header = (&'static str, fn() -> Value, &'static str, bool);
 
-const HEADERS: [Header; 16] = [
+const HEADERS: [Header; 21] = [
     ("ETag", || json!({"type": "string", "pattern": "^\"[0-9]+\"$"}), "The order's version.", true),
     ("Location", || json!({"type": "string", "format": "uri-reference"}), "The path of the order.", true),
     ("Link", text, "Where the next page is, as `rel=\"next\"`; absent on the last one.", false),
@@ -24,18 +24,33 @@ const HEADERS: [Header; 16] = [
     ("Retry-After", whole, "After how many seconds to come back.", true),
     ("WWW-Authenticate", text, "What credentials are taken, and what is wrong with those that were sent.", true),
     ("Cache-Control", text, "How long this may be kept.", true),
-    ("Content-Security-Policy", text, "What the page may load, for a page.", false),
+    ("Content-Security-Policy", text, "What a page may load: nothing, where there is none.", true),
     ("X-Accel-Buffering", text, "Asks proxies to pass the stream on as it comes.", true),
-    ("Vary", text, "The request's headers that this answer depends on.", true),
+    ("Vary", text, "The request's headers that this answer depends on.", false),
     ("RateLimit-Limit", whole, "How many requests the caller may make in a window.", false),
     ("RateLimit-Remaining", whole, "How many of them are left.", false),
     ("RateLimit-Reset", whole, "In how many seconds there are more.", false),
-    ("X-Request-Id", text, "Names the request in the logs; the request's own, if it brings a good one.", false),
+    ("X-Request-Id", text, "Names the request in the logs; the request's own, if it brings a good one.", true),
+    ("X-Content-Type-Options", text, "The media type is as it is said to be.", true),
+    ("X-Frame-Options", text, "Nobody puts this into a frame.", true),
+    ("Strict-Transport-Security", text, "Over TLS: come by TLS from now on.", false),
+    ("Access-Control-Allow-Origin", text, "Whose pages may read this, if the request comes from one that may.", false),
+    ("Access-Control-Expose-Headers", text, "Which headers such a page may read.", false),
     ("Allow", text, "The methods that the path has.", true),
 ];
 
 /// What all responses may have.
-const OF_ALL: [&str; 1] = ["X-Request-Id"];
+const OF_ALL: [&str; 9] = [
+    "X-Request-Id",
+    "Cache-Control",
+    "Content-Security-Policy",
+    "X-Content-Type-Options",
+    "X-Frame-Options",
+    "Strict-Transport-Security",
+    "Vary",
+    "Access-Control-Allow-Origin",
+    "Access-Control-Expose-Headers",
+];
 /// What responses about orders may have.
 const OF_ORDERS: [&str; 3] = ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"];
 

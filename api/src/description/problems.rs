@@ -54,7 +54,7 @@ fn response(entries: &[Entry], status: u16) -> Value {
     if entries.iter().any(|entry| entry.retry == Retry::Later) {
         headers.insert("Retry-After".to_owned(), Value::Null);
     }
-    if status == 401 {
+    if status == 401 || status == 403 {
         headers.insert("WWW-Authenticate".to_owned(), Value::Null);
     }
     json!({
