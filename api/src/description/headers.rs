@@ -22,7 +22,7 @@ const HEADERS: [Header; 21] = [
         false,
     ),
     ("Retry-After", whole, "After how many seconds to come back.", true),
-    ("WWW-Authenticate", text, "What credentials are taken, and what is wrong with those that were sent.", true),
+    ("WWW-Authenticate", text, "What credentials are taken, and what is wrong with those that were sent.", false),
     ("Cache-Control", text, "How long this may be kept.", true),
     ("Content-Security-Policy", text, "What a page may load: nothing, where there is none.", true),
     ("X-Accel-Buffering", text, "Asks proxies to pass the stream on as it comes.", true),
