@@ -112,7 +112,7 @@ async fn a_key_lives_from_its_making_over_its_rotation_to_its_end() -> Result<()
     ensure!(table.lines().count() == 3 && table.contains("orders:read, user 7"), "{table}");
     api.stop().await?;
     let log = std::fs::read_to_string(logs.path().join("api.log"))?;
-    ensure!(log.contains("a request was refused for its credentials") && log.contains(id), "{log}");
+    ensure!(log.contains("a request was refused for its credentials") && log.contains(&newest_id), "{log}");
     no_secret_is_kept(&database, &[key, &bound, &new, &newest], &log).await?;
     actions_are_written_down(&database).await
 }
