@@ -88,13 +88,12 @@ impl Server {
         // Only where spans are collected do they have a context.
         let traced = TraceHeaders::of_span(&span).traceparent.is_some();
         let pool = database.connect(shutdown).instrument(span).await?;
-        readiness.met(POSTGRES);
 
         let mut writers = JoinSet::new();
         let batcher = Batcher::start(&database, &limits, &metrics, &mut writers);
         let keeper = Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown).await;
         let orders = Orders::new(pool, &limits);
-        let check = tokio::spawn(keep_checking(orders.clone(), readiness.clone(), shutdown.clone()));
+        let (checked, shown) = (orders.clone(), readiness.clone());
         let mut feed_tasks = JoinSet::new();
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
         let mut auth_tasks = JoinSet::new();
@@ -118,6 +117,9 @@ impl Server {
         let http = edge::serve((listener, &edge), state, routes::configure, &limits, shutdown.clone())
             .map_err(|error| port_error("API_BIND", bind, &error))?;
         tracing::info!(server.address = %address, tls = edge.tls.is_some(), "API port is open");
+        // Not before: whoever is told that this service is ready connects at once.
+        shown.met(POSTGRES);
+        let check = tokio::spawn(keep_checking(checked, shown, shutdown.clone()));
         Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper, tls, auth: auth_tasks })
     }
 

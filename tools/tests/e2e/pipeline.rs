@@ -210,7 +210,8 @@ async fn relays_and_processors_killed_amid_a_backlog_lose_nothing_and_apply_noth
     let stage = Stage::new("relays_and_processors_killed").await?;
     let mut api = stage.start(Kind::Api, "api", &[]).await?;
     let orders = OrdersApi::new(api.api_url().context("the api has a URL")?.parse()?)?;
-    let posting = tokio::spawn(async move { post(&orders, ORDERS).await });
+    let posting =
+        tokio::spawn(async move { post(&orders, ORDERS).await.inspect_err(|error| eprintln!("posting: {error:#}")) });
 
     // Each round, one of two relays and one of two processors are killed at some moment of their work.
     let mut steady = stage.start(Kind::Relay, "relay-steady", &RELAY_ENV).await?;
