@@ -8,11 +8,10 @@ use actix_web::{App, HttpServer, web};
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use shared::health::{self, Readiness};
-use shared::propagation::TraceHeaders;
 use shared::shutdown::Shutdown;
+use shared::spans::Spans;
 use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
-use tracing::Instrument as _;
 
 use crate::batcher::Batcher;
 use crate::config::{Config, Limits};
@@ -40,8 +39,8 @@ pub struct State {
     pub feed: Arc<Feed>,
     /// Takes note of requests.
     pub metrics: Metrics,
-    /// Whether anybody collects spans.
-    pub traced: bool,
+    /// Makes spans, if anybody collects them.
+    pub spans: Spans,
 }
 
 /// An API whose ports are open.
@@ -69,10 +68,7 @@ impl Server {
             .map_err(|error| port_error("ADMIN_BIND", admin_bind, &error))?;
 
         let database = store::configure(database, &limits);
-        let span = tracing::info_span!("start");
-        // Only where spans are collected do they have a context.
-        let traced = TraceHeaders::of_span(&span).traceparent.is_some();
-        let pool = database.connect(shutdown).instrument(span).await?;
+        let pool = database.connect(shutdown).await?;
         readiness.met(POSTGRES);
 
         let mut writers = JoinSet::new();
@@ -82,7 +78,8 @@ impl Server {
         let check = tokio::spawn(keep_checking(orders.clone(), readiness.clone(), shutdown.clone()));
         let mut feed_tasks = JoinSet::new();
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
-        let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), metrics, traced });
+        let spans = shared::telemetry::spans();
+        let state = web::Data::new(State { batcher, orders, feed: Arc::new(feed), metrics, spans });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
         let address = listener.local_addr()?;
