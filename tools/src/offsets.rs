@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use processor::broker::Broker;
 use processor::offsets::{self, Lost, Operator, Position};
@@ -180,6 +180,12 @@ async fn accept(connection: &mut PgConnection, kafka: &KafkaConfig, args: &Accep
     let broker = Broker::new(&kafka.consumer(CLIENT_ID, &args.group))?;
     let lost = offsets::lost(connection, &broker, &args.group, &args.topic, args.partition).await?;
     if lost.is_empty() {
+        // Of a topic that the brokers do not know, nobody can say what is lost: just after it was made, one of them may not know it yet.
+        ensure!(
+            !broker.partitions(&args.topic)?.is_empty(),
+            "Kafka has no topic '{}': look at its name, or try again if it was made just now",
+            args.topic
+        );
         say("no position is lost: there is nothing to accept");
         return Ok(ExitCode::SUCCESS);
     }

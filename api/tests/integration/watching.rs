@@ -179,13 +179,13 @@ async fn nothing_is_read_while_nobody_listens() {
 
 #[tokio::test]
 async fn a_slow_reader_is_cut_off_with_a_word_and_goes_on_from_there() {
+    const ORDERS: usize = 1_000;
     let database = TestDatabase::create("slow_reader").await;
     let api = Api::with(&database, |limits| limits.watching.sse_buffer_events = 5).await;
     let mut watcher = Watcher::open(api.address, "/orders/events", None).await;
     let mut other = Watcher::open(api.address, "/orders/events?user_id=2", None).await;
     watcher.next().await.expect("it begins");
     // At once far more than may wait for a reader: one that is fast might keep up with a few.
-    const ORDERS: usize = 1_000;
     let orders: Vec<String> = (0..ORDERS).map(|_| ORDER.to_owned()).collect();
     let many = format!("[{}]", orders.join(","));
     let many = request("POST", "/orders/batch", "content-type: application/json\r\n", many.as_bytes());

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use shared::config::Env;
 use shared::kafka::KafkaConfig;
-use shared::testing::{TestDatabase, kafka_brokers, unique};
+use shared::testing::{TestDatabase, eventually, kafka_brokers, unique};
 
 use super::command_line::outrider;
 
@@ -30,7 +30,14 @@ impl Stage {
             .execute(&database.pool)
             .await?;
         }
-        Ok(Self { database, topic })
+        let stage = Self { database, topic };
+        eventually("the broker has heard of the topic", async || {
+            let (_, said) = stage.offsets(&["list", "--json"]).ok()?;
+            let rows: Vec<serde_json::Value> = serde_json::from_str(&said).ok()?;
+            rows.first()?["high"].is_i64().then_some(())
+        })
+        .await;
+        Ok(stage)
     }
 
     /// Runs `outrider offsets` as an operator. Its exit code, and all that it said.
@@ -78,6 +85,8 @@ async fn only_lost_positions_are_accepted_and_only_with_a_yes() -> Result<()> {
     let accept = ["accept", "--group", "g 1", "--topic", &stage.topic];
     let (code, said) = stage.offsets(&accept)?;
     assert!(code == Some(1) && said.contains("--yes"), "without a terminal nobody confirms: {said}");
+    let (code, said) = stage.offsets(&["accept", "--group", "g 1", "--topic", "no-such-topic", "--yes"])?;
+    assert!(code == Some(1) && said.contains("Kafka has no topic 'no-such-topic'"), "{said}");
     let (code, said) = stage.offsets(&[&accept[..], &["--partition", "1", "--yes"]].concat())?;
     assert_eq!((code, said.as_str()), (Some(0), "no position is lost: there is nothing to accept\n"));
     assert_eq!(stage.positions().await?, before);
