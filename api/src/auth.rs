@@ -27,6 +27,7 @@ use crate::caller::Caller;
 use crate::config::Limits;
 use crate::problem::{Kind, Problem};
 use crate::rate::{Meter, Payer, Rate, TooMuch};
+use crate::routes;
 use crate::server::State;
 use crate::store::Orders;
 use crate::store::api_keys::ApiKeys;
@@ -38,10 +39,6 @@ pub mod keys;
 pub mod refusal;
 pub mod scopes;
 pub mod settings;
-
-/// Routes that are everybody's: whether the service is well, and what it is. All others, also those to nowhere, ask for credentials.
-const OPEN: [&str; 7] =
-    ["/livez", "/readyz", "/openapi.json", "/docs", "/docs/{file}", "/problems", "/problems/{slug}"];
 
 /// Stands at the door.
 #[derive(Debug)]
@@ -228,7 +225,7 @@ pub async fn guard(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let guard = &state.guard;
     let is_off = guard.credentials.is_none() && guard.rate.is_none();
-    if is_off || OPEN.contains(&route) {
+    if is_off || routes::is_open(route) {
         return next.call(request).await;
     }
     guard.pass(request, next).await

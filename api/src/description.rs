@@ -10,7 +10,7 @@ use utoipa::OpenApi;
 
 use crate::feed::event::Transition;
 use crate::problem::{Document, DocumentError};
-use crate::routes::{batch, changes, docs, events, health, listing, orders, problems as pages, timeline};
+use crate::routes::{self, batch, changes, docs, events, health, listing, orders, problems as pages, timeline};
 
 /// The name of the security scheme.
 const BEARER: &str = "bearer";
@@ -60,7 +60,7 @@ pub fn document(callers: Callers) -> Value {
         BEARER: {"type": "http", "scheme": "bearer", "description": "An API key, or a JSON Web Token."}
     });
     for (path, item) in members(&mut document["paths"]) {
-        let of_orders = path.starts_with("/orders");
+        let of_orders = !routes::is_open(path);
         for (_, operation) in members(item) {
             complete(operation, of_orders, callers);
         }
@@ -111,7 +111,7 @@ fn head_of(get: &Value) -> Value {
 }
 
 fn is_endless(path: &str) -> bool {
-    crate::routes::SURFACE.iter().any(|resource| resource.path == path && resource.is_endless())
+    routes::SURFACE.iter().any(|resource| resource.path == path && resource.is_endless())
 }
 
 fn members(value: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {

@@ -42,13 +42,13 @@ pub static SURFACE: &[Resource] = &[
     Resource::new("/orders/{id}/cancel", &[(Method::POST, || web::to(changes::cancel))]),
     Resource::new("/orders/{id}/events", &[(Method::GET, || web::to(events::of_order))]).endless(),
     Resource::new("/orders/{id}/timeline", &[(Method::GET, || web::to(timeline::read))]),
-    Resource::new("/problems", &[(Method::GET, || web::to(problems::list))]),
-    Resource::new("/problems/{slug}", &[(Method::GET, || web::to(problems::read))]),
-    Resource::new("/openapi.json", &[(Method::GET, || web::to(docs::description))]),
-    Resource::new("/docs", &[(Method::GET, || web::to(docs::page))]),
-    Resource::new("/docs/{file}", &[(Method::GET, || web::to(docs::file))]),
-    Resource::new("/livez", &[(Method::GET, || web::to(health::live))]),
-    Resource::new("/readyz", &[(Method::GET, || web::to(health::ready))]),
+    Resource::new("/problems", &[(Method::GET, || web::to(problems::list))]).open(),
+    Resource::new("/problems/{slug}", &[(Method::GET, || web::to(problems::read))]).open(),
+    Resource::new("/openapi.json", &[(Method::GET, || web::to(docs::description))]).open(),
+    Resource::new("/docs", &[(Method::GET, || web::to(docs::page))]).open(),
+    Resource::new("/docs/{file}", &[(Method::GET, || web::to(docs::file))]).open(),
+    Resource::new("/livez", &[(Method::GET, || web::to(health::live))]).open(),
+    Resource::new("/readyz", &[(Method::GET, || web::to(health::ready))]).open(),
 ];
 
 /// A method, and what serves it.
@@ -61,12 +61,13 @@ pub struct Resource {
     pub path: &'static str,
     serves: &'static [Served],
     endless: bool,
+    open: bool,
     body_bytes_max: usize,
 }
 
 impl Resource {
     const fn new(path: &'static str, serves: &'static [Served]) -> Self {
-        Self { path, serves, endless: false, body_bytes_max: BODY_BYTES_MAX }
+        Self { path, serves, endless: false, open: false, body_bytes_max: BODY_BYTES_MAX }
     }
 
     const fn body_bytes_max(self, body_bytes_max: usize) -> Self {
@@ -76,6 +77,11 @@ impl Resource {
     /// Its GET is a stream without an end, of which there is no HEAD.
     const fn endless(self) -> Self {
         Self { endless: true, ..self }
+    }
+
+    /// It is everybody's: whether the service is well, and what it is. All others ask for credentials.
+    const fn open(self) -> Self {
+        Self { open: true, ..self }
     }
 
     /// What is served: HEAD with every GET that ends.
@@ -110,6 +116,12 @@ impl Resource {
             .default_service(web::to(|| async { Problem::method_not_allowed(self.allow()).error_response() }))
             .wrap(from_fn(|request, next: Next<BoxBody>| observe(self.path, request, next)))
     }
+}
+
+/// Whether `route` is everybody's. What is no route is not.
+#[must_use]
+pub fn is_open(route: &str) -> bool {
+    SURFACE.iter().any(|resource| resource.open && resource.path == route)
 }
 
 /// Adds all routes.
