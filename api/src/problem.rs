@@ -19,6 +19,9 @@ use crate::store::StoreError;
 
 pub use catalogue::{Entry, Kind, Retry};
 
+/// The media type of problems.
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
 /// Seconds after which a client that met an overload or an outage may try again.
 const RETRY_AFTER_SECS: u32 = 1;
 
@@ -126,7 +129,7 @@ impl ResponseError for Problem {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status_code());
-        response.insert_header((header::CONTENT_TYPE, "application/problem+json"));
+        response.insert_header((header::CONTENT_TYPE, MEDIA_TYPE));
         if let Some(allow) = &self.allow {
             response.insert_header((header::ALLOW, allow.as_str()));
         }
@@ -241,6 +244,6 @@ mod tests {
         let response = Problem::method_not_allowed("GET, HEAD".to_owned()).error_response();
         assert_eq!(response.headers().get(header::ALLOW).map(header::HeaderValue::as_bytes), Some(&b"GET, HEAD"[..]));
         let media_type = response.headers().get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
-        assert_eq!(media_type, Some(&b"application/problem+json"[..]));
+        assert_eq!(media_type, Some(MEDIA_TYPE.as_bytes()));
     }
 }

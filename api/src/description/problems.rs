@@ -2,13 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::problem::{Entry, Kind, Retry};
+use crate::problem::{Entry, Kind, MEDIA_TYPE, Retry};
 
 /// Where the annotation of a handler names its problems, which the description itself does not have.
 const NAMED: &str = "x-problems";
-
-/// The media type of problems.
-const PROBLEM: &str = "application/problem+json";
 
 /// What may be answered to any request.
 const OF_ALL: [Kind; 6] =
@@ -26,12 +23,7 @@ pub fn uris() -> Value {
 pub fn add_responses(operation: &mut Value, of_orders: bool) {
     let named = operation.as_object_mut().and_then(|operation| operation.remove(NAMED)).unwrap_or_default();
     let named = named.as_array().into_iter().flatten().filter_map(|slug| Kind::by_slug(slug.as_str()?));
-    let mut kinds: Vec<Kind> = named.chain(OF_ORDERS.into_iter().filter(|_| of_orders)).collect();
-    for kind in OF_ALL {
-        if !kinds.contains(&kind) {
-            kinds.push(kind);
-        }
-    }
+    let kinds: Vec<Kind> = named.chain(OF_ORDERS.into_iter().filter(|_| of_orders)).chain(OF_ALL).collect();
     let mut statuses: Vec<u16> = kinds.iter().map(|kind| kind.entry().status.as_u16()).collect();
     statuses.sort_unstable();
     statuses.dedup();
@@ -40,7 +32,7 @@ pub fn add_responses(operation: &mut Value, of_orders: bool) {
         let mut response = response(&entries.collect::<Vec<_>>(), status);
         match &mut operation["responses"][status.to_string()] {
             // What has been described of this status is an answer too: that the service is not ready.
-            described @ Value::Object(_) => described["content"][PROBLEM] = response["content"][PROBLEM].take(),
+            described @ Value::Object(_) => described["content"][MEDIA_TYPE] = response["content"][MEDIA_TYPE].take(),
             none => *none = response,
         }
     }
@@ -60,7 +52,7 @@ fn response(entries: &[Entry], status: u16) -> Value {
     json!({
         "description": format!("{}.", titles.join(", or: ")),
         "headers": headers,
-        "content": {PROBLEM: {
+        "content": {MEDIA_TYPE: {
             "schema": {"allOf": [
                 {"$ref": "#/components/schemas/Problem"},
                 {"type": "object", "properties": {"type": {"enum": uris}, "status": {"const": status}}},

@@ -1,6 +1,6 @@
 //! Event streams over HTTP: what becomes of orders, as it happens.
 
-use actix_web::http::header::{self, HeaderMap, HeaderName};
+use actix_web::http::header::{HeaderMap, HeaderName};
 use actix_web::{HttpRequest, HttpResponse, web};
 use tokio::time::Instant;
 
@@ -33,10 +33,10 @@ const EXAMPLE: &str = "id: 2\nevent: order.processed\ndata: {\"type\":\"order.pr
     responses((
         status = 200, body = String, content_type = "text/event-stream",
         description = "Blocks of `id`, `event` and `data`; the data is an OrderEvent as JSON. Comments keep a silent stream alive.",
-        headers(("Cache-Control"), ("X-Accel-Buffering")), example = json!(EXAMPLE)
+        headers(("X-Accel-Buffering")), example = json!(EXAMPLE)
     )),
     extensions(("x-problems" = json!([
-        Kind::InvalidQuery, Kind::InvalidEventId, Kind::EventsGone, Kind::NotFound, Kind::Overloaded,
+        Kind::InvalidQuery, Kind::InvalidEventId, Kind::EventsGone,
     ])))
 )]
 pub async fn all(
@@ -66,9 +66,9 @@ pub async fn all(
     responses((
         status = 200, body = String, content_type = "text/event-stream",
         description = "Blocks of `id`, `event` and `data`; the data is an OrderEvent as JSON. Comments keep a silent stream alive.",
-        headers(("Cache-Control"), ("X-Accel-Buffering")), example = json!(EXAMPLE)
+        headers(("X-Accel-Buffering")), example = json!(EXAMPLE)
     )),
-    extensions(("x-problems" = json!([Kind::OrderNotFound, Kind::InvalidEventId, Kind::Overloaded])))
+    extensions(("x-problems" = json!([Kind::OrderNotFound, Kind::InvalidEventId])))
 )]
 pub async fn of_order(
     request: HttpRequest,
@@ -105,7 +105,6 @@ fn stream(body: EventStream, end: Option<Instant>) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     response
         .content_type("text/event-stream")
-        .insert_header((header::CACHE_CONTROL, "no-store"))
         // For proxies that would otherwise collect an answer before they pass it on.
         .insert_header(("x-accel-buffering", "no"));
     match end {

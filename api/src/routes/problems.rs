@@ -57,7 +57,7 @@ impl ProblemType {
 /// Every refusal is one of these, with media type `application/problem+json`.
 #[utoipa::path(
     get, path = "/problems", operation_id = "listProblems", tag = "problems",
-    responses((status = 200, description = "All of them, by status.", headers(("Vary"), ("Content-Security-Policy")), content(
+    responses((status = 200, description = "All of them, by status.", headers(("Vary")), content(
         (ProblemTypes = "application/json"), (String = "text/html"),
     )))
 )]
@@ -75,7 +75,7 @@ pub async fn list(request: HttpRequest) -> HttpResponse {
 #[utoipa::path(
     get, path = "/problems/{slug}", operation_id = "readProblem", tag = "problems",
     params(("slug" = String, Path, description = "The last segment of the type.", example = "order-not-found")),
-    responses((status = 200, description = "What it means, and what to do.", headers(("Vary"), ("Content-Security-Policy")), content(
+    responses((status = 200, description = "What it means, and what to do.", headers(("Vary")), content(
         (ProblemType = "application/json"), (String = "text/html"),
     ))),
     extensions(("x-problems" = json!([Kind::NotFound])))
@@ -101,7 +101,6 @@ fn page(title: &str, body: &str) -> HttpResponse {
     let head = format!("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>");
     HttpResponse::Ok()
         .insert_header((header::VARY, "accept"))
-        .insert_header((header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
         .content_type(header::ContentType::html())
         .body(format!("{head}<body>{body}</body></html>\n"))
 }

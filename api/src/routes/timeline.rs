@@ -1,6 +1,5 @@
 //! The life of one order over HTTP, for a support desk.
 
-use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -110,7 +109,7 @@ struct Published<'a> {
 #[utoipa::path(
     get, path = "/orders/{id}/timeline", operation_id = "readTimeline", tag = "orders",
     params(("id" = i64, Path, minimum = 1, example = 1, description = "The order.")),
-    responses((status = 200, description = "Its changes.", body = Timeline, headers(("Cache-Control")))),
+    responses((status = 200, description = "Its changes.", body = Timeline)),
     extensions(("x-problems" = json!([Kind::OrderNotFound])))
 )]
 pub async fn read(id: web::Path<String>, caller: Caller, state: web::Data<State>) -> Result<HttpResponse, Problem> {
@@ -123,7 +122,7 @@ pub async fn read(id: web::Path<String>, caller: Caller, state: web::Data<State>
         version: last.change.version,
         changes: stages.iter().map(change).collect(),
     };
-    Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(timeline))
+    Ok(HttpResponse::Ok().json(timeline))
 }
 
 fn change(stage: &Stage) -> ChangeDocument<'_> {
