@@ -63,11 +63,7 @@ pub struct Server {
     admin_address: SocketAddr,
     http: actix_web::dev::Server,
     writers: JoinSet<()>,
-    feed: JoinSet<()>,
-    check: tokio::task::JoinHandle<()>,
-    keeper: tokio::task::JoinHandle<()>,
-    tls: JoinSet<()>,
-    auth: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Server {
@@ -79,7 +75,9 @@ impl Server {
         let readiness = Readiness::waiting_for(&[POSTGRES]);
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        let tls = tls::watch(edge.tls.as_ref(), &mut registry, shutdown);
+        // What is done beside the requests; all of it ends with the shutdown.
+        let mut tasks = JoinSet::new();
+        tls::watch(edge.tls.as_ref(), &mut registry, shutdown, &mut tasks);
         let admin_address = health::serve(admin_bind, readiness.clone(), registry, shutdown)
             .map_err(|error| port_error("ADMIN_BIND", admin_bind, &error))?;
 
@@ -91,14 +89,11 @@ impl Server {
 
         let mut writers = JoinSet::new();
         let batcher = Batcher::start(&database, &limits, &metrics, &mut writers);
-        let keeper = Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown).await;
+        Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown, &mut tasks).await;
         let orders = Orders::new(pool, &limits);
         let (checked, shown) = (orders.clone(), readiness.clone());
-        let mut feed_tasks = JoinSet::new();
-        let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut feed_tasks);
-        let mut auth_tasks = JoinSet::new();
-        let guard =
-            Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut auth_tasks)?;
+        let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut tasks);
+        let guard = Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut tasks)?;
         let callers = if guard.lets_anybody_in() { Callers::Anybody } else { Callers::Known };
         let state = web::Data::new(State {
             batcher,
@@ -119,8 +114,8 @@ impl Server {
         tracing::info!(server.address = %address, tls = edge.tls.is_some(), "API port is open");
         // Not before: whoever is told that this service is ready connects at once.
         shown.met(POSTGRES);
-        let check = tokio::spawn(keep_checking(checked, shown, shutdown.clone()));
-        Ok(Self { address, admin_address, http, writers, feed: feed_tasks, check, keeper, tls, auth: auth_tasks })
+        tasks.spawn(keep_checking(checked, shown, shutdown.clone()));
+        Ok(Self { address, admin_address, http, writers, tasks })
     }
 
     /// Where orders are taken.
@@ -149,17 +144,10 @@ impl Server {
         while let Some(ended) = self.writers.join_next().await {
             ended.context("a writer failed")?;
         }
-        while let Some(ended) = self.feed.join_next().await {
-            ended.context("the feed failed")?;
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.context("a task beside the requests failed")?;
         }
-        while let Some(ended) = self.tls.join_next().await {
-            ended.context("the watch over the certificate failed")?;
-        }
-        while let Some(ended) = self.auth.join_next().await {
-            ended.context("the upkeep of credentials failed")?;
-        }
-        self.check.await.context("the readiness check failed")?;
-        self.keeper.await.context("the upkeep of idempotency keys failed")
+        Ok(())
     }
 }
 

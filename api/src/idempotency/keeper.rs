@@ -5,6 +5,7 @@ use std::time::Duration;
 use shared::backoff::Backoff;
 use shared::shutdown::Shutdown;
 use sqlx::PgPool;
+use tokio::task::JoinSet;
 
 use crate::metrics::Metrics;
 use crate::store::keys as sql;
@@ -45,12 +46,13 @@ impl Keeper {
         retention: Duration,
         metrics: Metrics,
         shutdown: &Shutdown,
-    ) -> tokio::task::JoinHandle<()> {
+        tasks: &mut JoinSet<()>,
+    ) {
         let keeper = Self::new(pool, retention, metrics);
         if let Err(error) = keeper.round().await {
             tracing::warn!(error = %error, "idempotency keys could not be kept up, will try again");
         }
-        tokio::spawn(keeper.run(shutdown.clone()))
+        tasks.spawn(keeper.run(shutdown.clone()));
     }
 
     async fn run(self, shutdown: Shutdown) {

@@ -20,8 +20,7 @@ const EXPIRY_NEAR: TimeDelta = TimeDelta::days(14);
 const WARN_EVERY: Duration = Duration::from_hours(24);
 
 /// Starts to watch a certificate, if there is one, with a gauge for its end in `registry`. The task ends with the shutdown.
-pub fn watch(tls: Option<&Tls>, registry: &mut Registry, shutdown: &Shutdown) -> JoinSet<()> {
-    let mut tasks = JoinSet::new();
+pub fn watch(tls: Option<&Tls>, registry: &mut Registry, shutdown: &Shutdown, tasks: &mut JoinSet<()>) {
     if let Some(tls) = tls {
         let expiry = Gauge::default();
         registry.register_with_unit(
@@ -32,7 +31,6 @@ pub fn watch(tls: Option<&Tls>, registry: &mut Registry, shutdown: &Shutdown) ->
         );
         tasks.spawn(tls.clone().keep_watching(expiry, shutdown.clone()));
     }
-    tasks
 }
 
 impl Tls {
