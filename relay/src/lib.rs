@@ -60,8 +60,7 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
         return Ok(());
     }
     readiness.met(KAFKA);
-    let shown = tokio::spawn(backlog::watch(pool.clone(), backlog, shutdown.clone()));
-    let upkeep = keep_up(&config, &pool, &upkeep, &shutdown);
+    let upkeep = keep_up(&config, &pool, (&upkeep, backlog), &shutdown);
     let worker = worker::Worker::new(config, pool, metrics, readiness);
     // As a task of its own, it runs on the thread that hears of what arrives at its socket. Here, on the main thread, every few rows
     // that Postgres sends would have to wake it.
@@ -72,21 +71,26 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     .await;
     shutdown.request();
     upkeep.await?;
-    shown.await?;
     result?
 }
 
 /// What a relay does beside publishing. Ends with the shutdown.
-fn keep_up(config: &RelayConfig, pool: &PgPool, metrics: &Upkeep, shutdown: &Shutdown) -> JoinHandle<()> {
+fn keep_up(
+    config: &RelayConfig,
+    pool: &PgPool,
+    (metrics, gauges): (&Upkeep, BacklogGauges),
+    shutdown: &Shutdown,
+) -> JoinHandle<()> {
     let ahead = retention::keep_partitions_ahead(pool.clone(), metrics.clone(), shutdown.clone());
     let watch = Watch { relay: config.relay.clone(), age: config.limits.holder_age };
     let holders = holders::watch(pool.clone(), watch, metrics.clone(), shutdown.clone());
+    let backlog = backlog::watch(pool.clone(), gauges, shutdown.clone());
     let dropped = match config.limits.retention {
         Retention::Forever => None,
         Retention::For(time) => Some(retention::drop_partitions(pool.clone(), time, metrics.clone(), shutdown.clone())),
     };
     tokio::spawn(async move {
-        tokio::join!(ahead, holders, async {
+        tokio::join!(ahead, holders, backlog, async {
             if let Some(dropped) = dropped {
                 dropped.await;
             }
