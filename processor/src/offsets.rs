@@ -153,6 +153,9 @@ pub enum OffsetsError {
     /// The brokers do not answer, or refuse.
     #[error("Kafka: {0}")]
     Kafka(#[from] KafkaError),
+    /// The brokers do not know the topic: nobody can say what of it is lost. Just after it was made, one of them may not know it yet.
+    #[error("Kafka has no topic '{0}': look at its name, or try again if it was made just now")]
+    NoTopic(String),
 }
 
 /// A position, and what the broker has of its partition.
@@ -221,6 +224,9 @@ pub async fn lost(
     number: Option<i32>,
 ) -> Result<Vec<Lost>, OffsetsError> {
     let mut partitions = of_topic(broker, topic)?;
+    if partitions.is_empty() {
+        return Err(OffsetsError::NoTopic(topic.to_owned()));
+    }
     partitions.retain(|partition| number.is_none_or(|number| number == partition.number));
     let stored = sql::stored(&mut *connection, group, &partitions).await?;
     let seen = see(broker, &partitions, |partition| stored.get(partition).copied())?;
