@@ -69,7 +69,7 @@ fn headers_json(headers: &RecordHeaders) -> Value {
         None => Value::Null,
         Some(bytes) => match str::from_utf8(bytes) {
             Ok(text) if !text.contains('\0') => text.into(),
-            _ => json!({ "hex": hex(bytes) }),
+            _ => json!({ "hex": hex::encode(bytes) }),
         },
     };
     headers.iter().map(|(name, bytes)| json!([storable(name), value(bytes)])).collect()
@@ -79,21 +79,10 @@ fn headers_json(headers: &RecordHeaders) -> Value {
 pub(crate) fn headers_of(json: &Value) -> RecordHeaders {
     let value = |value: &Value| match value {
         Value::String(text) => Some(text.clone().into_bytes()),
-        other => unhex(other.get("hex")?.as_str()?),
+        other => hex::decode(other.get("hex")?.as_str()?).ok(),
     };
     let pair = |pair: &Value| Some((pair.get(0)?.as_str()?.to_owned(), pair.get(1).and_then(value)));
     json.as_array().map(|pairs| pairs.iter().filter_map(pair).collect()).unwrap_or_default()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    text.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
-        hex.extend([byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('?')));
-        hex
-    })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{ConfigError, Env};
+use crate::crypto;
 
 /// What is logged unless `RUST_LOG` says otherwise. What actix finds wrong with a connection is its client's doing, and an error in our
 /// log for each would let anybody fill that.
@@ -59,9 +60,7 @@ fn provider(env: &Env, service: &'static str) -> Result<Option<SdkTracerProvider
     if env.var("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         return Ok(None);
     }
-    // The HTTP exporter's client is built without a provider of cryptography and panics if the process has none, even where it
-    // speaks plain HTTP. An error says that there is one already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crypto::install();
     // The exporters read the endpoint and the other OTEL_EXPORTER_OTLP_* variables by themselves.
     let exporter = match env.var("OTEL_EXPORTER_OTLP_PROTOCOL") {
         None | Some("http/protobuf") => SpanExporter::builder().with_http().build(),

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use api::auth::key::{ApiKey, KeyId};
 use api::auth::scopes::Scope;
 use clap::{Args, Subcommand};
@@ -14,12 +14,12 @@ use serde::Serialize;
 use shared::config::Env;
 use shared::db::DatabaseConfig;
 use shared::duration;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
+use crate::connection::with_connection;
 use crate::console::say;
 use crate::dead_letters::non_blank;
 use crate::parked::{actor, list::printable};
-use crate::signals::StopSignals;
 use list::{or_never, scopes_and_user};
 use store::{KeyRow, NewKey, Refusal};
 
@@ -158,21 +158,13 @@ fn key_name(text: &str) -> Result<String, String> {
 /// Does it, in the database of the environment.
 pub async fn run(args: ApiKeysArgs) -> Result<ExitCode> {
     let database = DatabaseConfig::from_env(&Env::load()?, "outrider")?;
-    let mut signals = StopSignals::listen()?;
-    let work = async {
-        let mut connection =
-            PgConnection::connect_with(database.connect_options()).await.context("cannot connect to the database")?;
-        let code = match args.command {
-            ApiKeysCommand::Create(args) => create(&mut connection, &args).await,
-            ApiKeysCommand::List(args) => list::run(&mut connection, &args).await,
-            ApiKeysCommand::Revoke(args) => revoke(&mut connection, &args).await,
-            ApiKeysCommand::Rotate(args) => rotate(&mut connection, &args).await,
-        };
-        // What was to be done is done or not by now, however this ends.
-        let _ = connection.close().await;
-        code
-    };
-    signals.interrupts(Box::pin(work)).await
+    with_connection(&database, async |connection| match args.command {
+        ApiKeysCommand::Create(args) => create(connection, &args).await,
+        ApiKeysCommand::List(args) => list::run(connection, &args).await,
+        ApiKeysCommand::Revoke(args) => revoke(connection, &args).await,
+        ApiKeysCommand::Rotate(args) => rotate(connection, &args).await,
+    })
+    .await
 }
 
 async fn create(connection: &mut PgConnection, args: &CreateArgs) -> Result<ExitCode> {

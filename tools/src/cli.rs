@@ -96,7 +96,7 @@ enum Command {
 
     /// Try whether the API does what its description says, with requests that are made up from it
     ///
-    /// On a Postgres of its own. The requests are made up by schemathesis, which is fetched once by pip and needs Python 3.10 or newer. The
+    /// On a Postgres of its own. The requests are made up by schemathesis, which is fetched once by pip and needs Python 3.11 or newer. The
     /// exit code is 1 at a violation.
     #[command(after_help = conformance::EXAMPLES)]
     Conformance(conformance::ConformanceArgs),

@@ -5,13 +5,14 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use shared::config::Env;
 use shared::db::DatabaseConfig;
 use sqlx::{Connection, PgConnection};
 
+use crate::connection::connect;
 use crate::console::{confirmed, say};
 use crate::parked;
 use crate::replay::parse_since;
@@ -150,10 +151,7 @@ pub(crate) fn non_blank(text: &str) -> Result<String, String> {
 pub async fn run(args: DeadLettersArgs) -> Result<ExitCode> {
     let database = DatabaseConfig::from_env(&Env::load()?, "outrider")?;
     let mut signals = StopSignals::listen()?;
-    let connecting = async {
-        PgConnection::connect_with(database.connect_options()).await.context("cannot connect to the database")
-    };
-    let mut connection = signals.interrupts(Box::pin(connecting)).await?;
+    let mut connection = signals.interrupts(Box::pin(connect(&database))).await?;
     let code = match args.command {
         DeadLettersCommand::List(args) => signals.interrupts(Box::pin(list::run(&mut connection, &args))).await,
         DeadLettersCommand::Show(args) => signals.interrupts(Box::pin(show::run(&mut connection, &args))).await,

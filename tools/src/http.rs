@@ -11,8 +11,7 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client that talks to the given host directly: a proxy in the environment is not for a server on loopback.
 pub fn client() -> Result<reqwest::Client> {
-    // Asked for again it fails, and the first answer stays.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    shared::crypto::install();
     reqwest::Client::builder().no_proxy().timeout(REQUEST_PATIENCE).build().context("cannot make an HTTP client")
 }
 

@@ -7,6 +7,7 @@ pub mod api_keys;
 pub mod bench;
 pub mod cli;
 pub mod conformance;
+pub mod connection;
 pub mod console;
 pub mod dead_letters;
 pub mod http;

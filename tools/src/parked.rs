@@ -6,17 +6,17 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use relay::routes::{self, Routes};
 use rustix::process::getuid;
 use shared::config::Env;
 use shared::db::DatabaseConfig;
+use sqlx::PgConnection;
 use sqlx::types::Uuid;
-use sqlx::{Connection, PgConnection};
 
+use crate::connection::with_connection;
 use crate::console::{confirmed, say};
-use crate::signals::StopSignals;
 use store::{Actor, Discard, Refusal, Selection};
 
 pub mod list;
@@ -116,20 +116,12 @@ pub async fn run(args: ParkedArgs) -> Result<ExitCode> {
     let env = Env::load()?;
     let routes = Routes::parse(env.var(routes::VARIABLE))?;
     let database = DatabaseConfig::from_env(&env, "outrider")?;
-    let mut signals = StopSignals::listen()?;
-    let work = async {
-        let mut connection =
-            PgConnection::connect_with(database.connect_options()).await.context("cannot connect to the database")?;
-        let code = match args.command {
-            ParkedCommand::List(args) => list::run(&mut connection, &args, &routes).await,
-            ParkedCommand::Retry(args) => retry(&mut connection, &args).await,
-            ParkedCommand::Discard(args) => discard(&mut connection, args).await,
-        };
-        // What was to be done is done or not by now, however this ends.
-        let _ = connection.close().await;
-        code
-    };
-    signals.interrupts(Box::pin(work)).await
+    with_connection(&database, async |connection| match args.command {
+        ParkedCommand::List(args) => list::run(connection, &args, &routes).await,
+        ParkedCommand::Retry(args) => retry(connection, &args).await,
+        ParkedCommand::Discard(args) => discard(connection, args).await,
+    })
+    .await
 }
 
 async fn retry(connection: &mut PgConnection, args: &RetryArgs) -> Result<ExitCode> {

@@ -182,8 +182,7 @@ impl Jwks {
         (refresh, max_age): (Duration, Duration),
         readiness: Readiness,
     ) -> Result<(Self, Keeper), reqwest::Error> {
-        // Asked for again it fails, and the first answer stays.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        shared::crypto::install();
         let client = reqwest::Client::builder()
             .timeout(FETCH_PATIENCE)
             // The address is the operator's; where it leads to is not for somebody else to say.

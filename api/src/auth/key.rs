@@ -56,9 +56,7 @@ impl ApiKey {
             return None;
         }
         let mut bytes = [0; 32];
-        for (place, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(secret.get(2 * place..2 * place + 2)?, 16).ok()?;
-        }
+        hex::decode_to_slice(secret.get(..SECRET_DIGITS)?, &mut bytes).ok()?;
         let key = Self { id, secret: bytes };
         // Not a comparison with anything secret: the checksum follows from what the client sent.
         (secret.get(SECRET_DIGITS..)? == key.checksum()).then_some(key)
@@ -79,8 +77,7 @@ impl ApiKey {
     /// The whole key, for the one who is to have it.
     #[must_use]
     pub fn expose(&self) -> String {
-        let secret: String = self.secret.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(digit).collect();
-        format!("{PREFIX}{}_{secret}{}", self.id, self.checksum())
+        format!("{PREFIX}{}_{}{}", self.id, hex::encode(self.secret), self.checksum())
     }
 
     fn checksum(&self) -> String {
@@ -88,7 +85,9 @@ impl ApiKey {
             .chain_update(b"outrider api key")
             .chain_update(self.id.0.to_be_bytes())
             .chain_update(self.secret);
-        hash.finalize().iter().take(CHECKSUM_DIGITS / 2).flat_map(|byte| [byte >> 4, byte & 15]).map(digit).collect()
+        let mut digits = hex::encode(hash.finalize());
+        digits.truncate(CHECKSUM_DIGITS);
+        digits
     }
 }
 
@@ -100,10 +99,6 @@ impl fmt::Debug for ApiKey {
 
 fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-fn digit(value: u8) -> char {
-    char::from_digit(u32::from(value), 16).unwrap_or_default()
 }
 
 #[cfg(test)]

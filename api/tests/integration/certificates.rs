@@ -46,7 +46,7 @@ pub fn edge(files: Files) -> Edge {
 /// A client that trusts these certificates, goes to `address` for `https://localhost`, and keeps its connections.
 pub fn client(trusted: &[&Pair], address: SocketAddr, change: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Client {
     // Asked for again it fails, and the first answer stays.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    shared::crypto::install();
     let trusted = trusted.iter().map(|pair| Certificate::from_pem(pair.cert.as_bytes()).expect("PEM"));
     let builder = Client::builder().no_proxy().tls_certs_only(trusted).tls_info(true).resolve("localhost", address);
     change(builder).build().expect("a client")

@@ -17,11 +17,7 @@ impl RecordKey {
     /// When `\x` is not followed by pairs of hexadecimal digits.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some(digits) = text.strip_prefix("\\x") else { return Ok(Self(text.as_bytes().to_vec())) };
-        let pair = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
-        let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(pair).collect();
-        let bytes =
-            bytes.filter(|_| digits.len().is_multiple_of(2) && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        bytes.map(Self).ok_or_else(|| "is not \\x and pairs of hexadecimal digits".to_owned())
+        hex::decode(digits).map(Self).map_err(|_| "is not \\x and pairs of hexadecimal digits".to_owned())
     }
 }
 
@@ -30,7 +26,7 @@ impl fmt::Display for RecordKey {
         match str::from_utf8(&self.0) {
             // One that would be read as something else is shown in digits.
             Ok(text) if !text.starts_with("\\x") && printable(text) == text => formatter.pad(text),
-            _ => formatter.pad(&format!("\\x{}", hex(&self.0))),
+            _ => formatter.pad(&format!("\\x{}", hex::encode(&self.0))),
         }
     }
 }
@@ -39,16 +35,6 @@ impl Serialize for RecordKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
-}
-
-/// Two digits a byte.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .filter_map(|digit| char::from_digit(digit.into(), 16))
-        .collect()
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ fn payload_json(payload: Option<&[u8]>) -> Value {
     let Some(bytes) = payload else { return Value::Null };
     serde_json::from_slice(bytes).unwrap_or_else(|_| match str::from_utf8(bytes) {
         Ok(text) => text.into(),
-        Err(_) => format!("\\x{}", hex(bytes)).into(),
+        Err(_) => format!("\\x{}", hex::encode(bytes)).into(),
     })
 }
 
