@@ -1,15 +1,16 @@
 //! What is noted of each request: its duration, and a span with the caller's as its parent.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use actix_web::body::BoxBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::header::HeaderMap;
+use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{Error, web};
 use shared::event::{TRACEPARENT, TRACESTATE};
-use shared::propagation::TraceHeaders;
-use tracing::{Instrument as _, Span, field};
+use shared::propagation::{TraceContext, TraceHeaders, is_sampled, traceparent_in};
+use shared::spans::{self, Array, Begun, Finished, KeyValue, SpanKind, Spans, Value, within};
 
 use crate::edge::{limits, request_id};
 use crate::server::State;
@@ -23,100 +24,148 @@ const TRACESTATE_LENGTH_MAX: usize = 512;
 /// Those of the service behind it.
 pub async fn observe(
     route: &'static str,
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let start = Instant::now();
     let Some(state) = request.app_data::<web::Data<State>>().cloned() else { return next.call(request).await };
-    // A span costs several allocations: none is made for nobody.
-    let response = if state.traced {
-        let span = span(route, &request);
-        let response = limits::serve((route, &state), request, next).instrument(span.clone()).await;
-        let status = status(&response);
-        span.record("http.response.status_code", status);
-        if status >= 500 {
-            span.record("otel.status_code", "ERROR");
-        }
-        response
-    } else {
-        limits::serve((route, &state), request, next).await
+    let traced = Traced::begin(&state.spans, &mut request);
+    // What is made with OpenTelemetry meanwhile is part of it.
+    let response = match traced.as_ref().map(|traced| traced.begun.context).filter(|context| context.sampled) {
+        Some(context) => within(context, limits::serve((route, &state), request, next)).await,
+        None => limits::serve((route, &state), request, next).await,
     };
-    state.metrics.request(route, status(&response), start);
+    if let Some(traced) = traced {
+        traced.end(&state.spans, route, &response);
+    }
+    state.metrics.request(route, status(&response).as_u16(), start);
     response
 }
 
-fn status(response: &Result<ServiceResponse<BoxBody>, Error>) -> u16 {
+fn status(response: &Result<ServiceResponse<BoxBody>, Error>) -> StatusCode {
     match response {
-        Ok(response) => response.status().as_u16(),
-        Err(error) => error.as_response_error().status_code().as_u16(),
+        Ok(response) => response.status(),
+        Err(error) => error.as_response_error().status_code(),
     }
 }
 
-/// OpenTelemetry's semantic conventions for HTTP servers.
-fn span(route: &'static str, request: &ServiceRequest) -> Span {
-    let method = request.method().as_str();
-    let span = tracing::info_span!(
-        "HTTP request",
-        otel.name = format!("{method} {route}"),
-        otel.kind = "server",
-        otel.status_code = field::Empty,
-        http.request.method = method,
-        http.request.header.x_request_id = request_id::current(),
-        http.route = route,
-        http.response.status_code = field::Empty,
-    );
-    caller_context(request.headers()).set_parent_of(&span);
-    span
+/// A request's span.
+struct Traced {
+    begun: Begun,
+    start: SystemTime,
+    method: Method,
+}
+
+impl Traced {
+    /// Begins it, if anybody collects spans, and puts its context in the place of the caller's: what the request causes continues from
+    /// it. It has ids even if it is not recorded, so that its trace can be told of what goes wrong later.
+    fn begin(spans: &Spans, request: &mut ServiceRequest) -> Option<Self> {
+        if !spans.is_on() {
+            return None;
+        }
+        let caller = caller_context(request.headers());
+        let begun = spans.enter(caller.traceparent.as_deref().and_then(TraceContext::parse))?;
+        let value = HeaderValue::try_from(begun.context.to_traceparent()).ok()?;
+        request.headers_mut().insert(HeaderName::from_static(TRACEPARENT), value);
+        if caller.tracestate.is_none() {
+            request.headers_mut().remove(TRACESTATE);
+        }
+        Some(Self { begun, start: spans::now(), method: request.method().clone() })
+    }
+
+    /// Records it, if its trace is recorded, it failed, or it was slow.
+    fn end(self, spans: &Spans, route: &'static str, response: &Result<ServiceResponse<BoxBody>, Error>) {
+        let Self { mut begun, start, method } = self;
+        let end = spans::now();
+        let status = status(response);
+        let failed = status.is_server_error();
+        let is_slow = || spans.is_slow(end.duration_since(start).unwrap_or_default());
+        if !begun.context.sampled && !((failed || is_slow()) && spans.force_begun(&mut begun)) {
+            return;
+        }
+        // OpenTelemetry's semantic conventions for HTTP servers.
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", method.as_str().to_owned()),
+            KeyValue::new("http.route", route),
+            KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
+        ];
+        if let Ok(response) = response {
+            let request = response.request();
+            attributes.push(KeyValue::new("url.path", request.path().to_owned()));
+            attributes.push(KeyValue::new("url.scheme", if request.app_config().secure() { "https" } else { "http" }));
+        }
+        if let Some(id) = request_id::current() {
+            let values = Array::String(vec![id.into()]);
+            attributes.push(KeyValue::new("http.request.header.x-request-id", Value::Array(values)));
+        }
+        if failed {
+            attributes.push(KeyValue::new("error.type", status.as_str().to_owned()));
+        }
+        let name = format!("{method} {route}").into();
+        let error = failed.then(String::new);
+        spans.record(
+            &begun,
+            Finished { name, kind: SpanKind::Server, start, end, attributes, links: Vec::new(), error },
+        );
+    }
+}
+
+/// The spans of one statement: one in the trace of each order that it writes.
+#[derive(Debug)]
+pub struct StatementSpans {
+    start: SystemTime,
+    parents: Vec<TraceContext>,
+}
+
+impl StatementSpans {
+    /// Begins those of the orders whose traces are recorded, by the headers of their events.
+    pub fn begin<'a>(spans: &Spans, headers: impl Iterator<Item = Option<&'a str>>) -> Option<Self> {
+        if !spans.is_on() {
+            return None;
+        }
+        let sampled = headers.filter_map(|headers| traceparent_in(headers?).filter(|context| is_sampled(context)));
+        let parents: Vec<TraceContext> = sampled.filter_map(TraceContext::parse).collect();
+        (!parents.is_empty()).then(|| Self { start: spans::now(), parents })
+    }
+
+    /// Records them: `rows` orders were written by the one statement, or `error` tells why not.
+    pub fn end(self, spans: &Spans, rows: usize, error: Option<&str>) {
+        let end = spans::now();
+        for parent in self.parents {
+            let Some(begun) = spans.child(parent) else { continue };
+            let attributes = vec![
+                KeyValue::new("db.system.name", "postgresql"),
+                KeyValue::new("db.operation.name", "INSERT"),
+                KeyValue::new("db.collection.name", "orders"),
+                KeyValue::new("db.operation.batch.size", i64::try_from(rows).unwrap_or(i64::MAX)),
+            ];
+            let (name, error) = ("INSERT orders".into(), error.map(str::to_owned));
+            let kind = SpanKind::Client;
+            spans.record(&begun, Finished { name, kind, start: self.start, end, attributes, links: Vec::new(), error });
+        }
+    }
 }
 
 /// The trace context that goes with an order's event, as a JSON object: the request's span, if spans are made; else the caller's
 /// own, so that its trace reaches the consumers even when this service takes no part in it.
 #[must_use]
-pub fn event_headers(state: &State, request: &HeaderMap) -> Option<String> {
-    let context = if state.traced { TraceHeaders::of_span(&Span::current()) } else { caller_context(request) };
-    context.traceparent.is_some().then(|| context.to_json().to_string())
+pub fn event_headers(request: &HeaderMap) -> Option<String> {
+    let TraceHeaders { traceparent, tracestate } = caller_context(request);
+    let traceparent = traceparent?;
+    // Of two strings, the first of which needs no escapes.
+    Some(match tracestate {
+        None => format!("{{\"{TRACEPARENT}\":\"{traceparent}\"}}"),
+        Some(tracestate) => {
+            TraceHeaders { traceparent: Some(traceparent), tracestate: Some(tracestate) }.to_json().to_string()
+        }
+    })
 }
 
 fn caller_context(headers: &HeaderMap) -> TraceHeaders {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let Some(traceparent) = text(TRACEPARENT).filter(|value| is_traceparent(value)) else {
+    let Some(traceparent) = text(TRACEPARENT).filter(|value| TraceContext::parse(value).is_some()) else {
         return TraceHeaders::default();
     };
     let tracestate = text(TRACESTATE).filter(|value| !value.is_empty() && value.len() <= TRACESTATE_LENGTH_MAX);
     TraceHeaders { traceparent: Some(traceparent.to_owned()), tracestate: tracestate.map(str::to_owned) }
-}
-
-/// Version 00 of W3C Trace Context: `00-<32 hex>-<16 hex>-<2 hex>` in lower case, ids not all zero.
-fn is_traceparent(value: &str) -> bool {
-    let is_hex = |part: &str, length: usize| {
-        part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let is_id = |part: &str, length: usize| is_hex(part, length) && part.bytes().any(|byte| byte != b'0');
-    let mut parts = value.split('-');
-    let parts = [parts.next(), parts.next(), parts.next(), parts.next(), parts.next()];
-    matches!(parts, [Some("00"), Some(trace), Some(span), Some(flags), None]
-        if is_id(trace, 32) && is_id(span, 16) && is_hex(flags, 2))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_whole_trace_context_is_passed_on() {
-        let whole = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert!(is_traceparent(whole));
-        for broken in [
-            "",
-            "00",
-            &whole[1..],
-            &whole.to_uppercase(),
-            &whole.replace("00-0a", "ff-0a"),
-            &format!("{whole}-x"),
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
-        ] {
-            assert!(!is_traceparent(broken), "{broken}");
-        }
-    }
 }

@@ -9,11 +9,10 @@ use actix_web::web::Bytes;
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use shared::health::{self, Readiness};
-use shared::propagation::TraceHeaders;
 use shared::shutdown::Shutdown;
+use shared::spans::Spans;
 use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
-use tracing::Instrument as _;
 
 use crate::auth::Guard;
 use crate::batcher::Batcher;
@@ -48,8 +47,8 @@ pub struct State {
     pub metrics: Metrics,
     /// How much one request may take.
     pub requests: RequestLimits,
-    /// Whether anybody collects spans.
-    pub traced: bool,
+    /// Makes spans, if anybody collects them.
+    pub spans: Spans,
     /// Whether requests can be served.
     pub readiness: Readiness,
     /// The description of the API, as JSON.
@@ -82,10 +81,7 @@ impl Server {
             .map_err(|error| port_error("ADMIN_BIND", admin_bind, &error))?;
 
         let database = store::configure(database, &limits);
-        let span = tracing::info_span!("start");
-        // Only where spans are collected do they have a context.
-        let traced = TraceHeaders::of_span(&span).traceparent.is_some();
-        let pool = database.connect(shutdown).instrument(span).await?;
+        let pool = database.connect(shutdown).await?;
 
         let mut writers = JoinSet::new();
         let batcher = Batcher::start(&database, &limits, &metrics, &mut writers);
@@ -102,7 +98,7 @@ impl Server {
             guard,
             metrics,
             requests: RequestLimits::new(&limits),
-            traced,
+            spans: shared::telemetry::spans(),
             readiness,
             description: description::json(callers).into(),
         });

@@ -48,6 +48,7 @@ mod tests {
             payload: Some(b"value".to_vec()),
             headers: vec![("id".to_owned(), Some(b"1".to_vec()))],
             time_ms: Some(5),
+            received_at: None,
         };
         let anchor = Anchor::of(&record);
         assert_eq!(anchor, Anchor::of(&record.clone()));

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared::spans::Spans;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnection;
 
@@ -17,6 +18,7 @@ use crate::retry::{Next, Schedule};
 use crate::store;
 use crate::store::blocked::{self, Change, State};
 use crate::store::letters::{self, Page};
+use crate::trace::ProcessSpans;
 use crate::work::Worked;
 
 /// Applies batches for one consumer group.
@@ -30,6 +32,8 @@ pub(crate) struct Applier {
     /// What one transaction reads back of the records that wait.
     pub(crate) page: Page,
     pub(crate) failpoint: Option<Failpoint>,
+    /// Makes spans, if anybody collects them.
+    pub(crate) spans: Spans,
 }
 
 /// Why a batch is not, or not surely, committed.
@@ -93,17 +97,21 @@ impl Applier {
             return Err(ApplyError::Fenced);
         }
         let mut tally = Tally { passed_over: batch.passed_over, ..Tally::default() };
+        let mut spans = None;
         if !batch.is_empty() {
             let blocked = blocked::among(&mut transaction, &self.group, &partition.topic, &batch.keys()).await?;
             let blocked = HashSet::from_iter(blocked);
-            let worked = self.work(&mut transaction, (partition, batch), &blocked, constraints).await?;
+            let mut worked = self.work(&mut transaction, (partition, batch), &blocked, constraints).await?;
             tally.applied = worked.applied;
             tally.superseded = worked.superseded;
             tally.repeated = worked.repeated;
+            spans = worked.spans.take();
             self.set_aside(&mut transaction, (partition, batch), &worked, &mut tally).await?;
         }
         Failpoint::BeforeDbCommit.reached(self.failpoint);
-        transaction.commit().await.map_err(refused_or_unknown)?;
+        let committed = transaction.commit().await.map_err(refused_or_unknown);
+        end_spans(spans, &committed);
+        committed?;
         Failpoint::AfterDbCommit.reached(self.failpoint);
         Ok(tally)
     }
@@ -188,6 +196,18 @@ const fn state_of(kind: FailureKind) -> State {
         FailureKind::Retryable => State::Retrying,
         FailureKind::TooEarly => State::Waiting,
         FailureKind::Permanent => State::Parked,
+    }
+}
+
+/// Records the spans of a transaction that was to be committed. If it surely was not, there is nothing to tell.
+pub(crate) fn end_spans(spans: impl IntoIterator<Item = ProcessSpans>, committed: &Result<(), ApplyError>) {
+    let error = match committed {
+        Ok(()) => None,
+        Err(error @ ApplyError::Unknown(_)) => Some(error.to_string()),
+        Err(_) => return,
+    };
+    for spans in spans {
+        spans.end(error.as_deref());
     }
 }
 

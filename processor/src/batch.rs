@@ -2,9 +2,11 @@
 //! cannot be read. Pure.
 
 use std::collections::{HashMap, HashSet};
+use std::time::SystemTime;
 
 use shared::event::Envelope;
 use shared::propagation::TraceHeaders;
+use shared::spans;
 use uuid::Uuid;
 
 use crate::handler::Handlers;
@@ -15,6 +17,7 @@ use crate::store::inbox::{Arrival, InboxKey};
 #[derive(Debug)]
 pub struct Batch<'a> {
     records: &'a [Record],
+    begun_at: SystemTime,
     decoded: Vec<Decoded<'a>>,
     /// Records that are no events, by their place in the batch, and why.
     pub(crate) broken: Vec<(usize, String)>,
@@ -46,8 +49,13 @@ pub(crate) struct Plan<'b, 'a> {
 impl<'a> Batch<'a> {
     /// Reads the headers of `records`.
     pub(crate) fn read(records: &'a [Record], handlers: &Handlers) -> Self {
-        let mut batch =
-            Self { records, decoded: Vec::with_capacity(records.len()), broken: Vec::new(), passed_over: 0 };
+        let mut batch = Self {
+            records,
+            begun_at: spans::now(),
+            decoded: Vec::with_capacity(records.len()),
+            broken: Vec::new(),
+            passed_over: 0,
+        };
         for (place, record) in records.iter().enumerate() {
             match record.envelope() {
                 Err(error) => batch.broken.push((place, error.to_string())),
@@ -83,6 +91,11 @@ impl<'a> Batch<'a> {
     /// The records.
     pub(crate) const fn records(&self) -> &'a [Record] {
         self.records
+    }
+
+    /// When it was begun.
+    pub(crate) const fn begun_at(&self) -> SystemTime {
+        self.begun_at
     }
 
     /// The key of the record at `place`, if it has one.
@@ -208,7 +221,7 @@ mod tests {
         let headers =
             [(ID, Uuid::from_u128(id).to_string()), (CE_TYPE, event_type.into()), (AGGREGATE_VERSION, "1".into())];
         let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), Some(value.into_bytes())));
-        Record { offset, key: Some(b"k".to_vec()), payload: None, headers: headers.collect(), time_ms: None }
+        Record { offset, key: Some(b"k".to_vec()), headers: headers.collect(), ..Record::default() }
     }
 
     fn handlers() -> Handlers {

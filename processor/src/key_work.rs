@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Postgres, Transaction};
 
 use self::attempt::{Outcome, Outcomes};
-use crate::apply::{Applier, ApplyError, Constraints, refused_or_unknown};
+use crate::apply::{Applier, ApplyError, Constraints, end_spans, refused_or_unknown};
 use crate::failpoint::Failpoint;
 use crate::metrics::Tally;
 use crate::record::Partition;
@@ -44,13 +44,15 @@ impl Applier {
         } else {
             blocked::lock_due(&mut transaction, &self.group, partition, keys_max.into()).await?
         };
-        let outcomes = self.drain(&mut transaction, partition, (due, &requests), constraints).await?;
+        let mut outcomes = self.drain(&mut transaction, partition, (due, &requests), constraints).await?;
         if !requests.is_empty() {
             let answers = self.answers(&mut transaction, partition, &requests, &outcomes).await?;
             requests::answer(&mut transaction, &answers).await?;
         }
         Failpoint::KeysBeforeCommit.reached(self.failpoint);
-        transaction.commit().await.map_err(refused_or_unknown)?;
+        let committed = transaction.commit().await.map_err(refused_or_unknown);
+        end_spans(std::mem::take(&mut outcomes.spans), &committed);
+        committed?;
         Failpoint::KeysAfterCommit.reached(self.failpoint);
         Ok(outcomes.tally)
     }

@@ -10,7 +10,6 @@ use shared::backoff::Backoff;
 use shared::health::Readiness;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::apply::{Applier, ApplyError, Constraints};
 use crate::batch::Batch;
@@ -19,7 +18,6 @@ use crate::metrics::{Metrics, Tally};
 use crate::queue::Queue;
 use crate::record::{Partition, Record};
 use crate::store;
-use crate::trace::{batch_span, key_span};
 
 /// Condition of [`Readiness`]: batches commit.
 pub(crate) const POSTGRES: &str = "postgres";
@@ -67,10 +65,8 @@ impl Worker {
         let mut looks = Looks::new(shop.retry_max);
         loop {
             if let Some(position) = self.position.filter(|_| looks.is_time()) {
-                let look = looks.look(&shop, &self.partition, position);
-                let span = key_span(&shop.applier.group, &self.partition);
                 // A transaction under way is finished, unless the seat gives up waiting and aborts this task.
-                if look.instrument(span).await == Looked::Fenced {
+                if looks.look(&shop, &self.partition, position).await == Looked::Fenced {
                     self.fenced(&shop);
                     return Ending::Fenced;
                 }
@@ -90,8 +86,7 @@ impl Worker {
             if records.is_empty() {
                 continue;
             }
-            let span = batch_span(&shop.applier.group, &self.partition, records.len());
-            match self.apply(&shop, &records).instrument(span).await {
+            match self.apply(&shop, &records).await {
                 None => return Ending::Stopped,
                 Some(Outcome::Fenced) => return Ending::Fenced,
                 Some(Outcome::Committed { next, keys }) => {

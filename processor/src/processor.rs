@@ -8,6 +8,7 @@ use shared::config::ConfigError;
 use shared::db::ConnectError;
 use shared::health::{self, Readiness};
 use shared::shutdown::Shutdown;
+use shared::telemetry;
 
 use crate::apply::Applier;
 use crate::census;
@@ -117,6 +118,7 @@ impl Processor {
                 schedule: settings.key_schedule(),
                 page: settings.page(),
                 failpoint: settings.failpoint,
+                spans: telemetry::spans(),
             },
             metrics,
             readiness,

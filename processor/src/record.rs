@@ -1,11 +1,13 @@
 //! A record as it came from the broker, and an event as a handler sees it.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use serde::de::DeserializeOwned;
 use shared::event::{DecodeError, Envelope};
 use shared::propagation::TraceHeaders;
+use shared::spans;
 use uuid::Uuid;
 
 /// One partition of one topic.
@@ -39,6 +41,8 @@ pub struct Record {
     pub headers: RecordHeaders,
     /// Kafka's timestamp, milliseconds since 1970.
     pub time_ms: Option<i64>,
+    /// When it came from the broker, for its span; none if it has waited in the dead letters since.
+    pub received_at: Option<SystemTime>,
 }
 
 impl Record {
@@ -74,6 +78,7 @@ pub(crate) fn copy(message: &BorrowedMessage<'_>) -> Record {
         payload: message.payload().map(<[u8]>::to_vec),
         headers: message.headers().map(headers).unwrap_or_default(),
         time_ms: message.timestamp().to_millis(),
+        received_at: Some(spans::now()),
     }
 }
 

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::db::MIGRATOR;
+use shared::spans::Spans;
 use sqlx::migrate::MigrateError;
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
@@ -107,7 +108,8 @@ impl TestKit {
         let schedule = Schedule { first: HOURS, max: HOURS, attempts_max: 10, age_max: 10 * HOURS };
         let page = Page { rows_max: 1_000, bytes_max: 8 << 20 };
         let handlers = Handlers::default();
-        let applier = Applier { pool, group: group.into(), handlers, schedule, page, failpoint: None };
+        let spans = Spans::default();
+        let applier = Applier { pool, group: group.into(), handlers, schedule, page, failpoint: None, spans };
         let partition = Partition { topic: Arc::from("testing"), number: 0 };
         Ok(Self { applier, partition, position: None, next_offset: 0, delivered: Vec::new() })
     }

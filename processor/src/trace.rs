@@ -1,78 +1,217 @@
-//! Spans after OpenTelemetry's semantic conventions for messaging: one for a batch, and one for each event in it whose parent is
-//! the event's own context.
+//! Spans after OpenTelemetry's semantic conventions for messaging: one for each event whose trace is recorded, with that of its handler
+//! as a child, and one for the batch, of a trace of its own, since it has no single cause. Links lead from either to the other.
 
-use shared::propagation::TraceHeaders;
-use tracing::Span;
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
 
-use crate::record::{Event, Partition};
+use shared::event::TRACEPARENT;
+use shared::propagation::{TraceContext, TraceHeaders};
+use shared::spans::{self, Begun, Finished, KeyValue, SpanKind, Spans, seconds_between};
 
-/// The span of a batch. It has no single parent, since each event brings its own trace.
-pub(crate) fn batch_span(group: &str, partition: &Partition, rows: usize) -> Span {
-    tracing::info_span!(
-        parent: None,
-        "process_batch",
-        otel.kind = "consumer",
-        messaging.system = "kafka",
-        messaging.operation.name = "process",
-        messaging.operation.type = "process",
-        messaging.destination.name = &*partition.topic,
-        messaging.destination.partition.id = partition.number,
-        messaging.consumer.group.name = group,
-        messaging.batch.message_count = rows,
-    )
-}
+use crate::batch::Batch;
+use crate::isolation::Left;
+use crate::record::{Event, Partition, Record};
 
-/// The span of a look at the keys that wait.
-pub(crate) fn key_span(group: &str, partition: &Partition) -> Span {
-    tracing::debug_span!(
-        parent: None,
-        "process_keys",
-        otel.kind = "internal",
-        messaging.destination.name = &*partition.topic,
-        messaging.destination.partition.id = partition.number,
-        messaging.consumer.group.name = group,
-    )
-}
-
-/// A span for each event of a batch, and its context for what the event causes. Open for as long as it is kept.
+/// The spans of the events that are worked on in one transaction. Nothing is recorded before [`ProcessSpans::end`]: what is rolled back
+/// has not happened.
 #[derive(Debug)]
-pub(crate) struct ProcessSpans(Vec<(Span, TraceHeaders)>);
+pub(crate) struct ProcessSpans {
+    spans: Spans,
+    group: String,
+    partition: Partition,
+    /// When the batch was begun, its first attempt included.
+    start: SystemTime,
+    batch: Option<Begun>,
+    rows: usize,
+    /// By the events' places in the batch.
+    events: HashMap<usize, EventSpan>,
+    /// Places of the events that have none.
+    others: Vec<usize>,
+}
+
+/// The contexts for what the events cause, by their places.
+pub(crate) type Contexts = HashMap<usize, TraceHeaders>;
+
+#[derive(Debug)]
+struct EventSpan {
+    begun: Begun,
+    attributes: Vec<KeyValue>,
+    event_type: String,
+    /// The last call of its handler: begin, end, and how many events it was for.
+    handled: Option<(SystemTime, SystemTime, usize)>,
+    outcome: &'static str,
+    error: Option<String>,
+}
 
 impl ProcessSpans {
-    /// Opens them, if spans are exported: otherwise a thousand of them a batch would be made for nobody.
-    pub(crate) fn open(events: &[Event<'_>], partition: &Partition) -> Self {
-        let batch = Span::current();
-        // Only an OpenTelemetry layer gives a span a context.
-        if TraceHeaders::of_span(&batch).traceparent.is_none() {
-            return Self(Vec::new());
+    /// Begins the spans of those of the events whose traces are recorded, or that are late already. None if nobody collects spans.
+    pub(crate) fn open(
+        (spans, group): (&Spans, &str),
+        (partition, batch): (&Partition, &Batch<'_>),
+        events: &[Event<'_>],
+    ) -> Option<(Self, Contexts)> {
+        if !spans.is_on() {
+            return None;
         }
-        let open = |event: &Event<'_>| {
-            let span = tracing::info_span!(
-                parent: None,
-                "process_event",
-                otel.name = format!("process {}", partition.topic),
-                otel.kind = "consumer",
-                messaging.system = "kafka",
-                messaging.operation.name = "process",
-                messaging.operation.type = "process",
-                messaging.destination.name = &*partition.topic,
-                messaging.destination.partition.id = partition.number,
-                messaging.kafka.offset = event.offset(),
-                messaging.message.id = %event.id(),
-                event.type = event.event_type(),
-            );
-            event.trace().set_parent_of(&span);
-            span.follows_from(&batch);
-            let context = TraceHeaders::of_span(&span);
-            (span, context)
+        let mut opened = Self {
+            spans: spans.clone(),
+            group: group.to_owned(),
+            partition: partition.clone(),
+            start: batch.begun_at(),
+            batch: None,
+            rows: batch.records().len(),
+            events: HashMap::new(),
+            others: Vec::new(),
         };
-        Self(events.iter().map(open).collect())
+        let mut contexts = Contexts::new();
+        for event in events {
+            let traceparent = event.trace().traceparent.as_deref();
+            let begun = spans.follow(traceparent).or_else(|| opened.force_if_slow(event));
+            match (begun, batch.records().get(event.place)) {
+                (Some(begun), Some(record)) => {
+                    contexts.insert(event.place, event.trace().under(begun.context));
+                    opened.begin(begun, event.place, record, Some(event));
+                }
+                _ => opened.others.push(event.place),
+            }
+        }
+        Some((opened, contexts))
     }
 
-    /// Lets what the events cause continue from these spans; without them, from the events' own contexts.
-    pub(crate) fn enter<'a>(&'a self, events: &mut [Event<'a>]) {
-        for (event, (_, context)) in events.iter_mut().zip(&self.0) {
-            event.trace = context;
+    /// The context for whatever handlers do: that of the batch, if any of its events is recorded.
+    pub(crate) fn context(&self) -> Option<TraceContext> {
+        self.batch.map(|batch| batch.context)
+    }
+
+    /// Notes that a handler was called for these events.
+    pub(crate) fn handled(&mut self, set: &[Event<'_>], start: SystemTime) {
+        let end = spans::now();
+        for event in set {
+            if let Some(span) = self.events.get_mut(&event.place) {
+                span.handled = Some((start, end, set.len()));
+            }
         }
     }
+
+    /// Notes what came of the events. Those that failed have a span from now on, and so have those that are late by now.
+    pub(crate) fn settle(&mut self, batch: &Batch<'_>, left: &Left) {
+        for (place, failure) in &left.failed {
+            if !self.events.contains_key(place)
+                && let Some(record) = batch.records().get(*place)
+                && let Some(begun) = self.spans.force(traceparent(record))
+            {
+                self.begin(begun, *place, record, batch.event_at(*place).as_ref());
+            }
+            if let Some(span) = self.events.get_mut(place) {
+                span.outcome = "failed";
+                span.error = Some(failure.reason.clone());
+            }
+        }
+        for place in std::mem::take(&mut self.others) {
+            if !self.events.contains_key(&place)
+                && let (Some(event), Some(record)) = (batch.event_at(place), batch.records().get(place))
+                && let Some(begun) = self.force_if_slow(&event)
+            {
+                self.begin(begun, place, record, Some(&event));
+            }
+        }
+        for place in &left.behind {
+            if let Some(span) = self.events.get_mut(place) {
+                span.outcome = "waiting";
+            }
+        }
+    }
+
+    /// Records all of it, once the transaction has ended: it was committed, or `error` says why that is not known.
+    pub(crate) fn end(self, error: Option<&str>) {
+        let Some(batch) = self.batch else { return };
+        let end = spans::now();
+        let topic = &*self.partition.topic;
+        let mut links = Vec::with_capacity(self.events.len().min(spans::LINKS_MAX));
+        for span in self.events.into_values() {
+            links.push(span.begun.context);
+            if let Some((start, end, events)) = span.handled {
+                let attributes = vec![KeyValue::new("processor.set.size", i64::try_from(events).unwrap_or(i64::MAX))];
+                let (name, links) = (format!("handle {}", span.event_type).into(), Vec::new());
+                if let Some(child) = self.spans.child(span.begun.context) {
+                    let kind = SpanKind::Internal;
+                    let finished = Finished { name, kind, start, end, attributes, links, error: span.error.clone() };
+                    self.spans.record(&child, finished);
+                }
+            }
+            let mut attributes = span.attributes;
+            attributes.push(KeyValue::new("processor.outcome", span.outcome));
+            let finished = Finished {
+                name: format!("process {topic}").into(),
+                kind: SpanKind::Consumer,
+                start: self.start,
+                end,
+                attributes: with_common(attributes, "process", &self.group, &self.partition),
+                links: vec![batch.context],
+                error: span.error.or_else(|| error.map(str::to_owned)),
+            };
+            self.spans.record(&span.begun, finished);
+        }
+        let rows = i64::try_from(self.rows).unwrap_or(i64::MAX);
+        let attributes = vec![KeyValue::new("messaging.batch.message_count", rows)];
+        let finished = Finished {
+            name: format!("process_batch {topic}").into(),
+            kind: SpanKind::Consumer,
+            start: self.start,
+            end,
+            attributes: with_common(attributes, "process_batch", &self.group, &self.partition),
+            links,
+            error: error.map(str::to_owned),
+        };
+        self.spans.record(&batch, finished);
+    }
+
+    fn force_if_slow(&self, event: &Event<'_>) -> Option<Begun> {
+        let age = spans::now().duration_since(event.envelope.occurred_at?.into()).ok()?;
+        self.spans.is_slow(age).then(|| self.spans.force(event.trace().traceparent.as_deref())).flatten()
+    }
+
+    fn begin(&mut self, begun: Begun, place: usize, record: &Record, event: Option<&Event<'_>>) {
+        self.batch = self.batch.or_else(|| self.spans.root());
+        let mut attributes = vec![KeyValue::new("messaging.kafka.offset", record.offset)];
+        if let Some(received_at) = record.received_at {
+            attributes.push(KeyValue::new("processor.queue_time", seconds_between(received_at, self.start)));
+            if let Some(millis) = record.time_ms.and_then(|millis| u64::try_from(millis).ok()) {
+                let written = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+                attributes.push(KeyValue::new("kafka.queue_time", seconds_between(written, received_at)));
+            }
+        }
+        if let Some(event) = event {
+            attributes.push(KeyValue::new("messaging.message.id", event.id().to_string()));
+            attributes.push(KeyValue::new("messaging.kafka.message.key", event.aggregate_id().to_owned()));
+            attributes.push(KeyValue::new("cloudevents.event_type", event.event_type().to_owned()));
+            if let Some(occurred_at) = event.envelope.occurred_at {
+                attributes.push(KeyValue::new("event.age", seconds_between(occurred_at.into(), spans::now())));
+            }
+        }
+        let event_type = event.map_or_else(String::new, |event| event.event_type().to_owned());
+        let span = EventSpan { begun, attributes, event_type, handled: None, outcome: "applied", error: None };
+        self.events.insert(place, span);
+    }
+}
+
+/// The context that a record came with, also one that is no event otherwise.
+fn traceparent(record: &Record) -> Option<&str> {
+    let (_, value) = record.headers.iter().rev().find(|(name, _)| name == TRACEPARENT)?;
+    str::from_utf8(value.as_deref()?).ok()
+}
+
+fn with_common(
+    mut attributes: Vec<KeyValue>,
+    operation: &'static str,
+    group: &str,
+    partition: &Partition,
+) -> Vec<KeyValue> {
+    attributes.push(KeyValue::new("messaging.system", "kafka"));
+    attributes.push(KeyValue::new("messaging.operation.name", operation));
+    attributes.push(KeyValue::new("messaging.operation.type", "process"));
+    attributes.push(KeyValue::new("messaging.destination.name", partition.topic.to_string()));
+    attributes.push(KeyValue::new("messaging.destination.partition.id", partition.number.to_string()));
+    attributes.push(KeyValue::new("messaging.consumer.group.name", group.to_owned()));
+    attributes
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use shared::spans;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
@@ -26,6 +27,8 @@ pub(crate) struct Worked {
     pub(crate) superseded: usize,
     /// Events known from the inbox.
     pub(crate) repeated: usize,
+    /// To be ended when the transaction is.
+    pub(crate) spans: Option<ProcessSpans>,
 }
 
 impl Applier {
@@ -46,13 +49,27 @@ impl Applier {
         };
         Failpoint::AfterInbox.reached(self.failpoint);
         let mut events = plan.fresh_events(fresh);
-        let spans = ProcessSpans::open(&events, partition);
-        spans.enter(&mut events);
+        let opened = ProcessSpans::open((&self.spans, &self.group), (partition, batch), &events);
+        let (mut spans, contexts) = opened.unzip();
+        for event in &mut events {
+            // What it causes continues from its span; without one, from where it came from itself.
+            let own = contexts.as_ref().and_then(|contexts| contexts.get(&event.place));
+            event.trace = own.unwrap_or(event.trace);
+        }
 
         let mut isolation = Isolation::of(&events);
         let mut worked = Worked { repeated: plan.tried() - events.len(), ..Worked::default() };
         while let Some(set) = isolation.next_set() {
-            match self.attempt(connection, &set, constraints).await {
+            let start = spans.as_ref().map(|_| spans::now());
+            let attempt = self.attempt(connection, &set, constraints);
+            let outcome = match spans.as_ref().and_then(ProcessSpans::context) {
+                Some(context) => spans::within(context, attempt).await,
+                None => attempt.await,
+            };
+            if let (Some(spans), Some(start)) = (&mut spans, start) {
+                spans.handled(&set, start);
+            }
+            match outcome {
                 Ok(handled) => worked.superseded += handled.superseded,
                 Err(error) => {
                     let event_type = set.first().map_or("", Event::event_type);
@@ -75,6 +92,10 @@ impl Applier {
             }
         }
         left.behind.extend(plan.behind);
+        if let Some(spans) = &mut spans {
+            spans.settle(batch, &left);
+        }
+        worked.spans = spans;
         worked.left = left;
         Ok(worked)
     }

@@ -1,5 +1,7 @@
 //! Events on their way from the database to the producer, without an allocation of their own.
 
+use std::time::SystemTime;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -37,6 +39,8 @@ pub struct Batch {
     keys: Vec<RowKey>,
     /// In the order of the rows; none for a row that is not to be published.
     pub tickets: Vec<Option<Ticket>>,
+    /// When they were read.
+    pub read_at: Option<SystemTime>,
 }
 
 #[derive(Debug)]
@@ -77,6 +81,7 @@ impl Batch {
         self.rows.clear();
         self.keys.clear();
         self.tickets.clear();
+        self.read_at = None;
     }
 
     /// How many rows there are.

@@ -10,6 +10,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
+use shared::spans::Spans;
 
 use crate::batch::Event;
 use crate::lanes::Ticket;
@@ -17,31 +18,36 @@ use crate::lanes::Ticket;
 pub(crate) mod destinations;
 pub(crate) mod outcomes;
 mod record;
+pub(crate) mod spans;
 
 use destinations::Destination;
 use outcomes::Outcomes;
+use spans::{PublishSpan, PublishSpans};
 
 /// How often the thread that hears outcomes looks whether it is to end.
 const HEAR: Duration = Duration::from_millis(100);
 
 struct Context {
     outcomes: Arc<Outcomes>,
+    spans: Arc<PublishSpans>,
     stopped: AtomicBool,
     /// The producer that this is the context of.
     producer: OnceLock<Weak<BaseProducer<Context>>>,
 }
 
 impl Context {
-    /// Has the producer send nothing more.
+    /// Has the producer send nothing more; returns whether it did until now.
     ///
     /// A record that has failed leaves a gap in front of the younger ones of its key. librdkafka would close it and go on: records that
     /// waited too long are given up one after the other, and when a broker answers at last, it takes those that have not been. The
     /// session ends because of the failure, but it takes a while to notice. Between the failure and this lies less than the round trip to
     /// a broker that librdkafka needs before it goes on (a new producer epoch).
-    fn stop(&self) {
-        if !self.stopped.swap(true, Ordering::SeqCst) {
+    fn stop(&self) -> bool {
+        let is_first = !self.stopped.swap(true, Ordering::SeqCst);
+        if is_first {
             self.purge();
         }
+        is_first
     }
 
     fn purge(&self) {
@@ -67,12 +73,20 @@ impl ProducerContext for Context {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Self::DeliveryOpaque) {
-        let ticket = Ticket::from_integer(ticket);
+        let (ticket, traced) = Ticket::from_integer(ticket);
         match result {
-            Ok(_) => self.outcomes.acknowledge(ticket),
+            Ok(message) => {
+                self.outcomes.acknowledge(ticket);
+                if traced {
+                    self.spans.acknowledged(ticket, message);
+                }
+            }
             Err((error, message)) => {
-                if self.outcomes.reject(ticket, error, message.topic()) {
-                    self.stop();
+                let is_first = self.outcomes.reject(ticket, error, message.topic()) && self.stop();
+                if traced {
+                    self.spans.failed(ticket, message.topic(), error);
+                } else if is_first {
+                    self.spans.failed_first(message, error);
                 }
             }
         }
@@ -113,11 +127,17 @@ pub(crate) struct Publisher {
     producer: Arc<BaseProducer<Context>>,
     closing: Arc<AtomicBool>,
     hearing: Option<JoinHandle<()>>,
+    spans: Arc<PublishSpans>,
 }
 
 impl Publisher {
     /// A new producer. It connects by itself.
-    pub(crate) fn new(mut config: ClientConfig, batching: Batching, outcomes: Arc<Outcomes>) -> Result<Self, Unmade> {
+    pub(crate) fn new(
+        mut config: ClientConfig,
+        batching: Batching,
+        outcomes: Arc<Outcomes>,
+        spans: Spans,
+    ) -> Result<Self, Unmade> {
         match batching {
             Batching::Full(bytes) => {
                 config.set("batch.size", bytes.to_string()).set("enable.gapless.guarantee", "true");
@@ -126,7 +146,9 @@ impl Publisher {
                 config.set("batch.num.messages", "1");
             }
         }
-        let context = Context { outcomes, stopped: AtomicBool::new(false), producer: OnceLock::new() };
+        let spans = Arc::new(PublishSpans::new(spans));
+        let context =
+            Context { outcomes, spans: Arc::clone(&spans), stopped: AtomicBool::new(false), producer: OnceLock::new() };
         let producer: Arc<BaseProducer<Context>> =
             Arc::new(config.create_with_context(context).map_err(Unmade::Kafka)?);
         let _ = producer.client().context().producer.set(Arc::downgrade(&producer));
@@ -140,18 +162,35 @@ impl Publisher {
             }
         };
         let hearing = std::thread::Builder::new().name("outcomes".to_owned()).spawn(hear).map_err(Unmade::Thread)?;
-        Ok(Self { producer, closing, hearing: Some(hearing) })
+        Ok(Self { producer, closing, hearing: Some(hearing), spans })
     }
 
-    /// Hands one event to the producer. Its outcome comes later, under `ticket`.
-    pub(crate) fn send(&self, to: &Destination, event: &Event<'_>, ticket: Ticket) -> Result<(), SendError> {
-        let record = BaseRecord::with_opaque_to(&to.topic, ticket.to_integer())
-            .key(event.aggregate_id)
-            .payload(event.payload)
-            .headers(record::headers(event, &to.source));
+    /// The spans of the events that are sent.
+    pub(crate) fn spans(&self) -> &PublishSpans {
+        &self.spans
+    }
+
+    /// Hands one event to the producer. Its outcome comes later, under `ticket`; with it ends `span`, which is left where it is if the
+    /// producer does not take the event.
+    pub(crate) fn send(
+        &self,
+        to: &Destination,
+        event: &Event<'_>,
+        ticket: Ticket,
+        span: &mut Option<PublishSpan>,
+    ) -> Result<(), SendError> {
         let context = self.producer.client().context();
         if context.stopped.load(Ordering::SeqCst) {
             return Err(SendError::Broken(KafkaError::Canceled));
+        }
+        let traceparent = span.as_ref().map(PublishSpan::traceparent);
+        let record = BaseRecord::with_opaque_to(&to.topic, ticket.to_integer(span.is_some()))
+            .key(event.aggregate_id)
+            .payload(event.payload)
+            .headers(record::headers(event, &to.source, traceparent.as_deref()));
+        // Before it is sent: the outcome may be heard before `send` returns.
+        if let Some(span) = span.take() {
+            self.spans.hold(ticket, span);
         }
         match self.producer.send(record) {
             Ok(()) => {
@@ -161,11 +200,16 @@ impl Publisher {
                 }
                 Ok(())
             }
-            Err((error, _)) => Err(match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
-                Some(code @ RDKafkaErrorCode::MessageSizeTooLarge) => SendError::Refused(code.to_string()),
-                _ => SendError::Broken(error),
-            }),
+            Err((error, _)) => {
+                if traceparent.is_some() {
+                    *span = self.spans.take_back(ticket);
+                }
+                Err(match error.rdkafka_error_code() {
+                    Some(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
+                    Some(code @ RDKafkaErrorCode::MessageSizeTooLarge) => SendError::Refused(code.to_string()),
+                    _ => SendError::Broken(error),
+                })
+            }
         }
     }
 }
@@ -176,5 +220,6 @@ impl Drop for Publisher {
         if let Some(hearing) = self.hearing.take() {
             let _ = hearing.join();
         }
+        self.spans.close();
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
+use shared::spans::Spans;
 use sqlx::PgPool;
 use sqlx::pool::PoolConnection;
 
@@ -200,12 +201,11 @@ impl Replay {
         let lessons = Lessons::default();
         let producer = config.kafka.producer("outrider-replay", config.limits.message_timeout());
         let publisher =
-            Publisher::new(producer, Batching::Full(lessons.batch_bytes), Arc::clone(&outcomes)).map_err(|unmade| {
-                match unmade {
+            Publisher::new(producer, Batching::Full(lessons.batch_bytes), Arc::clone(&outcomes), Spans::default())
+                .map_err(|unmade| match unmade {
                     Unmade::Kafka(error) => ReplayError::Kafka(error),
                     Unmade::Thread(error) => ReplayError::Thread(error),
-                }
-            })?;
+                })?;
         let routes = config.routes.with_table(outbox::routes::routes(&mut self.connection).await?);
         let mut destinations = Destinations::new(config, routes, &lessons);
         destinations.send_all_to(target.topic.clone());
@@ -293,7 +293,7 @@ impl Flight {
             |reason: &str| ReplayError::Refused { event_id: event.event_id, id: row.id, reason: reason.to_owned() };
         let to = destinations.known(event.aggregate_type).map_err(refused)?;
         loop {
-            match publisher.send(to, event, Ticket::new(0, self.sent)) {
+            match publisher.send(to, event, Ticket::new(0, self.sent), &mut None) {
                 Ok(()) => break,
                 Err(SendError::Refused(reason)) => return Err(refused(&reason)),
                 Err(SendError::Broken(error)) => return Err(ReplayError::Kafka(error)),

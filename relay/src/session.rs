@@ -226,7 +226,7 @@ impl<'a> Session<'a> {
         let limits = &config.limits;
         let batching = if lessons.has_suspects() { Batching::Single } else { Batching::Full(lessons.batch_bytes) };
         let producer = config.kafka.producer("outrider-relay", limits.message_timeout());
-        let publisher = Publisher::new(producer, batching, Arc::clone(&outcomes))?;
+        let publisher = Publisher::new(producer, batching, Arc::clone(&outcomes), shared::telemetry::spans())?;
         let routes = config.routes.with_table(outbox::routes::routes(&mut connection).await?);
         let destinations = Destinations::new(config, routes, lessons);
         let pipe = Pipe::start(Sender {

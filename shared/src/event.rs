@@ -3,7 +3,7 @@
 //! A record is a CloudEvents 1.0 message in binary mode (Kafka protocol binding): the value is the payload as its writer made
 //! it, everything else is in headers. `id` repeats `ce_id` in Debezium's vocabulary.
 
-use chrono::{DateTime, NaiveDate};
+use chrono::{DateTime, NaiveDate, Utc};
 use uuid::Uuid;
 
 /// Identity of the event; the same for every repeat of it.
@@ -40,7 +40,9 @@ pub struct Envelope {
     pub aggregate_id: String,
     /// Number of the change, from 1.
     pub aggregate_version: i64,
-    /// Day (UTC) on which it occurred, the same for every repeat: see [`occurred_on`].
+    /// When it occurred, the same for every repeat: see [`occurred_at`].
+    pub occurred_at: Option<DateTime<Utc>>,
+    /// The day (UTC) of that.
     pub occurred_on: Option<NaiveDate>,
     /// W3C Trace Context of the writer.
     pub traceparent: Option<String>,
@@ -99,12 +101,14 @@ impl Envelope {
             .filter(|version| *version >= 1)
             .ok_or(DecodeError::BadHeader { name: AGGREGATE_VERSION, expected: "a number from 1" })?;
         let aggregate_id = key.and_then(text).ok_or(DecodeError::BadKey)?;
+        let occurred_at = occurred_at(event_id, time);
         Ok(Self {
             event_id,
             event_type: event_type.to_owned(),
             aggregate_id: aggregate_id.to_owned(),
             aggregate_version,
-            occurred_on: occurred_on(event_id, time),
+            occurred_at,
+            occurred_on: occurred_at.map(|time| time.date_naive()),
             // A trace context that cannot be read costs the trace, never the event.
             traceparent: traceparent.and_then(text).map(str::to_owned),
             tracestate: tracestate.and_then(text).map(str::to_owned),
@@ -112,20 +116,20 @@ impl Envelope {
     }
 }
 
-/// The day (UTC) of an event: that of the time within its id, a UUID v7; for other ids that of its header [`CE_TIME`], RFC 3339. None if
-/// neither tells.
+/// When an event occurred: the time within its id, a UUID v7; for other ids that of its header [`CE_TIME`], RFC 3339. None if neither
+/// tells.
 ///
-/// It is a part of the key by which repeats are known, and must come out the same for each of them, wherever and whenever that is read.
-/// So the id comes first, which is what makes a repeat a repeat, and the present day plays no part.
+/// Its day is a part of the key by which repeats are known, and must come out the same for each of them, wherever and whenever that is
+/// read. So the id comes first, which is what makes a repeat a repeat, and the present day plays no part.
 #[must_use]
-pub fn occurred_on(event_id: Uuid, time: Option<&[u8]>) -> Option<NaiveDate> {
+pub fn occurred_at(event_id: Uuid, time: Option<&[u8]>) -> Option<DateTime<Utc>> {
     if event_id.get_version_num() == 7 {
         // RFC 9562, 5.7: the first 48 bits are milliseconds since 1970.
         let millis = i64::try_from(event_id.as_u128() >> 80).ok()?;
-        return DateTime::from_timestamp_millis(millis).map(|time| time.date_naive());
+        return DateTime::from_timestamp_millis(millis);
     }
     let time = DateTime::parse_from_rfc3339(text(time?)?).ok()?;
-    Some(time.to_utc().date_naive())
+    Some(time.to_utc())
 }
 
 const fn text(bytes: &[u8]) -> Option<&str> {
@@ -164,7 +168,7 @@ mod tests {
     fn the_day_of_an_event_is_that_of_its_id_and_else_that_of_its_header() {
         let v7 = Uuid::try_parse_ascii(UUID).expect("an id");
         let v4 = Uuid::from_u128(0x0189_0a5d_ac96_474b_bcce_b302_099a_8057);
-        let day = |id, time: Option<&[u8]>| occurred_on(id, time).map(|day| day.to_string());
+        let day = |id, time: Option<&[u8]>| occurred_at(id, time).map(|time| time.date_naive().to_string());
         let time: &[u8] = b"2026-11-24T23:30:00.5-02:00";
         assert_eq!(day(v7, None).as_deref(), Some("2023-06-30"));
         assert_eq!(day(v7, Some(time)).as_deref(), Some("2023-06-30"), "the header does not matter");

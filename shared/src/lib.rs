@@ -14,6 +14,7 @@ pub mod outbox;
 pub mod propagation;
 pub mod service;
 pub mod shutdown;
+pub mod spans;
 pub mod telemetry;
-#[cfg(feature = "testing")]
+#[cfg(any(feature = "testing", test))]
 pub mod testing;

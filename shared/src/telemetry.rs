@@ -1,31 +1,49 @@
 //! Logs, and traces over OTLP when an endpoint is given.
 
+mod exporter;
+mod outlet;
+
+use std::sync::OnceLock;
+
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::SpanExporter;
+use opentelemetry::{KeyValue, global};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{ConfigError, Env};
-use crate::crypto;
+use crate::spans::{SpanLimits, Spans};
+use outlet::Outlet;
 
 /// What is logged unless `RUST_LOG` says otherwise. What actix finds wrong with a connection is its client's doing, and an error in our
 /// log for each would let anybody fill that.
 const FILTER: &str = "info,actix_http=off";
 
+/// What the process makes spans with: beside OpenTelemetry's own global, and for the same reason.
+static SPANS: OnceLock<Spans> = OnceLock::new();
+
+/// What the parts of a service make spans with; they make none before [`init`].
+#[must_use]
+pub fn spans() -> Spans {
+    SPANS.get().cloned().unwrap_or_default()
+}
+
 /// Keeps the exporter alive; [`Telemetry::flush`] sends what it still holds.
 #[must_use = "dropping it ends the export of traces"]
 #[derive(Debug)]
-pub struct Telemetry(Option<SdkTracerProvider>);
+pub struct Telemetry(Option<(SdkTracerProvider, Outlet)>);
 
 impl Telemetry {
-    /// Sends the spans that are still held. Blocks up to the exporter's time-out.
+    /// Sends the spans that are still held. Blocks up to five seconds.
     pub fn flush(self) {
-        if let Some(Err(error)) = self.0.map(|provider| provider.shutdown()) {
+        let Some((provider, outlet)) = self.0 else { return };
+        if let Err(error) = provider.shutdown() {
             tracing::warn!(error = %error, "some traces were not exported");
         }
+        outlet.tell();
     }
 }
 
@@ -48,35 +66,47 @@ pub fn init(env: &Env, service: &'static str) -> Result<Telemetry, ConfigError> 
     } else {
         tracing_subscriber::fmt::layer().json().flatten_event(true).boxed()
     };
-    let provider = provider(env, service)?;
-    let spans = provider.as_ref().map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(service)));
+    let traces = traces(env, service)?;
+    let spans =
+        traces.as_ref().map(|(provider, _)| tracing_opentelemetry::layer().with_tracer(provider.tracer(service)));
     tracing_subscriber::registry().with(filter).with(logs).with(spans).init();
-    Ok(Telemetry(provider))
+    Ok(Telemetry(traces))
 }
 
-fn provider(env: &Env, service: &'static str) -> Result<Option<SdkTracerProvider>, ConfigError> {
-    let endpoints = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
-    let Some(variable) = endpoints.into_iter().find(|name| env.var(name).is_some()) else { return Ok(None) };
-    if env.var("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-        return Ok(None);
-    }
-    crypto::install();
-    // The exporters read the endpoint and the other OTEL_EXPORTER_OTLP_* variables by themselves.
-    let exporter = match env.var("OTEL_EXPORTER_OTLP_PROTOCOL") {
-        None | Some("http/protobuf") => SpanExporter::builder().with_http().build(),
-        Some("grpc") => SpanExporter::builder().with_tonic().build(),
-        Some(other) => {
-            return Err(ConfigError::new(
-                "OTEL_EXPORTER_OTLP_PROTOCOL",
-                format!("is http/protobuf or grpc, not '{other}'"),
-            ));
-        }
-    };
-    let exporter = exporter.map_err(|error| ConfigError::new(variable, error.to_string()))?;
-    let resource = Resource::builder()
-        .with_service_name(service)
-        .with_attribute(opentelemetry::KeyValue::new("service.namespace", "outrider"))
-        .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+/// The way to the exporter, if one is given.
+fn traces(env: &Env, service: &'static str) -> Result<Option<(SdkTracerProvider, Outlet)>, ConfigError> {
+    let Some(endpoint) = exporter::Endpoint::from_env(env)? else { return Ok(None) };
+    let limits = SpanLimits::from_env(env)?;
+    let outlet = Outlet::open(&endpoint, env, &resource(env, service))?;
+    let spans = Spans::new(outlet.clone(), limits);
+    outlet.count_too(spans.missed());
+    let _ = SPANS.set(spans);
+    // Spans that handlers make with `tracing` or OpenTelemetry are recorded where they are part of one of ours, and begin no trace.
+    let provider = SdkTracerProvider::builder()
+        .with_span_processor(outlet.clone())
+        .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOff)))
+        .with_resource(resource(env, service))
         .build();
-    Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build()))
+    global::set_tracer_provider(provider.clone());
+    Ok(Some((provider, outlet)))
+}
+
+/// Who we are. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win.
+fn resource(env: &Env, service: &'static str) -> Resource {
+    static INSTANCE: OnceLock<String> = OnceLock::new();
+    let instance = INSTANCE.get_or_init(|| uuid::Uuid::now_v7().to_string());
+    let ours = [
+        ("service.name", service),
+        ("service.namespace", "outrider"),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+        ("service.instance.id", instance),
+    ];
+    let builder = Resource::builder_empty()
+        .with_attributes(ours.map(|(key, value)| KeyValue::new(key, value.to_owned())))
+        .with_detector(Box::new(TelemetryResourceDetector))
+        .with_detector(Box::new(EnvResourceDetector::new()));
+    match env.var("OTEL_SERVICE_NAME") {
+        Some(name) => builder.with_service_name(name.to_owned()).build(),
+        None => builder.build(),
+    }
 }

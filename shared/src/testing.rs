@@ -1,8 +1,12 @@
 //! What the integration tests of all crates share. They need a running Postgres and Kafka, named by `DATABASE_URL` and
 //! `KAFKA_BROKERS`, as `cargo dev test` starts them; every test has a database, topics and groups of its own.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use opentelemetry::Context;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgPool};
 
@@ -53,6 +57,43 @@ impl TestDatabase {
     pub fn config(&self, role: &str) -> DatabaseConfig {
         let env = Env::from_pairs([("DATABASE_URL", self.url.as_str()), ("DB_ROLE", role)]);
         DatabaseConfig::from_env(&env, "outrider-test").expect("the URL of a test database is good")
+    }
+}
+
+/// Keeps the spans that it is given. All clones keep the same.
+#[derive(Debug, Clone, Default)]
+pub struct Collector(Arc<Mutex<Vec<SpanData>>>);
+
+impl Collector {
+    /// What it has got, in that order.
+    ///
+    /// # Panics
+    /// When a test has failed that holds it.
+    #[must_use]
+    pub fn spans(&self) -> Vec<SpanData> {
+        self.0.lock().expect("nobody panics here").clone()
+    }
+
+    /// The names of that.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.spans().iter().map(|span| span.name.to_string()).collect()
+    }
+}
+
+impl SpanProcessor for Collector {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        self.0.lock().expect("nobody panics here").push(span);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
     }
 }
 

@@ -19,6 +19,7 @@ mod load;
 mod processor;
 mod producer_performance;
 mod relay;
+mod sink;
 mod topic;
 
 pub use figure::{Bound, Figure};
@@ -76,7 +77,7 @@ pub struct ApiArgs {
     #[command(flatten)]
     how: How,
 
-    /// Only the parts with these names: accepted, latency, alone, batch, readers, overload
+    /// Only the parts with these names: accepted, latency, alone, batch, readers, overload, tracing
     #[arg(long, value_name = "PART", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(api::PARTS))]
     only: Vec<String>,
 }
@@ -87,7 +88,7 @@ pub struct RelayArgs {
     #[command(flatten)]
     how: How,
 
-    /// Only the parts with these names: drain, held, backlog, writers, latency, idle, classic
+    /// Only the parts with these names: drain, held, backlog, writers, latency, idle, classic, tracing
     #[arg(long, value_name = "PART", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(relay::PARTS))]
     only: Vec<String>,
 }

@@ -11,7 +11,7 @@ use shared::config::{ConfigError, EXIT_CONFIG};
 use crate::signals::Interrupted;
 use crate::{
     api_keys, bench, conformance, dead_letters, migrate, offsets, parked, prepare, replay, seed, stack, status, test,
-    up,
+    trace, up,
 };
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
@@ -81,6 +81,13 @@ enum Command {
     #[command(after_help = replay::EXAMPLES)]
     Replay(replay::ReplayArgs),
 
+    /// Show the way of one order through all services, from its trace in Jaeger
+    ///
+    /// Which trace that is, the order's events in the outbox say; the database is that of the environment, as for `migrate`, and the role
+    /// `outrider_operator` has the right that this needs. The exit code is 1 when there is no such trace.
+    #[command(after_help = trace::EXAMPLES)]
+    Trace(trace::TraceArgs),
+
     /// Run the tests, with a Postgres and a Kafka of their own
     ///
     /// They are started on free ports in a temporary folder and are gone afterwards. `DATABASE_URL` (of a superuser, or of
@@ -116,6 +123,7 @@ const EXIT_USAGE: u8 = 2;
 const UP_EXAMPLES: &str = "Examples:
   cargo dev up
   cargo dev up --fresh --port 9090
+  cargo dev up --jaeger
   cargo dev up --data /tmp/outrider --no-seed";
 
 const SEED_EXAMPLES: &str = "Examples:
@@ -182,6 +190,7 @@ impl Cli {
             Command::DeadLetters(args) => Box::pin(dead_letters::run(args)),
             Command::ApiKeys(args) => Box::pin(api_keys::run(args)),
             Command::Offsets(args) => Box::pin(offsets::run(args)),
+            Command::Trace(args) => Box::pin(trace::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Bench(args) => Box::pin(bench::run(args)),
             Command::Conformance(args) => Box::pin(conformance::run(args)),

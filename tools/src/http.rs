@@ -87,6 +87,13 @@ impl OrdersApi {
         read_order(request, StatusCode::CREATED).await
     }
 
+    /// The id of the trace that an order was made in, if its event has one.
+    pub async fn trace_id(&self, id: i64) -> Result<Option<String>> {
+        let answer = self.client.get(format!("{}/{id}/timeline", self.orders)).send().await?.error_for_status()?;
+        let timeline: serde_json::Value = serde_json::from_slice(&answer.bytes().await?)?;
+        Ok(timeline["changes"][0]["trace_id"].as_str().map(str::to_owned))
+    }
+
     /// Reads an order.
     pub async fn read(&self, id: i64) -> Result<Order, Refusal> {
         let url = format!("{}/{id}", self.orders);

@@ -1,5 +1,5 @@
 //! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `conformance`, `prepare`) and operators (`migrate`, `status`,
-//! `parked`, `offsets`, `replay`, `dead-letters`, `api-keys`).
+//! `parked`, `offsets`, `replay`, `dead-letters`, `api-keys`, `trace`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
 
@@ -11,6 +11,7 @@ pub mod connection;
 pub mod console;
 pub mod dead_letters;
 pub mod http;
+pub mod jaeger;
 pub mod migrate;
 pub mod offsets;
 pub mod parked;
@@ -23,6 +24,7 @@ pub mod signals;
 pub mod stack;
 pub mod status;
 pub mod test;
+pub mod trace;
 pub mod up;
 pub mod workload;
 pub mod workspace;

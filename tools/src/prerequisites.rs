@@ -1,4 +1,4 @@
-//! What must be on the machine already: Java to run Kafka, Maven to fetch it, a C compiler to build the client.
+//! What must be on the machine already: Java to run Kafka, Maven to fetch it, a C compiler to build the client, Go to build Jaeger.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -58,6 +58,25 @@ pub fn c_compiler() -> Result<()> {
     )
 }
 
+/// Makes sure that Go is there, and new enough.
+pub fn go() -> Result<()> {
+    const INSTALL: &str = "https://go.dev/doc/install, or macOS: brew install go";
+    let output = Command::new("go").args(["env", "GOVERSION"]).output();
+    let version = output.ok().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    match version.as_deref().and_then(go_minor) {
+        None => bail!("Go is missing (Jaeger is built with it, once); {INSTALL}"),
+        // An older one from 1.21 on fetches what go.mod asks for by itself.
+        Some(minor) if minor < 21 => bail!("Go 1.{minor} is too old, Jaeger needs 1.24 or newer; {INSTALL}"),
+        Some(_) => Ok(()),
+    }
+}
+
+/// The second number of `go1.24.6`.
+fn go_minor(version: &str) -> Option<u32> {
+    let rest = version.strip_prefix("go1.")?;
+    rest.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
+}
+
 fn runs(program: &str, flag: &str) -> bool {
     let output = Command::new(program).arg(flag).output();
     output.is_ok_and(|output| output.status.success())
@@ -92,6 +111,14 @@ mod tests {
         assert_eq!(printed(noisy).as_deref(), Some("1.8.0_392"));
         assert_eq!(printed("openjdk version \"21-ea\" 2023-09-19").as_deref(), Some("21-ea"));
         assert_eq!(printed("The operation couldn’t be completed. Unable to locate a Java Runtime."), None);
+    }
+
+    #[test]
+    fn the_version_of_go_is_read_from_what_it_prints() {
+        assert_eq!(
+            ["go1.24.6", "go1.26", "go1.9rc1", "", "devel"].map(go_minor),
+            [Some(24), Some(26), Some(9), None, None]
+        );
     }
 
     #[test]

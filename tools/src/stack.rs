@@ -1,4 +1,4 @@
-//! What a pipeline stands on, started privately: Postgres, Kafka and the three services, each as a child process.
+//! What a pipeline stands on, started privately: Postgres, Kafka, Jaeger and the three services, each as a child process.
 //!
 //! `outrider up`, `outrider test`, the end-to-end tests and the benchmarks are built from these parts. Every child is
 //! known to a [`reaper::Reaper`], so that none of them outlives whoever started it.
@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rand::RngExt;
 
+pub mod jaeger;
 pub mod kafka;
 pub mod maven;
 pub mod pipeline;
@@ -20,6 +21,7 @@ pub mod reaper;
 pub mod service;
 pub mod throwaway;
 
+pub use jaeger::Jaeger;
 pub use kafka::Kafka;
 pub use pipeline::Pipeline;
 pub use postgres::Postgres;

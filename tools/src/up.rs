@@ -16,13 +16,14 @@ use crate::stack::kafka::{Jars, KafkaOptions};
 use crate::stack::postgres::PostgresOptions;
 use crate::stack::service::{Kind, Surroundings};
 use crate::stack::throwaway::Supply;
-use crate::stack::{Kafka, Pipeline, Postgres, Reaper, Service, free_port, is_free};
+use crate::stack::{Jaeger, Kafka, Pipeline, Postgres, Reaper, Service, free_port, is_free};
 use crate::test::given;
 use crate::workspace::{Executables, Workspace, dev_folder};
 use data::DataFolder;
 
 mod basic_seed;
 mod data;
+mod traces;
 
 /// The port of the API unless another is asked for.
 const PORT: u16 = 8080;
@@ -32,6 +33,7 @@ const DATABASE: &str = "outrider";
 
 /// How to run it.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct UpArgs {
     /// Port of the API on 127.0.0.1; 8080, or a free one when that is taken
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -48,6 +50,10 @@ pub struct UpArgs {
     /// Run the services as they were built last, and build nothing
     #[arg(long)]
     no_build: bool,
+
+    /// Collect traces in a Jaeger, which is built first (once, some minutes; needs Go); or send them to `OTEL_EXPORTER_OTLP_ENDPOINT`
+    #[arg(long)]
+    jaeger: bool,
 
     /// Send no orders
     #[arg(long)]
@@ -125,7 +131,10 @@ impl Up {
                 }
             };
             let sent = signals.interrupts(Box::pin(seeding)).await;
-            sent.with_context(|| format!("see the logs in {}", shown(&self.data.logs())))?;
+            let first = sent.with_context(|| format!("see the logs in {}", shown(&self.data.logs())))?;
+            if self.args.jaeger {
+                traces::say_where_first_is(&api, first, pipeline.jaeger.as_ref()).await?;
+            }
         }
         self.say_where_to_go(pipeline, &url);
         tokio::select! {
@@ -150,13 +159,15 @@ impl Up {
         let database_url = step("postgres", Box::pin(self.start_postgres(pipeline))).await?;
         let kafka_brokers = step("kafka", Box::pin(self.start_kafka(pipeline))).await?;
         step("migrate", Box::pin(apply_migrations(&database_url))).await?;
+        let env =
+            if self.args.jaeger { step("jaeger", Box::pin(self.start_jaeger(pipeline))).await? } else { Vec::new() };
         let surroundings = Surroundings {
             binaries: self.executables.folder().to_owned(),
             logs: self.data.logs(),
             takes_role: pipeline.postgres.is_some(),
             database_url,
             kafka_brokers,
-            env: Vec::new(),
+            env,
         };
         let port = match self.args.port {
             Some(port) => port,
@@ -181,6 +192,10 @@ impl Up {
         if self.build_arguments().is_some() {
             prerequisites::c_compiler()?;
             found.push("C compiler".to_owned());
+        }
+        if self.args.jaeger && given(traces::ENDPOINT).is_none() && !Jaeger::is_built(&self.supply.cache) {
+            prerequisites::go()?;
+            found.push("Go".to_owned());
         }
         Ok(((), found.join(", ")))
     }
@@ -221,6 +236,18 @@ impl Up {
         Ok((kafka.brokers(), words))
     }
 
+    /// Starts Jaeger, and returns what services are told to send their spans there.
+    async fn start_jaeger(&self, pipeline: &mut Pipeline) -> Result<(traces::Env, String)> {
+        if let Some(endpoint) = given(traces::ENDPOINT) {
+            return Ok((traces::env(&endpoint), format!("{endpoint}, given by {}", traces::ENDPOINT)));
+        }
+        let log = self.data.logs().join("jaeger.log");
+        let jaeger = Jaeger::start(&self.supply, &self.data.jaeger(), &log, true).await?;
+        let jaeger = pipeline.jaeger.insert(jaeger);
+        let words = format!("Jaeger {} at {}, in memory", Jaeger::VERSION, jaeger.url());
+        Ok((traces::env(&jaeger.otlp_http()), words))
+    }
+
     async fn start_services(
         &self,
         pipeline: &mut Pipeline,
@@ -250,6 +277,9 @@ impl Up {
         }
         if let Some(kafka) = &pipeline.kafka {
             say(format_args!("  kafka      {}", kafka.brokers()));
+        }
+        if let Some(jaeger) = &pipeline.jaeger {
+            say(format_args!("  traces     DATABASE_URL=… cargo dev trace ORDER --jaeger {}", jaeger.url()));
         }
         for service in &pipeline.services {
             say(format_args!("  {:<10} {}/readyz and /metrics", service.kind().name(), service.admin_url()));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use shared::db::DatabaseConfig;
+use shared::spans::Spans;
 use uuid::Uuid;
 
 use super::Refusal;
@@ -12,6 +13,7 @@ use super::outage::Outage;
 use super::queue::Queue;
 use crate::config::Limits;
 use crate::metrics::Metrics;
+use crate::observe::StatementSpans;
 use crate::store::{KeyConflict, NewOrders, StoreError, Writer, Written};
 
 /// Attempts at a statement in whose way an idempotency key is: the second one sees whoever was faster.
@@ -24,6 +26,7 @@ pub(super) struct WriterTask {
     orders: NewOrders,
     metrics: Metrics,
     outage: Arc<Outage>,
+    spans: Spans,
 }
 
 impl WriterTask {
@@ -41,6 +44,7 @@ impl WriterTask {
             orders: NewOrders::default(),
             metrics: metrics.clone(),
             outage: Arc::clone(outage),
+            spans: shared::telemetry::spans(),
         }
     }
 
@@ -65,7 +69,12 @@ impl WriterTask {
             let key = job.claim.as_ref().map(|claim| claim.key);
             self.orders.push(job.order, Uuid::now_v7(), job.headers.take(), key);
         }
+        let traced = StatementSpans::begin(&self.spans, self.orders.headers());
         let result = insert(&mut self.writer, &self.orders, &self.metrics).await;
+        if let Some(traced) = traced {
+            let error = result.as_ref().err().map(ToString::to_string);
+            traced.end(&self.spans, self.orders.len(), error.as_deref());
+        }
         self.outage.note(&result);
         let error = match result {
             Ok(written) => return answer_all(group, written),

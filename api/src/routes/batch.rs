@@ -59,7 +59,7 @@ pub async fn create(
         return Err(Problem::new(Kind::InvalidBatch, detail));
     }
     state.guard.count_orders(&request, items.len())?;
-    let headers = event_headers(&state, request.headers());
+    let headers = event_headers(request.headers());
     let read = |item: &RawValue| {
         let order = NewOrder::from_json(item.get().as_bytes())?;
         caller.may_order(&order).map(|()| order)

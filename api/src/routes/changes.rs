@@ -69,7 +69,7 @@ async fn change(
     let id = OrderId::from_path(id).ok_or_else(not_found)?;
     let expected = conditions::expected(request.headers());
     let target = Target { id, user_id: caller.user_id(), expected: expected.as_deref() };
-    let headers = event_headers(state, request.headers());
+    let headers = event_headers(request.headers());
     match state.orders.change(change, target, headers.as_deref()).await? {
         Changed::Done(order) => Ok(order),
         Changed::NotFound => Err(not_found()),

@@ -58,7 +58,7 @@ pub async fn create(
     let order = NewOrder::from_json(&body)?;
     caller.may_order(&order)?;
     let key = IdempotencyKey::of(request.headers(), &caller, &order)?;
-    let written = state.batcher.submit(order, event_headers(&state, request.headers()), key).await?;
+    let written = state.batcher.submit(order, event_headers(request.headers()), key).await?;
     let mut response = HttpResponse::Created();
     response
         .insert_header((header::LOCATION, format!("/orders/{}", written.id)))

@@ -62,6 +62,11 @@ impl NewOrders {
         self.fingerprints.clear();
     }
 
+    /// The headers of each one's event.
+    pub fn headers(&self) -> impl Iterator<Item = Option<&str>> {
+        self.headers.iter().map(Option::as_deref)
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {

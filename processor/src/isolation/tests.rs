@@ -42,6 +42,7 @@ fn envelope(key: u32, event_type: u32) -> Envelope {
         aggregate_version: 1,
         traceparent: None,
         tracestate: None,
+        occurred_at: None,
         occurred_on: None,
     }
 }

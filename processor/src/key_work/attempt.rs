@@ -14,6 +14,7 @@ use crate::metrics::Tally;
 use crate::record::{Partition, Record};
 use crate::store::blocked::{self, Change, Key, State};
 use crate::store::letters::{self, Waiting};
+use crate::trace::ProcessSpans;
 use crate::work::Worked;
 
 /// Keys that are locked and what waits of them, ready to be tried.
@@ -40,6 +41,8 @@ pub(super) struct Outcomes {
     /// By `dead_letters.id`.
     pub(super) without_key: HashMap<i64, Outcome>,
     pub(super) tally: Tally,
+    /// Of the events that were tried, to be ended when the transaction is.
+    pub(super) spans: Vec<ProcessSpans>,
 }
 
 impl Applier {
@@ -81,7 +84,8 @@ impl Applier {
     ) -> Result<HashSet<Vec<u8>>, ApplyError> {
         // They are sorted by their rank in the key and by type, so the firsts of all keys are one set for each type.
         let batch = Batch::read_waiting(&tried.records, &self.handlers);
-        let worked = self.work(connection, (partition, &batch), &HashSet::new(), constraints).await?;
+        let mut worked = self.work(connection, (partition, &batch), &HashSet::new(), constraints).await?;
+        outcomes.spans.extend(worked.spans.take());
         let left: HashSet<usize> =
             worked.left.failed.iter().map(|(place, _)| *place).chain(worked.left.behind.iter().copied()).collect();
         let done = tried.waiting.iter().enumerate().filter(|(place, _)| !left.contains(place));

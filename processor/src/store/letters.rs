@@ -123,8 +123,13 @@ pub(crate) async fn of_keys(
     .await?;
     let waiting = rows.into_iter().map(|row| {
         let headers = headers_of(&row.headers);
-        let record =
-            Record { offset: row.record_offset, key: row.record_key, payload: row.payload, headers, time_ms: None };
+        let record = Record {
+            offset: row.record_offset,
+            key: row.record_key,
+            payload: row.payload,
+            headers,
+            ..Record::default()
+        };
         (Waiting { id: row.id, has_failed: row.has_failed }, record)
     });
     Ok(waiting.collect())
@@ -145,7 +150,8 @@ pub(crate) async fn without_key(
     .await?;
     let waiting = rows.into_iter().map(|row| {
         let headers = headers_of(&row.headers);
-        let record = Record { offset: row.record_offset, key: None, payload: row.payload, headers, time_ms: None };
+        let record =
+            Record { offset: row.record_offset, key: None, payload: row.payload, headers, ..Record::default() };
         (Waiting { id: row.id, has_failed: row.has_failed }, record)
     });
     Ok(waiting.collect())

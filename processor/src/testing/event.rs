@@ -60,7 +60,7 @@ impl TestEvent {
             key: self.key.clone(),
             payload: self.payload.clone(),
             headers: self.headers.clone(),
-            time_ms: None,
+            ..Record::default()
         }
     }
 }

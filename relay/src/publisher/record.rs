@@ -27,8 +27,8 @@ const FIXED: [&str; 9] = [
 ];
 
 /// The headers of an event's record: the event's identity in Debezium's vocabulary, CloudEvents 1.0 in binary mode, the version that
-/// makes order checkable, and whatever the writer put into the row, its trace context before all.
-pub(super) fn headers(event: &Event<'_>, source: &str) -> OwnedHeaders {
+/// makes order checkable, and whatever the writer put into the row. A `traceparent` that is given takes the place of the row's.
+pub(super) fn headers(event: &Event<'_>, source: &str, traceparent: Option<&str>) -> OwnedHeaders {
     let mut id = Uuid::encode_buffer();
     let id: &str = event.event_id.as_hyphenated().encode_lower(&mut id);
     let mut time = Text::default();
@@ -51,6 +51,9 @@ pub(super) fn headers(event: &Event<'_>, source: &str) -> OwnedHeaders {
     for (key, value) in FIXED.iter().zip(values) {
         headers = headers.insert(Header { key, value: Some(value) });
     }
+    if let Some(value) = traceparent {
+        headers = headers.insert(Header { key: event::TRACEPARENT, value: Some(value) });
+    }
     if event.headers.len() <= "{}".len() {
         return headers;
     }
@@ -58,6 +61,7 @@ pub(super) fn headers(event: &Event<'_>, source: &str) -> OwnedHeaders {
     match serde_json::from_str::<Own>(event.headers) {
         Ok(Own(own)) => own
             .into_iter()
+            .filter(|(key, _)| traceparent.is_none() || key != event::TRACEPARENT)
             .fold(headers, |headers, (key, value)| headers.insert(Header { key: &key, value: Some(value.as_ref()) })),
         Err(_) => headers,
     }
@@ -164,7 +168,7 @@ mod tests {
 
     use super::*;
 
-    fn of(own: &str) -> Vec<(String, String)> {
+    fn of(own: &str, traceparent: Option<&str>) -> Vec<(String, String)> {
         let event = Event {
             event_id: Uuid::nil(),
             aggregate_type: "order",
@@ -175,7 +179,7 @@ mod tests {
             headers: own,
             occurred_at: DateTime::from_timestamp_micros(1_700_000_000_023_456).unwrap(),
         };
-        let headers = headers(&event, "/outrider/order");
+        let headers = headers(&event, "/outrider/order", traceparent);
         let text = |value: Option<&[u8]>| str::from_utf8(value.unwrap()).unwrap().to_owned();
         headers.iter().map(|header| (header.key.to_owned(), text(header.value))).collect()
     }
@@ -201,13 +205,30 @@ mod tests {
         let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let own =
             r#"{"traceparent": "00-1-2-01", "tries": 2, "id": "forged", "said \"so\"": "\u00e4\n", "none": null}"#;
-        assert_eq!(of(own), expected);
+        assert_eq!(of(own, None), expected);
     }
 
     #[test]
     fn headers_that_are_none_cost_nothing_else() {
-        assert_eq!(of("{}").len(), FIXED.len());
-        assert_eq!(of("[1]").len(), FIXED.len());
+        assert_eq!(of("{}", None).len(), FIXED.len());
+        assert_eq!(of("[1]", None).len(), FIXED.len());
+    }
+
+    #[test]
+    fn the_publish_span_takes_the_place_of_the_writers_context_and_nothing_else_changes() {
+        let own = r#"{"traceparent": "00-1-2-01", "tracestate": "a=1", "tries": 2}"#;
+        let sorted = |mut headers: Vec<(String, String)>| {
+            headers.sort();
+            headers
+        };
+        let mut expected = of(own, None);
+        for (key, value) in &mut expected {
+            if key == "traceparent" {
+                "00-1-3-01".clone_into(value);
+            }
+        }
+        assert_eq!(sorted(of(own, Some("00-1-3-01"))), sorted(expected));
+        assert_eq!(of("{}", Some("00-1-3-01")).len(), FIXED.len() + 1);
     }
 
     #[test]

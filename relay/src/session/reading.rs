@@ -1,5 +1,7 @@
 //! Reading the outbox and handing what was read to the sender.
 
+use shared::spans;
+
 use super::sender::Work;
 use super::{Session, SessionError, in_time};
 use crate::lanes::Snapshot;
@@ -32,6 +34,7 @@ impl Session<'_> {
         self.metrics.reads.inc();
         self.fit_next_read(&answer);
         let ReadAnswer { snapshot, mut batch, late, late_cut, fresh_cut } = answer;
+        batch.read_at = Some(spans::now());
         let snapshot = Snapshot::parse(snapshot)?;
         let accepted = self.lanes.accept(&plan, &Answer { snapshot, rows: batch.keys(), late, late_cut, fresh_cut });
         self.metrics.late.inc_by(accepted.late as u64);

@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use shared::spans;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -15,6 +16,7 @@ use crate::lanes::{RowKey, Ticket};
 use crate::outbox::parked::ParkedRow;
 use crate::publisher::destinations::Destinations;
 use crate::publisher::outcomes::{Failure, Outcomes, Parked, Retried};
+use crate::publisher::spans::{Origin, PublishSpan};
 use crate::publisher::{Publisher, SendError};
 use crate::routes::Routes;
 
@@ -174,10 +176,11 @@ impl Run {
     }
 
     fn batch(&mut self, batch: &Batch) -> Result<(), Stop> {
+        let read_at = batch.read_at.unwrap_or_else(spans::now);
         for (row, ticket, event) in batch.events() {
             if self.is_parked(row.lane, &event) {
                 self.sender.outcomes.park(Parked { ticket, id: row.id, reason: None });
-            } else if let Some(reason) = self.send(row, ticket, &event)? {
+            } else if let Some(reason) = self.send(row, ticket, &event, read_at)? {
                 tracing::error!(
                     event.id = %event.event_id,
                     outbox.id = row.id,
@@ -196,13 +199,15 @@ impl Run {
     /// follow them at full speed, unless one of those was refused in the company of its batch.
     fn retry(&mut self, rows: &[ParkedRow]) -> Result<(), Stop> {
         self.sender.outcomes.begin_retry();
+        let read_at = spans::now();
         for (index, row) in rows.iter().enumerate() {
             let alone = row.reason.is_some() || self.sender.retry_alone;
             let outcomes = Arc::clone(&self.sender.outcomes);
             if alone && !outcomes.all_retried(index) {
                 return Err(Stop::Closed);
             }
-            if let Some(reason) = self.hand_over(Ticket::retry(index as u64), &row.event(), alone)? {
+            let origin = Origin { id: row.id, lane: None, read_at };
+            if let Some(reason) = self.hand_over(Ticket::retry(index as u64), &row.event(), alone, origin)? {
                 if !outcomes.all_retried(index) {
                     return Err(Stop::Closed);
                 }
@@ -224,19 +229,54 @@ impl Run {
         })
     }
 
-    fn send(&mut self, row: RowKey, ticket: Ticket, event: &Event<'_>) -> Result<Option<String>, Stop> {
+    fn send(
+        &mut self,
+        row: RowKey,
+        ticket: Ticket,
+        event: &Event<'_>,
+        read_at: SystemTime,
+    ) -> Result<Option<String>, Stop> {
         let suspects = &mut self.sender.suspects;
         let alone = !suspects.is_empty() && suspects.remove(&(row.lane, row.id));
-        let refused = self.hand_over(ticket, event, alone)?;
+        let origin = Origin { id: row.id, lane: Some(row.lane), read_at };
+        let refused = self.hand_over(ticket, event, alone, origin)?;
         if alone && self.sender.suspects.is_empty() {
             self.sender.outcomes.clear();
         }
         Ok(refused)
     }
 
-    /// Hands an event to the producer, waiting for room in its queue; for its outcome too, if it is to go alone. Returns a reason if
-    /// Kafka will never take it.
-    fn hand_over(&mut self, ticket: Ticket, event: &Event<'_>, alone: bool) -> Result<Option<String>, Stop> {
+    /// Hands an event to the producer, with a span if its trace is recorded. Returns a reason if Kafka will never take it.
+    fn hand_over(
+        &mut self,
+        ticket: Ticket,
+        event: &Event<'_>,
+        alone: bool,
+        origin: Origin,
+    ) -> Result<Option<String>, Stop> {
+        let mut span = self.sender.publisher.spans().begin(event, origin);
+        let had_span = span.is_some();
+        let refused = self.try_to_hand_over(ticket, event, alone, &mut span)?;
+        // A span that went with its record has its end there.
+        if let Some(reason) = &refused {
+            let spans = self.sender.publisher.spans();
+            let forced = || if had_span { None } else { spans.force(event, origin) };
+            if let Some(span) = span.or_else(forced) {
+                let topic = self.sender.destinations.known(event.aggregate_type).map_or("", |to| &to.topic);
+                spans.refused(span, topic, reason);
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Waits for room in the producer's queue; for the event's outcome too, if it is to go alone.
+    fn try_to_hand_over(
+        &mut self,
+        ticket: Ticket,
+        event: &Event<'_>,
+        alone: bool,
+        span: &mut Option<PublishSpan>,
+    ) -> Result<Option<String>, Stop> {
         let Sender { publisher, outcomes, lease, destinations, lease_needed, .. } = &mut self.sender;
         if !destinations.is_known(event.aggregate_type) {
             self.handle.block_on(destinations.find(event.aggregate_type)).map_err(Stop::Failed)?;
@@ -256,7 +296,7 @@ impl Run {
             if !lease.allows(*lease_needed) {
                 return Err(Stop::Closed);
             }
-            match publisher.send(to, event, ticket) {
+            match publisher.send(to, event, ticket, span) {
                 Ok(()) => break,
                 Err(SendError::Refused(reason)) => return Ok(Some(reason)),
                 Err(SendError::Broken(error)) => return Err(Stop::Failed(Failure::Kafka(error))),

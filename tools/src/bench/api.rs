@@ -16,13 +16,14 @@ mod overload;
 mod pgbench;
 mod readers;
 mod stage;
+mod tracing;
 
 use generator::{Load, Report};
 use pgbench::Pgbench;
 use stage::Stage;
 
 /// The parts, as `--only` names them.
-pub const PARTS: [&str; 6] = ["accepted", "latency", "alone", "batch", "readers", "overload"];
+pub const PARTS: [&str; 7] = ["accepted", "latency", "alone", "batch", "readers", "overload", "tracing"];
 
 /// What `--help` shows.
 pub const EXAMPLES: &str = "Examples:
@@ -89,6 +90,7 @@ pub async fn measure(args: &ApiArgs) -> Result<Vec<Figure>> {
             "alone" => alone(&mut ground, scale).await,
             "batch" => batch(&mut ground, scale).await,
             "readers" => readers::measure(&mut ground, scale).await,
+            "tracing" => tracing::measure(&mut ground, scale).await,
             _ => overload::measure(&mut ground, scale).await,
         };
         figures.extend(found.with_context(|| format!("the part {part} failed"))?);

@@ -14,10 +14,11 @@ mod classic;
 mod held;
 mod idle;
 mod latency;
+mod tracing;
 mod writers;
 
 /// The parts, as `--only` names them.
-pub const PARTS: [&str; 7] = ["drain", "held", "backlog", "writers", "latency", "idle", "classic"];
+pub const PARTS: [&str; 8] = ["drain", "held", "backlog", "writers", "latency", "idle", "classic", "tracing"];
 
 /// What `--help` shows.
 pub const EXAMPLES: &str = "Examples:
@@ -73,6 +74,7 @@ pub async fn measure(args: &RelayArgs) -> Result<Vec<Figure>> {
             "writers" => writers::measure(&ground, scale).await,
             "latency" => latency::measure(&ground, scale).await,
             "idle" => idle::measure(&mut ground, scale).await,
+            "tracing" => tracing::measure(&mut ground, scale).await,
             _ => classic::measure(&ground, scale).await,
         };
         figures.extend(found.with_context(|| format!("the part {part} failed"))?);
@@ -80,15 +82,29 @@ pub async fn measure(args: &RelayArgs) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// What a relay is told, and what it drains.
+#[derive(Debug, Clone, Copy)]
+struct Load<'a> {
+    env: &'a [(&'a str, &'a str)],
+    /// The traces of every so many keys are recorded.
+    sampled_every: i64,
+}
+
+impl Default for Load<'_> {
+    fn default() -> Self {
+        Self { env: &[], sampled_every: 1 }
+    }
+}
+
 /// How fast a backlog goes out, against what the broker takes at most in the same run.
 async fn drain(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
     let (mut rates, mut most) = (Vec::new(), Vec::new());
     // Kafka compiles itself while it works: the first million records cost it three times as much as the third.
     for round in 0..scale.warm_ups {
-        drain_round(ground, &format!("warmup{round}"), scale).await?;
+        drain_round(ground, &format!("warmup{round}"), scale, Load::default()).await?;
     }
     for round in 0..scale.rounds.min(3) {
-        let rate = drain_round(ground, &format!("drain{round}"), scale).await?;
+        let rate = drain_round(ground, &format!("drain{round}"), scale, Load::default()).await?;
         let name = format!("load{round}s");
         Topic::create(&ground.brokers, &name).await?;
         let performance = producer_performance::run(ground, &name, scale.drain_rows * 2).await?;
@@ -106,11 +122,11 @@ async fn drain(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
 
 /// One drain, with a fresh relay and database; tells where the CPU time went, and looks for what is lost, repeated or in the wrong
 /// place.
-async fn drain_round(ground: &mut Ground, name: &str, scale: Scale) -> Result<f64> {
+async fn drain_round(ground: &mut Ground, name: &str, scale: Scale, load: Load<'_>) -> Result<f64> {
     let mut scene = ground.scene(name).await?;
-    let relay = scene.start_relay(ground, &[]).await?;
+    let relay = scene.start_relay(ground, load.env).await?;
     let processes = Processes::of(ground, "relay", relay)?;
-    load::backlog(&scene.pool, &scene.name, scale.drain_rows).await?;
+    load::sampled_backlog(&scene.pool, &scene.name, scale.drain_rows, load.sampled_every).await?;
     let (before, begun) = (processes.used()?, Instant::now());
     scene.topic.reaches(scale.drain_rows).await?;
     let rate = per_second(scale.drain_rows, begun.elapsed());

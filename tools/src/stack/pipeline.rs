@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use futures_util::future::select_all;
 
 use super::process::{Process, describe_status};
-use super::{Kafka, Postgres, Service};
+use super::{Jaeger, Kafka, Postgres, Service};
 
 /// What is running of one pipeline. A server that belongs to somebody else is not in here.
 #[derive(Debug, Default)]
@@ -17,6 +17,8 @@ pub struct Pipeline {
     pub kafka: Option<Kafka>,
     /// Our own Postgres.
     pub postgres: Option<Postgres>,
+    /// Our own Jaeger.
+    pub jaeger: Option<Jaeger>,
 }
 
 /// A process that ended by itself.
@@ -32,7 +34,12 @@ impl Pipeline {
     /// Whether nothing was started.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.kafka.is_none() && self.postgres.is_none()
+        self.processes_started() == 0
+    }
+
+    fn processes_started(&self) -> usize {
+        let servers = [self.kafka.is_some(), self.postgres.is_some(), self.jaeger.is_some()];
+        self.services.len() + servers.into_iter().filter(|started| *started).count()
     }
 
     fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
@@ -41,6 +48,7 @@ impl Pipeline {
             .map(Service::process)
             .chain(self.kafka.as_mut().map(Kafka::process))
             .chain(self.postgres.as_mut().map(Postgres::process))
+            .chain(self.jaeger.as_mut().map(Jaeger::process))
     }
 
     /// Waits until one of the processes ends by itself; for ever when there is none. May be cancelled.
@@ -60,7 +68,7 @@ impl Pipeline {
         select_all(ends).await.0
     }
 
-    /// Stops everything, one after the other: services, then Kafka, then Postgres. What can't be stopped doesn't keep
+    /// Stops everything, one after the other: services, then Kafka, Postgres and Jaeger. What can't be stopped doesn't keep
     /// the rest from being stopped. Returns a line for each that did not end well.
     pub async fn stop(&mut self) -> Vec<String> {
         let mut complaints = Vec::new();
@@ -79,6 +87,7 @@ impl Pipeline {
         self.services.clear();
         self.kafka = None;
         self.postgres = None;
+        self.jaeger = None;
         complaints
     }
 

@@ -28,8 +28,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// How long an order may take on a machine that has just started everything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Posts the orders one after the other and prints a line for each when it is Processed.
-pub async fn send(api: &OrdersApi) -> Result<()> {
+/// Posts the orders one after the other and prints a line for each when it is Processed. Returns the number of the first one.
+pub async fn send(api: &OrdersApi) -> Result<i64> {
+    let mut first = None;
     let mut slowest = Duration::ZERO;
     let mut total = Duration::ZERO;
     for (user_id, product_id, quantity) in ORDERS {
@@ -39,6 +40,7 @@ pub async fn send(api: &OrdersApi) -> Result<()> {
         if !posted.is_pending() {
             bail!("order {} was accepted as {}, not as Pending", posted.id, posted.status);
         }
+        first.get_or_insert(posted.id);
         let status = follow(api, posted.id).await?;
         let taken = begun.elapsed();
         say(format_args!(
@@ -56,7 +58,7 @@ pub async fn send(api: &OrdersApi) -> Result<()> {
         (total / count).as_millis(),
         slowest.as_millis()
     ));
-    Ok(())
+    first.context("there are orders")
 }
 
 /// Looks at an order until it is Pending no more.

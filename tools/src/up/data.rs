@@ -70,11 +70,17 @@ impl DataFolder {
         self.path.join("kafka")
     }
 
+    /// The folder for Jaeger, which keeps no data.
+    #[must_use]
+    pub fn jaeger(&self) -> PathBuf {
+        self.path.join("jaeger")
+    }
+
     /// Removes what earlier runs have left. Whatever else is in the folder is not ours and stays.
     pub fn wipe(&self) -> Result<()> {
         // As root, Postgres may live elsewhere.
         let elsewhere = reachable(&self.postgres(), unprivileged_user()?)?;
-        for folder in [self.postgres(), elsewhere, self.kafka(), self.logs()] {
+        for folder in [self.postgres(), elsewhere, self.kafka(), self.jaeger(), self.logs()] {
             if folder.exists() {
                 fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
             }

@@ -17,6 +17,7 @@ mod settings;
 mod status;
 mod timeline;
 mod topic;
+mod traces;
 mod up;
 
 use std::path::Path;

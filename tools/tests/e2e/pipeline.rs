@@ -31,7 +31,7 @@ const PROCESSOR_ENV: [(&str, &str); 2] = [("PROCESSOR_SESSION_TIMEOUT_MS", "6000
 pub(super) struct Stage {
     pub(super) database: TestDatabase,
     pub(super) surroundings: Surroundings,
-    supply: Supply,
+    pub(super) supply: Supply,
     // Last: the services end before their servers.
     pub(super) servers: Throwaway,
 }
