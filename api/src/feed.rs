@@ -9,7 +9,6 @@ pub mod ending;
 pub mod event;
 pub mod hub;
 mod low;
-pub mod metrics;
 mod reader;
 pub mod settings;
 pub mod snapshot;
@@ -27,9 +26,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 use self::cursor::Cursor;
 use self::hub::{Hub, Settled};
 use self::low::Low;
-use self::metrics::FeedMetrics;
 use self::settings::Watching;
 use crate::config::Limits;
+use crate::metrics::FeedMetrics;
 use crate::store::feed::{Anchor, FeedConnection};
 use crate::store::{Orders, StoreError};
 

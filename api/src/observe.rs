@@ -13,6 +13,7 @@ use shared::propagation::{TraceContext, TraceHeaders, is_sampled, traceparent_in
 use shared::spans::{self, Array, Begun, Finished, KeyValue, SpanKind, Spans, Value, within};
 
 use crate::edge::{limits, request_id};
+use crate::problem::{Kind, Problem};
 use crate::server::State;
 
 /// Longer ones are not passed on. W3C Trace Context, 3.3.1.5, asks for at least 512 characters.
@@ -39,7 +40,18 @@ pub async fn observe(
         traced.end(&state.spans, route, &response);
     }
     state.metrics.request(route, status(&response).as_u16(), start);
+    if let Some(kind) = problem(&response) {
+        state.metrics.problem(route, kind);
+    }
     response
+}
+
+/// The type of problem that the answer is, if it is one.
+fn problem(response: &Result<ServiceResponse<BoxBody>, Error>) -> Option<Kind> {
+    match response {
+        Ok(response) => response.response().extensions().get().copied(),
+        Err(error) => error.as_error::<Problem>().map(Problem::kind),
+    }
 }
 
 fn status(response: &Result<ServiceResponse<BoxBody>, Error>) -> StatusCode {

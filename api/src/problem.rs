@@ -74,6 +74,12 @@ impl Problem {
         Self { kind, detail: detail.into(), errors: Vec::new(), allow: None }
     }
 
+    /// Its type.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// The methods that would have been right, as in the header `Allow`.
     #[must_use]
     pub fn method_not_allowed(allow: String) -> Self {
@@ -136,7 +142,10 @@ impl ResponseError for Problem {
         if self.kind.entry().retry == Retry::Later {
             response.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECS));
         }
-        response.body(self.to_json())
+        let mut response = response.body(self.to_json());
+        // For whoever counts.
+        response.extensions_mut().insert(self.kind);
+        response
     }
 }
 

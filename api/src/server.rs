@@ -76,7 +76,7 @@ impl Server {
         let metrics = Metrics::register(&mut registry);
         // What is done beside the requests; all of it ends with the shutdown.
         let mut tasks = JoinSet::new();
-        tls::watch(edge.tls.as_ref(), &mut registry, shutdown, &mut tasks);
+        tls::watch(edge.tls.as_ref(), &metrics.certificate_expiry, shutdown, &mut tasks);
         let admin_address = health::serve(admin_bind, readiness.clone(), registry, shutdown)
             .map_err(|error| port_error("ADMIN_BIND", admin_bind, &error))?;
 
@@ -86,7 +86,7 @@ impl Server {
         let mut writers = JoinSet::new();
         let batcher = Batcher::start(&database, &limits, &metrics, &mut writers);
         Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown, &mut tasks).await;
-        let orders = Orders::new(pool, &limits);
+        let orders = Orders::new(pool, &limits, metrics.clone());
         let (checked, shown) = (orders.clone(), readiness.clone());
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut tasks);
         let guard = Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut tasks)?;

@@ -1,7 +1,7 @@
 //! All of the API's SQL, and what its failures mean.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shared::db::{DatabaseConfig, is_retryable, sql_state};
 use sqlx::postgres::PgConnectOptions;
@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use crate::config::Limits;
 use crate::domain::OrderId;
+use crate::metrics::Metrics;
 
 pub mod api_keys;
 pub mod changes;
@@ -97,13 +98,15 @@ pub struct Orders {
     pool: PgPool,
     connect_timeout: Duration,
     statement_patience: Duration,
+    metrics: Metrics,
 }
 
 impl Orders {
     /// Shares `pool`.
     #[must_use]
-    pub fn new(pool: PgPool, limits: &Limits) -> Self {
-        Self { pool, connect_timeout: limits.connect_timeout(), statement_patience: limits.statement_patience() }
+    pub fn new(pool: PgPool, limits: &Limits, metrics: Metrics) -> Self {
+        let (connect_timeout, statement_patience) = (limits.connect_timeout(), limits.statement_patience());
+        Self { pool, connect_timeout, statement_patience, metrics }
     }
 
     /// An order, if there is one that is this user's, or anybody's.
@@ -119,7 +122,9 @@ impl Orders {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
+        let start = Instant::now();
         let connection = timeout(self.connect_timeout, self.pool.acquire()).await;
+        self.metrics.waited_for_connection(start);
         let mut connection =
             connection.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)?;
         let Ok(done) = timeout(self.statement_patience, work(&mut connection)).await else {

@@ -2,17 +2,17 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shared::spans::Spans;
-use sqlx::PgPool;
 use sqlx::postgres::PgConnection;
+use sqlx::{PgPool, Postgres, Transaction};
 
 use crate::batch::Batch;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failpoint::Failpoint;
 use crate::handler::{FailureKind, Handlers};
-use crate::metrics::Tally;
+use crate::metrics::{Metrics, Tally};
 use crate::record::Partition;
 use crate::retry::{Next, Schedule};
 use crate::store;
@@ -34,6 +34,7 @@ pub(crate) struct Applier {
     pub(crate) failpoint: Option<Failpoint>,
     /// Makes spans, if anybody collects them.
     pub(crate) spans: Spans,
+    pub(crate) metrics: Metrics,
 }
 
 /// Why a batch is not, or not surely, committed.
@@ -91,13 +92,13 @@ impl Applier {
         constraints: Constraints,
     ) -> Result<Tally, ApplyError> {
         let Some(last) = batch.records().last() else { return Ok(Tally::default()) };
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         if !store::advance(&mut transaction, &self.group, partition, position, last).await? {
             transaction.rollback().await?;
             return Err(ApplyError::Fenced);
         }
         let mut tally = Tally { passed_over: batch.passed_over, ..Tally::default() };
-        let mut spans = None;
+        let (mut spans, mut applied) = (None, Vec::new());
         if !batch.is_empty() {
             let blocked = blocked::among(&mut transaction, &self.group, &partition.topic, &batch.keys()).await?;
             let blocked = HashSet::from_iter(blocked);
@@ -106,14 +107,24 @@ impl Applier {
             tally.superseded = worked.superseded;
             tally.repeated = worked.repeated;
             spans = worked.spans.take();
+            applied = std::mem::take(&mut worked.events);
             self.set_aside(&mut transaction, (partition, batch), &worked, &mut tally).await?;
         }
         Failpoint::BeforeDbCommit.reached(self.failpoint);
         let committed = transaction.commit().await.map_err(refused_or_unknown);
         end_spans(spans, &committed);
         committed?;
+        self.metrics.applied(&applied);
         Failpoint::AfterDbCommit.reached(self.failpoint);
         Ok(tally)
+    }
+
+    /// Begins a transaction.
+    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        let start = Instant::now();
+        let connection = self.pool.acquire().await;
+        self.metrics.waited_for_connection(start);
+        Transaction::begin(connection?, None).await
     }
 
     /// Blocks the keys of what failed, and writes down all that was not applied.

@@ -109,7 +109,9 @@ impl Consumer {
             // A partition whose prefetch is full is looked at again after a hundredth and not after a whole second.
             .set("fetch.queue.backoff.ms", "10")
             // Partitions that are added to a topic are heard of within ten seconds and not within five minutes.
-            .set("topic.metadata.refresh.interval.ms", "10000");
+            .set("topic.metadata.refresh.interval.ms", "10000")
+            // For the lag.
+            .set("statistics.interval.ms", "5000");
         membership::set(settings, &mut client);
         let (sender, changes) = unbounded_channel();
         let kafka: KafkaConsumer = client.create_with_context(Context::new(sender, shop.metrics.clone()))?;

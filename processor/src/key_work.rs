@@ -53,6 +53,7 @@ impl Applier {
         let committed = transaction.commit().await.map_err(refused_or_unknown);
         end_spans(std::mem::take(&mut outcomes.spans), &committed);
         committed?;
+        self.metrics.applied(&outcomes.events);
         Failpoint::KeysAfterCommit.reached(self.failpoint);
         Ok(outcomes.tally)
     }
@@ -103,7 +104,7 @@ impl Applier {
 
     /// Begins a transaction in which nobody else works on the partition.
     async fn hold(&self, partition: &Partition, position: i64) -> Result<Transaction<'static, Postgres>, ApplyError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         if !store::hold(&mut transaction, &self.group, partition, position).await? {
             transaction.rollback().await?;
             return Err(ApplyError::Fenced);

@@ -20,6 +20,7 @@ pub mod handlers;
 mod inbox;
 mod isolation;
 mod key_work;
+mod lag;
 mod looks;
 pub mod membership;
 pub mod metrics;

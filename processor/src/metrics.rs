@@ -1,4 +1,7 @@
-//! What the processor counts.
+//! Every instrument of the processor, with its unit and its meaning, in one place. `deploy/METRICS.md` has the same list.
+//! No ids in labels: each value of a label is a time series.
+
+use std::time::{Instant, SystemTime};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -7,6 +10,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use shared::ages::{EventAge, EventAges, Stage};
+use shared::propagation::TraceId;
+use shared::spans;
+
+use crate::lag::Lag;
 use crate::store::blocked::State;
 
 /// What came of the records of committed batches.
@@ -71,9 +79,31 @@ struct Kind {
     kind: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPartition {
+    topic: String,
+    partition: i32,
+}
+
+/// An event that was applied.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Applied {
+    /// When it occurred.
+    pub(crate) occurred_at: SystemTime,
+    /// When it came from Kafka; none if it has waited in the dead letters since.
+    pub(crate) received_at: Option<SystemTime>,
+    /// Its trace, if that is recorded.
+    pub(crate) trace_id: Option<TraceId>,
+}
+
 /// The processor's metrics. Cheap to clone: all clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    ages: EventAges,
+    received_age: EventAge,
+    applied_age: EventAge,
+    lag: Family<OfPartition, Gauge>,
+    pool_waits: Histogram,
     events: Family<Label, Counter>,
     keys: Family<Change, Counter>,
     keys_blocked: Family<InState, Gauge>,
@@ -91,7 +121,13 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
+        let ages = EventAges::default();
         Self {
+            received_age: ages.at(Stage::Received),
+            applied_age: ages.at(Stage::Applied),
+            ages,
+            lag: Family::default(),
+            pool_waits: Histogram::new(exponential_buckets(0.000_1, 4.0, 10)),
             events: Family::default(),
             keys: Family::default(),
             keys_blocked: Family::default(),
@@ -112,7 +148,19 @@ impl Default for Metrics {
 impl Metrics {
     /// Puts all of them into `registry`.
     pub fn register(&self, registry: &mut Registry) {
+        self.ages.show_in(registry);
+        registry.register_with_unit(
+            "db_client_connection_wait_time",
+            "Time that batches waited for a connection of the pool, those included that got none",
+            Unit::Seconds,
+            self.pool_waits.clone(),
+        );
         let registry = registry.sub_registry_with_prefix("outrider_processor");
+        registry.register(
+            "lag",
+            "Records of an assigned partition between what the group has committed to Kafka and the partition's end",
+            self.lag.clone(),
+        );
         registry.register("events", "Records of committed batches, by what came of them", self.events.clone());
         registry.register(
             "keys",
@@ -147,6 +195,31 @@ impl Metrics {
             Unit::Seconds,
             self.batch_seconds.clone(),
         );
+    }
+
+    /// Events were applied, and that was committed just now.
+    pub(crate) fn applied(&self, events: &[Applied]) {
+        let now = spans::now();
+        for Applied { occurred_at, received_at, trace_id } in events {
+            if let Some(received_at) = received_at {
+                self.received_age.observe(*occurred_at, *received_at, *trace_id);
+            }
+            self.applied_age.observe(*occurred_at, now, *trace_id);
+        }
+    }
+
+    /// Somebody has a connection of the pool, or got none.
+    pub(crate) fn waited_for_connection(&self, start: Instant) {
+        self.pool_waits.observe(start.elapsed().as_secs_f64());
+    }
+
+    /// How far behind the group is in the partitions that this member has.
+    pub(crate) fn lag(&self, lags: &[Lag<'_>]) {
+        // A scrape between these two sees fewer partitions than there are: the next one does not.
+        self.lag.clear();
+        for Lag { topic, partition, records } in lags {
+            self.lag.get_or_create(&OfPartition { topic: (*topic).to_owned(), partition: *partition }).set(*records);
+        }
     }
 
     /// Counts a committed batch of `rows` records.

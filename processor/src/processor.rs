@@ -119,6 +119,7 @@ impl Processor {
                 page: settings.page(),
                 failpoint: settings.failpoint,
                 spans: telemetry::spans(),
+                metrics: metrics.clone(),
             },
             metrics,
             readiness,

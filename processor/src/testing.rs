@@ -38,7 +38,7 @@ use crate::apply::{Applier, ApplyError, Constraints};
 use crate::batch::Batch;
 use crate::handler::{EventHandler, Handlers};
 use crate::key_work::KEYS_MAX;
-use crate::metrics::Tally;
+use crate::metrics::{Metrics, Tally};
 use crate::record::{Partition, Record};
 use crate::retry::Schedule;
 use crate::store::letters::Page;
@@ -108,8 +108,8 @@ impl TestKit {
         let schedule = Schedule { first: HOURS, max: HOURS, attempts_max: 10, age_max: 10 * HOURS };
         let page = Page { rows_max: 1_000, bytes_max: 8 << 20 };
         let handlers = Handlers::default();
-        let spans = Spans::default();
-        let applier = Applier { pool, group: group.into(), handlers, schedule, page, failpoint: None, spans };
+        let (spans, metrics) = (Spans::default(), Metrics::default());
+        let applier = Applier { pool, group: group.into(), handlers, schedule, page, failpoint: None, spans, metrics };
         let partition = Partition { topic: Arc::from("testing"), number: 0 };
         Ok(Self { applier, partition, position: None, next_offset: 0, delivered: Vec::new() })
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use shared::propagation::TraceContext;
 use shared::spans;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
@@ -11,10 +12,11 @@ use crate::batch::Batch;
 use crate::failpoint::Failpoint;
 use crate::handler::{Failure, FailureKind, Handled, HandlerError, failure};
 use crate::isolation::{Isolation, Left};
+use crate::metrics::Applied;
 use crate::record::{Event, Partition};
 use crate::store;
 use crate::store::inbox::InboxKey;
-use crate::trace::ProcessSpans;
+use crate::trace::{Contexts, ProcessSpans};
 
 /// What came of a batch.
 #[derive(Debug, Default)]
@@ -27,6 +29,8 @@ pub(crate) struct Worked {
     pub(crate) superseded: usize,
     /// Events known from the inbox.
     pub(crate) repeated: usize,
+    /// The events that were applied, if it is known when they occurred.
+    pub(crate) events: Vec<Applied>,
     /// To be ended when the transaction is.
     pub(crate) spans: Option<ProcessSpans>,
 }
@@ -82,6 +86,7 @@ impl Applier {
         Failpoint::AfterHandlers.reached(self.failpoint);
         let mut left = isolation.left();
         worked.applied = events.len() - left.failed.len() - left.behind.len();
+        worked.events = applied(&events, &left, (batch, contexts.as_ref()));
         self.take_out(connection, batch, &left).await?;
         let failed_keys: HashSet<Option<&[u8]>> = left.failed.iter().map(|(place, _)| batch.key_at(*place)).collect();
         for (place, reason) in plan.broken {
@@ -162,6 +167,22 @@ impl Applier {
         }
         Ok(())
     }
+}
+
+/// The events that are not left over.
+fn applied(events: &[Event<'_>], left: &Left, (batch, contexts): (&Batch<'_>, Option<&Contexts>)) -> Vec<Applied> {
+    let left: HashSet<usize> = left.failed.iter().map(|(place, _)| *place).chain(left.behind.iter().copied()).collect();
+    let applied = events.iter().filter(|event| !left.contains(&event.place));
+    applied
+        .filter_map(|event| {
+            let own = contexts.and_then(|contexts| contexts.get(&event.place)?.traceparent.as_deref());
+            Some(Applied {
+                occurred_at: event.envelope.occurred_at?.into(),
+                received_at: batch.records().get(event.place)?.received_at,
+                trace_id: own.and_then(TraceContext::parse).map(|context| context.trace_id),
+            })
+        })
+        .collect()
 }
 
 /// Checks deferred constraints now, and leaves them deferred: the modes are the savepoint's, and go with it.

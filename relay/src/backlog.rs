@@ -6,7 +6,7 @@ use serde::Serialize;
 use shared::shutdown::Shutdown;
 use sqlx::{PgConnection, PgPool};
 
-use crate::metrics::backlog::BacklogGauges;
+use crate::metrics::BacklogGauges;
 use crate::outbox::status::{self, LaneStatus, LateRows, ParkedStatus};
 
 /// A lane's backlog is counted up to this; beyond that it is estimated. All sixteen together take a fraction of a second.

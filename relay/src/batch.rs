@@ -148,7 +148,7 @@ mod tests {
         };
         let mut batch = Batch::default();
         for (id, key) in [(5, "7"), (6, "8"), (9, "")] {
-            batch.push(RowKey { id, txid: 1, lane: 2 }, &event(key));
+            batch.push(RowKey { id, txid: 1, lane: 2, occurred_us: 0 }, &event(key));
         }
         batch.tickets = vec![Some(Ticket::new(2, 0)), None, Some(Ticket::new(2, 1))];
         let out: Vec<_> = batch.events().collect();

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use shared::shutdown::Shutdown;
 use sqlx::PgPool;
 
-use crate::metrics::upkeep::Upkeep;
+use crate::metrics::Upkeep;
 use crate::outbox::holders::{OpenTransaction, names_holders, open_transactions, sees_other_users};
 use crate::outbox::slots::{ReplicationSlot, replication_slots};
 

@@ -27,8 +27,6 @@ use tokio::task::JoinHandle;
 
 use config::Retention;
 use holders::Watch;
-use metrics::backlog::BacklogGauges;
-use metrics::upkeep::Upkeep;
 
 pub use config::RelayConfig;
 
@@ -46,8 +44,6 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     let readiness = Readiness::waiting_for(&[POSTGRES, KAFKA]);
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
-    let upkeep = Upkeep::register(&mut registry);
-    let backlog = BacklogGauges::register(&mut registry);
     health::serve(config.admin_bind, readiness.clone(), registry, &shutdown)
         .with_context(|| format!("ADMIN_BIND: {} cannot be listened on", config.admin_bind))?;
     let waiting = |error: &ConnectError| readiness.missing(POSTGRES, error.to_string());
@@ -60,7 +56,7 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
         return Ok(());
     }
     readiness.met(KAFKA);
-    let upkeep = keep_up(&config, &pool, (&upkeep, backlog), &shutdown);
+    let upkeep = keep_up(&config, &pool, &metrics, &shutdown);
     let worker = worker::Worker::new(config, pool, metrics, readiness);
     // As a task of its own, it runs on the thread that hears of what arrives at its socket. Here, on the main thread, every few rows
     // that Postgres sends would have to wake it.
@@ -75,16 +71,12 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
 }
 
 /// What a relay does beside publishing. Ends with the shutdown.
-fn keep_up(
-    config: &RelayConfig,
-    pool: &PgPool,
-    (metrics, gauges): (&Upkeep, BacklogGauges),
-    shutdown: &Shutdown,
-) -> JoinHandle<()> {
+fn keep_up(config: &RelayConfig, pool: &PgPool, metrics: &metrics::Metrics, shutdown: &Shutdown) -> JoinHandle<()> {
+    let backlog = backlog::watch(pool.clone(), metrics.backlog.clone(), shutdown.clone());
+    let metrics = &metrics.upkeep;
     let ahead = retention::keep_partitions_ahead(pool.clone(), metrics.clone(), shutdown.clone());
     let watch = Watch { relay: config.relay.clone(), age: config.limits.holder_age };
     let holders = holders::watch(pool.clone(), watch, metrics.clone(), shutdown.clone());
-    let backlog = backlog::watch(pool.clone(), gauges, shutdown.clone());
     let dropped = match config.limits.retention {
         Retention::Forever => None,
         Retention::For(time) => Some(retention::drop_partitions(pool.clone(), time, metrics.clone(), shutdown.clone())),

@@ -76,10 +76,8 @@ impl ProducerContext for Context {
         let (ticket, traced) = Ticket::from_integer(ticket);
         match result {
             Ok(message) => {
-                self.outcomes.acknowledge(ticket);
-                if traced {
-                    self.spans.acknowledged(ticket, message);
-                }
+                let trace_id = if traced { self.spans.acknowledged(ticket, message) } else { None };
+                self.outcomes.acknowledge(ticket, trace_id);
             }
             Err((error, message)) => {
                 let is_first = self.outcomes.reject(ticket, error, message.topic()) && self.stop();

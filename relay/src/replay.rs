@@ -23,7 +23,7 @@ use crate::lanes::{Cursor, RowKey, Snapshot, Ticket};
 use crate::outbox::read::ReadLimits;
 use crate::outbox::{self, Server};
 use crate::publisher::destinations::Destinations;
-use crate::publisher::outcomes::{Failure, Outcomes};
+use crate::publisher::outcomes::{Acknowledged, Failure, Outcomes};
 use crate::publisher::{Batching, Publisher, SendError, Unmade};
 use crate::session::Lessons;
 
@@ -275,7 +275,7 @@ struct Flight {
     outcomes: Arc<Outcomes>,
     sent: u64,
     acknowledged: u64,
-    room: Vec<Ticket>,
+    room: Vec<Acknowledged>,
 }
 
 impl Flight {

@@ -7,7 +7,7 @@ use shared::backoff::Backoff;
 use shared::shutdown::Shutdown;
 use sqlx::PgPool;
 
-use crate::metrics::upkeep::Upkeep;
+use crate::metrics::Upkeep;
 use crate::outbox::retention::{self as sql, Outcome};
 
 /// How many partitions lie ahead: ten million events and more.

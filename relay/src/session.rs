@@ -15,20 +15,22 @@ mod sender;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rdkafka::error::KafkaError;
+use shared::ages::{EventAge, Stage};
+use shared::spans;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgPool, Postgres};
 
 use crate::config::RelayConfig;
+use crate::lanes::HeldLanes;
 use crate::lanes::cursor::BadSnapshot;
-use crate::lanes::{HeldLanes, Ticket};
 use crate::metrics::Metrics;
 use crate::outbox::parked::RetryRequest;
 use crate::outbox::{self, Server};
 use crate::publisher::destinations::{Denied, Destinations};
-use crate::publisher::outcomes::{Failure, Outcomes, Refused, is_of_topic};
+use crate::publisher::outcomes::{Acknowledged, Failure, Outcomes, Refused, is_of_topic};
 use crate::publisher::{Batching, Publisher, Unmade};
 
 use lease::Lease;
@@ -198,7 +200,8 @@ pub struct Session<'a> {
     /// Whether some of them are under way.
     retrying: bool,
     /// Room for acknowledgements, reused.
-    acknowledged: Vec<Ticket>,
+    acknowledged: Vec<Acknowledged>,
+    acknowledged_age: EventAge,
 }
 
 impl<'a> Session<'a> {
@@ -232,6 +235,7 @@ impl<'a> Session<'a> {
         let pipe = Pipe::start(Sender {
             publisher,
             outcomes: Arc::clone(&outcomes),
+            read_age: metrics.ages.at(Stage::Read),
             lease: Arc::clone(&lease),
             destinations,
             lease_needed: limits.lease_needed_to_send(),
@@ -256,6 +260,7 @@ impl<'a> Session<'a> {
             retries: VecDeque::new(),
             retrying: false,
             acknowledged: Vec::new(),
+            acknowledged_age: metrics.ages.at(Stage::Acknowledged),
         };
         session.keep_leases().await?;
         Ok(session)
@@ -276,8 +281,11 @@ impl<'a> Session<'a> {
     /// When a record has failed, or Postgres does.
     pub async fn collect(&mut self) -> Result<bool, SessionError> {
         self.outcomes.take_acknowledged(&mut self.acknowledged);
-        for ticket in &self.acknowledged {
-            self.lanes.acknowledge(*ticket);
+        let now = spans::now();
+        for Acknowledged { ticket, trace_id } in &self.acknowledged {
+            if let Some(occurred_us) = self.lanes.acknowledge(*ticket) {
+                self.acknowledged_age.observe(since_1970(occurred_us), now, *trace_id);
+            }
         }
         self.metrics.published.inc_by(self.acknowledged.len() as u64);
         self.unsettled |= !self.acknowledged.is_empty();
@@ -307,6 +315,11 @@ impl<'a> Session<'a> {
     pub async fn outcome(&self) {
         self.outcomes.changed().await;
     }
+}
+
+/// The time so many microseconds after 1970 began.
+fn since_1970(micros: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }
 
 /// Gives Postgres as long as a lease: after that, whatever it would answer is too late.

@@ -1,4 +1,4 @@
-//! The admin port of each service: `/livez`, `/readyz` and `/metrics`.
+//! The admin port of each service: `/livez`, `/readyz`, `/metrics` and `/log-filter`.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use actix_web::http::header::ContentType;
 use actix_web::{App, HttpResponse, HttpServer, web};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::panics;
 use crate::shutdown::Shutdown;
+use crate::telemetry::filter;
 
 /// What a service needs before it can work, and what of it is missing right now. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -82,9 +85,10 @@ pub fn ready(readiness: &Readiness) -> HttpResponse {
 pub fn serve(
     bind: SocketAddr,
     readiness: Readiness,
-    registry: Registry,
+    mut registry: Registry,
     shutdown: &Shutdown,
 ) -> std::io::Result<SocketAddr> {
+    show_process(&mut registry);
     let listener = TcpListener::bind(bind)?;
     let address = listener.local_addr()?;
     let registry = Arc::new(registry);
@@ -92,13 +96,17 @@ pub fn serve(
         let readiness = readiness.clone();
         move || {
             let registry = Arc::clone(&registry);
-            App::new().configure(|config| routes(config, readiness.clone())).route(
-                "/metrics",
-                web::get().to(move || {
-                    let answer = metrics(&registry);
-                    async move { answer }
-                }),
-            )
+            App::new()
+                .configure(|config| routes(config, readiness.clone()))
+                .route(
+                    "/metrics",
+                    web::get().to(move || {
+                        let answer = metrics(&registry);
+                        async move { answer }
+                    }),
+                )
+                .route("/log-filter", web::get().to(|| async { log_filter() }))
+                .route("/log-filter", web::put().to(|body: String| async move { change_log_filter(&body) }))
         }
     })
     .workers(1)
@@ -113,6 +121,28 @@ pub fn serve(
     });
     tracing::info!(admin.address = %address, "health and metrics port is open");
     Ok(address)
+}
+
+/// What all services show.
+pub fn show_process(registry: &mut Registry) {
+    let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("outrider_build", "The version that runs", version);
+    panics::show_in(registry);
+}
+
+/// What is logged, in the form of `RUST_LOG`.
+fn log_filter() -> HttpResponse {
+    let current = filter::current().unwrap_or_default();
+    HttpResponse::Ok().content_type(ContentType::plaintext()).body(format!("{current}\n"))
+}
+
+fn change_log_filter(directives: &str) -> HttpResponse {
+    match filter::change(directives) {
+        Ok(()) => log_filter(),
+        Err(error) => HttpResponse::BadRequest().content_type(ContentType::plaintext()).body(format!(
+            "{error}: send directives in the form of RUST_LOG, for example info,relay=debug, or none for what it was at the start\n"
+        )),
+    }
 }
 
 fn metrics(registry: &Registry) -> HttpResponse {

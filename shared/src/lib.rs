@@ -1,6 +1,7 @@
 //! What two or more of Outrider's services need: configuration, the database pool, the event envelope, appending to the
 //! outbox, Kafka client settings, telemetry, health and shutdown. No business rule lives here.
 
+pub mod ages;
 pub mod backoff;
 pub mod config;
 pub mod crypto;
@@ -11,6 +12,7 @@ pub mod health;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod outbox;
+pub mod panics;
 pub mod propagation;
 pub mod service;
 pub mod shutdown;

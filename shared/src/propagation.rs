@@ -2,9 +2,11 @@
 
 use std::fmt::Write;
 
-use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceState};
 
 use crate::event::{TRACEPARENT, TRACESTATE};
+
+pub use opentelemetry::trace::TraceId;
 
 /// Length of a `traceparent` of version 00.
 const LENGTH: usize = 55;

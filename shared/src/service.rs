@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::{ConfigError, EXIT_CONFIG, Env};
 use crate::shutdown::{self, Shutdown};
-use crate::telemetry;
+use crate::{panics, telemetry};
 
 /// Runs a service named `name` until it is done or shut down: `configure` reads its settings, `run` is its work.
 ///
@@ -41,6 +41,7 @@ pub fn run<C>(
             Ok(telemetry) => telemetry,
             Err(error) => return refuse(name, &error),
         };
+        panics::log_and_count();
         tracing::info!(service.version = env!("CARGO_PKG_VERSION"), "{name} starts");
         let shutdown = Shutdown::new();
         let result = match shutdown::listen(shutdown.clone(), deadline) {

@@ -1,6 +1,8 @@
 //! Logs, and traces over OTLP when an endpoint is given.
 
 mod exporter;
+pub mod filter;
+mod lines;
 mod outlet;
 
 use std::sync::OnceLock;
@@ -12,15 +14,12 @@ use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{ConfigError, Env};
 use crate::spans::{SpanLimits, Spans};
+use lines::WithTrace;
 use outlet::Outlet;
-
-/// What is logged unless `RUST_LOG` says otherwise. What actix finds wrong with a connection is its client's doing, and an error in our
-/// log for each would let anybody fill that.
-const FILTER: &str = "info,actix_http=off";
 
 /// What the process makes spans with: beside OpenTelemetry's own global, and for the same reason.
 static SPANS: OnceLock<Spans> = OnceLock::new();
@@ -53,8 +52,7 @@ impl Telemetry {
 /// # Errors
 /// When a setting cannot be understood.
 pub fn init(env: &Env, service: &'static str) -> Result<Telemetry, ConfigError> {
-    let filter = EnvFilter::try_new(env.var("RUST_LOG").unwrap_or(FILTER))
-        .map_err(|error| ConfigError::new("RUST_LOG", error.to_string()))?;
+    let filter = filter::from_env(env)?;
     let text = match env.var("LOG_FORMAT") {
         None | Some("text") => true,
         Some("json") => false,
@@ -62,9 +60,9 @@ pub fn init(env: &Env, service: &'static str) -> Result<Telemetry, ConfigError> 
     };
     let colours = std::io::IsTerminal::is_terminal(&std::io::stdout());
     let logs = if text {
-        tracing_subscriber::fmt::layer().with_ansi(colours).boxed()
+        fmt::layer().with_ansi(colours).event_format(WithTrace::text(fmt::format())).boxed()
     } else {
-        tracing_subscriber::fmt::layer().json().flatten_event(true).boxed()
+        fmt::layer().json().event_format(WithTrace::json(fmt::format().json().flatten_event(true))).boxed()
     };
     let traces = traces(env, service)?;
     let spans =

@@ -7,14 +7,11 @@ use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, ResponseError as _};
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
 use super::key::KeyId;
 use super::scopes::Scope;
+use crate::metrics::AuthMetrics;
 use crate::problem::{Kind, Problem};
 
 /// At most one line of the log for each reason in so long.
@@ -134,38 +131,6 @@ impl Reason {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: &'static str,
-}
-
-/// Handles to the figures of who may do what. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct AuthMetrics {
-    refused: Family<ReasonLabels, Counter>,
-    /// Requests that were over their caller's rate.
-    pub rate_limited: Counter,
-}
-
-impl AuthMetrics {
-    /// Makes them and adds them to `registry`.
-    #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
-            "api_auth_refused",
-            "Requests that were refused for their credentials, by reason",
-            metrics.refused.clone(),
-        );
-        registry.register(
-            "api_rate_limited",
-            "Requests that were refused because their caller has sent too many",
-            metrics.rate_limited.clone(),
-        );
-        metrics
-    }
-}
-
 /// Takes note of what was refused.
 #[derive(Debug)]
 pub struct Refusals {
@@ -183,7 +148,7 @@ impl Refusals {
 
     /// A request was refused. Who has sent it and which key it named may be logged; nothing else that it has sent is.
     pub fn note(&self, reason: Reason, address: Option<IpAddr>, key: Option<KeyId>) {
-        self.metrics.refused.get_or_create(&ReasonLabels { reason: reason.name() }).inc();
+        self.metrics.refused(reason.name());
         // Nobody has tried to get in: anybody's first request, or the port's scanners.
         if reason == Reason::Missing {
             return;
@@ -234,7 +199,6 @@ mod tests {
         assert_eq!(refusals.to_be_logged(Reason::Revoked, now), Some(0), "each reason by itself");
         assert_eq!(logged(LOG_EVERY), Some(2));
         refusals.note(Reason::MissingScope(Scope::Read), None, None);
-        let counted = refusals.metrics.refused.get_or_create(&ReasonLabels { reason: "missing_scope" }).get();
-        assert_eq!(counted, 1);
+        assert_eq!(refusals.metrics.refused_so_far("missing_scope"), 1);
     }
 }

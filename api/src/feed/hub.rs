@@ -11,9 +11,9 @@ use tokio::sync::{Notify, oneshot};
 
 use super::cursor::Cursor;
 use super::event::{self, Change};
-use super::metrics::FeedMetrics;
 use super::reader::Reader;
 use crate::listing::Status;
+use crate::metrics::FeedMetrics;
 use crate::store::feed::{Page, Row};
 
 /// What a reader wants to hear of.

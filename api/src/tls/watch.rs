@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
 use shared::shutdown::Shutdown;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -19,17 +18,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const EXPIRY_NEAR: TimeDelta = TimeDelta::days(14);
 const WARN_EVERY: Duration = Duration::from_hours(24);
 
-/// Starts to watch a certificate, if there is one, with a gauge for its end in `registry`. The task ends with the shutdown.
-pub fn watch(tls: Option<&Tls>, registry: &mut Registry, shutdown: &Shutdown, tasks: &mut JoinSet<()>) {
+/// Starts to watch a certificate, if there is one, and sets `expiry` to its end, in seconds since 1970. The task ends with the shutdown.
+pub fn watch(tls: Option<&Tls>, expiry: &Gauge, shutdown: &Shutdown, tasks: &mut JoinSet<()>) {
     if let Some(tls) = tls {
-        let expiry = Gauge::default();
-        registry.register_with_unit(
-            "api_tls_certificate_expiry_timestamp",
-            "When the certificate of the API's port ends, in seconds since 1970; 0 if that cannot be read",
-            Unit::Seconds,
-            expiry.clone(),
-        );
-        tasks.spawn(tls.clone().keep_watching(expiry, shutdown.clone()));
+        tasks.spawn(tls.clone().keep_watching(expiry.clone(), shutdown.clone()));
     }
 }
 

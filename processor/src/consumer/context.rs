@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientContext, TopicPartitionList};
+use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::lag::lags;
 use crate::metrics::Metrics;
 
 /// A change of the assignment. librdkafka makes no other one before it is answered by (un)assigning.
@@ -43,6 +44,10 @@ impl Context {
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::warn!(error = %error, reason, "Kafka client");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.metrics.lag(&lags(&statistics));
     }
 }
 

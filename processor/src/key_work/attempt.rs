@@ -10,7 +10,7 @@ use crate::batch::Batch;
 use crate::dead_letter::Reason;
 use crate::failpoint::Failpoint;
 use crate::handler::Failure;
-use crate::metrics::Tally;
+use crate::metrics::{Applied, Tally};
 use crate::record::{Partition, Record};
 use crate::store::blocked::{self, Change, Key, State};
 use crate::store::letters::{self, Waiting};
@@ -43,6 +43,8 @@ pub(super) struct Outcomes {
     pub(super) tally: Tally,
     /// Of the events that were tried, to be ended when the transaction is.
     pub(super) spans: Vec<ProcessSpans>,
+    /// Those that were applied.
+    pub(super) events: Vec<Applied>,
 }
 
 impl Applier {
@@ -86,6 +88,7 @@ impl Applier {
         let batch = Batch::read_waiting(&tried.records, &self.handlers);
         let mut worked = self.work(connection, (partition, &batch), &HashSet::new(), constraints).await?;
         outcomes.spans.extend(worked.spans.take());
+        outcomes.events.append(&mut worked.events);
         let left: HashSet<usize> =
             worked.left.failed.iter().map(|(place, _)| *place).chain(worked.left.behind.iter().copied()).collect();
         let done = tried.waiting.iter().enumerate().filter(|(place, _)| !left.contains(place));

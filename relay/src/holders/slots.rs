@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::AGAIN;
-use crate::metrics::upkeep::Upkeep;
+use crate::metrics::Upkeep;
 use crate::outbox::slots::ReplicationSlot;
 
 /// A slot that holds fewer transactions than this costs nothing yet. One that is read stands still on an idle server as well.

@@ -16,6 +16,8 @@ pub struct RowKey {
     pub txid: i64,
     /// `outbox.lane`.
     pub lane: i16,
+    /// `outbox.occurred_at`, in microseconds since 1970. Nothing is decided by it.
+    pub occurred_us: i64,
 }
 
 /// A lane that this relay holds, as of its lease.
@@ -173,11 +175,9 @@ impl HeldLanes {
         self.iter().map(|lane| lane.progress.in_flight()).sum()
     }
 
-    /// Kafka, or `relay_parked`, has this record.
-    pub fn acknowledge(&mut self, ticket: Ticket) {
-        if let Some(lane) = self.get_mut(ticket.lane()) {
-            lane.progress.acknowledge(ticket.sequence());
-        }
+    /// Kafka, or `relay_parked`, has this record. Returns when it occurred, in microseconds since 1970; none if that was known before.
+    pub fn acknowledge(&mut self, ticket: Ticket) -> Option<i64> {
+        self.get_mut(ticket.lane())?.progress.acknowledge(ticket.sequence())
     }
 
     /// Lane and outbox id of a record that is not acknowledged.
@@ -233,7 +233,8 @@ impl HeldLanes {
         let mut tickets = Vec::with_capacity(answer.rows.len());
         for row in elders {
             let lane = self.get_mut(index(row.lane)).filter(|lane| !lane.read.covers(row.id, row.txid));
-            tickets.push(lane.map(|lane| Ticket::new(index(row.lane), lane.progress.push_late(row.id))));
+            tickets
+                .push(lane.map(|lane| Ticket::new(index(row.lane), lane.progress.push_late(row.id, row.occurred_us))));
         }
         let published_late = tickets.iter().flatten().count();
         if answer.late_cut {
@@ -245,7 +246,7 @@ impl HeldLanes {
                 let lane = self.get_mut(index(row.lane));
                 tickets.push(lane.map(|lane| {
                     lane.read.position = row.id;
-                    Ticket::new(index(row.lane), lane.progress.push_fresh(row.id))
+                    Ticket::new(index(row.lane), lane.progress.push_fresh(row.id, row.occurred_us))
                 }));
             }
             for (number, _) in &plan.lanes {

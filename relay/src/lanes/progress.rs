@@ -26,6 +26,7 @@ pub struct Progress {
 #[derive(Debug)]
 struct Slot {
     id: i64,
+    occurred_us: i64,
     acknowledged: bool,
 }
 
@@ -47,20 +48,20 @@ impl Progress {
     }
 
     /// A late row of the read under way is about to be handed to the producer. Returns its sequence number.
-    pub fn push_late(&mut self, id: i64) -> u64 {
+    pub fn push_late(&mut self, id: i64, occurred_us: i64) -> u64 {
         debug_assert!(self.fresh.is_none(), "of one key, late rows come before new ones");
-        self.push(id)
+        self.push(id, occurred_us)
     }
 
     /// A new row of the read under way, after its late ones. Returns its sequence number.
-    pub fn push_fresh(&mut self, id: i64) -> u64 {
-        let sequence = self.push(id);
+    pub fn push_fresh(&mut self, id: i64, occurred_us: i64) -> u64 {
+        let sequence = self.push(id, occurred_us);
         self.fresh.get_or_insert(sequence);
         sequence
     }
 
-    fn push(&mut self, id: i64) -> u64 {
-        self.slots.push_back(Slot { id, acknowledged: false });
+    fn push(&mut self, id: i64, occurred_us: i64) -> u64 {
+        self.slots.push_back(Slot { id, occurred_us, acknowledged: false });
         self.next() - 1
     }
 
@@ -82,15 +83,17 @@ impl Progress {
         self.slots.get(index).map(|slot| slot.id)
     }
 
-    /// Row `sequence` has been acknowledged. A repeated acknowledgement changes nothing.
-    pub fn acknowledge(&mut self, sequence: u64) {
-        let slot = sequence.checked_sub(self.base).and_then(|index| self.slots.get_mut(usize::try_from(index).ok()?));
-        if let Some(slot) = slot {
-            slot.acknowledged = true;
-            if sequence == self.base {
-                self.advance();
-            }
+    /// Row `sequence` has been acknowledged. Returns when it occurred, as it was given; a repeated acknowledgement changes nothing and
+    /// returns none.
+    pub fn acknowledge(&mut self, sequence: u64) -> Option<i64> {
+        let index = usize::try_from(sequence.checked_sub(self.base)?).ok()?;
+        let slot = self.slots.get_mut(index).filter(|slot| !slot.acknowledged)?;
+        slot.acknowledged = true;
+        let occurred_us = slot.occurred_us;
+        if index == 0 {
+            self.advance();
         }
+        Some(occurred_us)
     }
 
     /// How many rows have not been acknowledged, counting those that were acknowledged before an elder.
@@ -143,10 +146,10 @@ mod tests {
         fn begin_read(&mut self, late: &[i64], fresh: &[i64], cursor: Cursor) -> u64 {
             let first = self.next();
             for id in late {
-                self.push_late(*id);
+                self.push_late(*id, 0);
             }
             for id in fresh {
-                self.push_fresh(*id);
+                self.push_fresh(*id, 0);
             }
             self.end_read(cursor);
             first
@@ -156,11 +159,11 @@ mod tests {
     #[test]
     fn late_rows_of_a_read_in_parts_move_nothing_before_its_end() {
         let mut progress = Progress::new(at(9, 10));
-        progress.push_late(4);
+        progress.push_late(4, 0);
         progress.acknowledge(0);
         assert_eq!((progress.cursor(), progress.in_flight()), (&at(9, 10), 0));
-        progress.push_late(6);
-        progress.push_fresh(11);
+        progress.push_late(6, 0);
+        progress.push_fresh(11, 0);
         assert_eq!((progress.id_of(0), progress.id_of(1), progress.id_of(3)), (None, Some(6), None));
         progress.end_read(at(11, 20));
         progress.acknowledge(1);

@@ -129,12 +129,17 @@ pub async fn read(
 }
 
 fn push(batch: &mut Batch, row: &PgRow) -> Result<RowKey, sqlx::Error> {
-    let key =
-        RowKey { id: row.try_get_unchecked(1)?, txid: row.try_get_unchecked(2)?, lane: row.try_get_unchecked(3)? };
+    let occurred_at = row.try_get_unchecked::<DateTime<Utc>, _>(6)?;
+    let key = RowKey {
+        id: row.try_get_unchecked(1)?,
+        txid: row.try_get_unchecked(2)?,
+        lane: row.try_get_unchecked(3)?,
+        occurred_us: occurred_at.timestamp_micros(),
+    };
     let event = Event {
         event_id: row.try_get_unchecked::<Uuid, _>(4)?,
         aggregate_version: row.try_get_unchecked(5)?,
-        occurred_at: row.try_get_unchecked::<DateTime<Utc>, _>(6)?,
+        occurred_at,
         aggregate_type: text(row, 7)?,
         aggregate_id: text(row, 8)?,
         event_type: text(row, 9)?,

@@ -4,9 +4,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use shared::propagation::TraceId;
 use tokio::sync::Notify;
 
 use crate::lanes::Ticket;
+
+/// A record that Kafka has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Acknowledged {
+    /// The record's.
+    pub ticket: Ticket,
+    /// The trace that its span is part of, if it has one.
+    pub trace_id: Option<TraceId>,
+}
 
 /// A row that is to wait in `relay_parked`.
 #[derive(Debug)]
@@ -58,7 +68,7 @@ pub(crate) enum Failure {
 /// Outcomes that have not been taken yet.
 #[derive(Debug, Default)]
 struct State {
-    acknowledged: Vec<Ticket>,
+    acknowledged: Vec<Acknowledged>,
     parked: Vec<Parked>,
     refused: Vec<Refused>,
     /// The first failure is the cause; those after it are its consequences.
@@ -85,13 +95,13 @@ impl Outcomes {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn acknowledge(&self, ticket: Ticket) {
+    pub(crate) fn acknowledge(&self, ticket: Ticket, trace_id: Option<TraceId>) {
         let mut state = self.lock();
         if ticket.is_retry() {
             state.retried += 1;
             self.answered.notify_all();
         } else {
-            state.acknowledged.push(ticket);
+            state.acknowledged.push(Acknowledged { ticket, trace_id });
         }
         let first = state.acknowledged.len() == 1;
         if let Some((_, outcome @ None)) = state.alone.as_mut().filter(|(alone, _)| *alone == ticket) {
@@ -204,7 +214,7 @@ impl Outcomes {
     }
 
     /// Takes the acknowledgements into `into`, whose room is reused.
-    pub(crate) fn take_acknowledged(&self, into: &mut Vec<Ticket>) {
+    pub(crate) fn take_acknowledged(&self, into: &mut Vec<Acknowledged>) {
         into.clear();
         std::mem::swap(&mut self.lock().acknowledged, into);
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use shared::event::{CE_TYPE, ID, TRACEPARENT};
-use shared::propagation::traceparent_in;
+use shared::propagation::{TraceId, traceparent_in};
 use shared::spans::{self, Begun, Finished, KeyValue, SpanKind, Spans, seconds_between};
 
 use crate::batch::Event;
@@ -47,6 +47,11 @@ impl PublishSpan {
     pub(super) fn traceparent(&self) -> String {
         self.begun.context.to_traceparent()
     }
+
+    /// The trace that it is part of.
+    pub(crate) const fn trace_id(&self) -> TraceId {
+        self.begun.context.trace_id
+    }
 }
 
 impl PublishSpans {
@@ -78,12 +83,14 @@ impl PublishSpans {
         self.lock().remove(&ticket)
     }
 
-    /// Kafka has the record.
-    pub(super) fn acknowledged(&self, ticket: Ticket, message: &BorrowedMessage<'_>) {
-        let Some(mut span) = self.take_back(ticket) else { return };
+    /// Kafka has the record. Returns the id of its trace.
+    pub(super) fn acknowledged(&self, ticket: Ticket, message: &BorrowedMessage<'_>) -> Option<TraceId> {
+        let mut span = self.take_back(ticket)?;
+        let trace_id = span.trace_id();
         span.attributes.push(KeyValue::new("messaging.destination.partition.id", message.partition().to_string()));
         span.attributes.push(KeyValue::new("messaging.kafka.offset", message.offset()));
         self.end(span, message.topic(), None);
+        Some(trace_id)
     }
 
     /// Kafka, or the producer by itself, has given up on the record.

@@ -31,7 +31,7 @@ impl Session<'_> {
         let lease = self.config.limits.lease();
         let read = outbox::read::read(&mut self.connection, &plan, limits, self.pipe.empty_batch());
         let answer = in_time(lease, read).await?;
-        self.metrics.reads.inc();
+        self.metrics.read(answer.batch.len());
         self.fit_next_read(&answer);
         let ReadAnswer { snapshot, mut batch, late, late_cut, fresh_cut } = answer;
         batch.read_at = Some(spans::now());

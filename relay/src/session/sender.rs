@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
+use shared::ages::EventAge;
 use shared::spans;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -45,6 +46,8 @@ pub(super) enum Work {
 pub(super) struct Sender {
     pub publisher: Publisher,
     pub outcomes: Arc<Outcomes>,
+    /// How old events are when they have been read.
+    pub read_age: EventAge,
     pub lease: Arc<Lease>,
     pub destinations: Destinations,
     /// How much of its lease a lane must still have when a record of it is handed over.
@@ -256,6 +259,11 @@ impl Run {
     ) -> Result<Option<String>, Stop> {
         let mut span = self.sender.publisher.spans().begin(event, origin);
         let had_span = span.is_some();
+        // A parked event that is tried again was counted before.
+        if origin.lane.is_some() {
+            let trace_id = span.as_ref().map(PublishSpan::trace_id);
+            self.sender.read_age.observe(event.occurred_at.into(), origin.read_at, trace_id);
+        }
         let refused = self.try_to_hand_over(ticket, event, alone, &mut span)?;
         // A span that went with its record has its end there.
         if let Some(reason) = &refused {

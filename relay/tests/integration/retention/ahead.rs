@@ -1,6 +1,6 @@
 //! Partitions are made ahead, and a missing one is an alarm.
 
-use relay::metrics::upkeep::Upkeep;
+use relay::metrics::Upkeep;
 use relay::outbox::retention::room;
 use relay::retention::keep_partitions_ahead;
 use shared::shutdown::Shutdown;
