@@ -60,7 +60,7 @@ pub fn init(env: &Env, service: &'static str) -> Result<Telemetry, ConfigError> 
     };
     let colours = std::io::IsTerminal::is_terminal(&std::io::stdout());
     let logs = if text {
-        fmt::layer().with_ansi(colours).event_format(WithTrace::text(fmt::format())).boxed()
+        fmt::layer().with_ansi(colours).event_format(WithTrace::text(fmt::format().with_ansi(colours))).boxed()
     } else {
         fmt::layer().json().event_format(WithTrace::json(fmt::format().json().flatten_event(true))).boxed()
     };

@@ -183,7 +183,7 @@ mod tests {
 
     fn publish_spans() -> (PublishSpans, Collector) {
         let collector = Collector::default();
-        let (sampler, slow) = (HeadSampler::parent_based(0.0), Some(Duration::from_secs(60)));
+        let (sampler, slow) = (HeadSampler::parent_based(0.0), Some(Duration::from_mins(1)));
         let limits = SpanLimits { sampler, per_second_max: 1_000, slow };
         (PublishSpans::new(Spans::new(collector.clone(), limits)), collector)
     }

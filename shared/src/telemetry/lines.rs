@@ -48,11 +48,7 @@ where
             return self.format.format_event(context, writer, event);
         }
         let mut line = String::new();
-        let mut inner = Writer::new(&mut line);
-        if writer.has_ansi_escapes() {
-            inner = inner.with_ansi(true);
-        }
-        self.format.format_event(context, inner, event)?;
+        self.format.format_event(context, Writer::new(&mut line), event)?;
         writer.write_str(&self.form.add(line.trim_end_matches('\n'), &span.trace_id(), &span.span_id()))
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
-use super::key::{RecordKey, hex};
+use super::key::RecordKey;
 use super::list::{self, instant, or_dash};
 use super::store::records::{LogEntry, WaitingRecord, Wanted, history, waiting_records};
 use super::store::{self, Selection, WaitingKey};
