@@ -51,13 +51,9 @@ async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, a
         Some(brokers) => brokers,
         None => timed("Kafka", servers.start_kafka(supply)).await?,
     };
-    let whole = if names_packages(&args.args) {
-        // The end-to-end tests run the services, which cargo builds for the tests of the whole workspace only.
-        workspace.cargo().args(["build", "--workspace", "--bins"]).run(&supply.reaper).await?;
-        None
-    } else {
-        Some("--workspace")
-    };
+    // The end-to-end tests run the services, which cargo builds only if the tests of their own packages are built too.
+    workspace.cargo().args(["build", "--workspace", "--bins"]).run(&supply.reaper).await?;
+    let whole = if names_packages(&args.args) { None } else { Some("--workspace") };
     let mut cargo = workspace
         .cargo()
         .arg("test")
