@@ -79,6 +79,9 @@ struct Kind {
     kind: &'static str,
 }
 
+/// Changes of the assignment.
+const REBALANCES: [&str; 2] = ["assign", "revoke"];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfPartition {
     topic: String,
@@ -187,6 +190,11 @@ impl Metrics {
             "Days that the inbox has dropped",
             self.inbox_partitions_dropped.clone(),
         );
+        // So that each is there before it first happens, and its first time is an increase.
+        self.count(&Tally::default());
+        for kind in REBALANCES {
+            let _ = self.rebalances.get_or_create(&Kind { kind });
+        }
         registry.register("rebalances", "Changes of the assignment", self.rebalances.clone());
         registry.register("batch_rows", "Records of a batch", self.batch_rows.clone());
         registry.register_with_unit(
@@ -255,7 +263,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a change of the assignment: `assign` or `revoke`.
+    /// Counts a change of the assignment, one of [`REBALANCES`].
     pub(crate) fn rebalanced(&self, kind: &'static str) {
         self.rebalances.get_or_create(&Kind { kind }).inc();
     }
@@ -309,7 +317,7 @@ impl Metrics {
     /// How many changes of the assignment there were.
     #[must_use]
     pub fn rebalances(&self) -> u64 {
-        ["assign", "revoke"].map(|kind| self.rebalances.get_or_create(&Kind { kind }).get()).iter().sum()
+        REBALANCES.map(|kind| self.rebalances.get_or_create(&Kind { kind }).get()).iter().sum()
     }
 
     /// How many times a partition was paused because its queue was full.

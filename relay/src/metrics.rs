@@ -16,6 +16,21 @@ use crate::backlog::Look;
 /// Rows of a read.
 const ROWS: [f64; 9] = [0.0, 1.0, 10.0, 100.0, 1_000.0, 5_000.0, 10_000.0, 20_000.0, 50_000.0];
 
+/// What sessions fail of: see [`crate::session::SessionError`].
+const CLASSES: [&str; 11] = [
+    "postgres",
+    "standby",
+    "postgres_stalled",
+    "lane_lost",
+    "delivery",
+    "producer",
+    "topic",
+    "smaller_batches",
+    "thread",
+    "other_cluster",
+    "snapshot",
+];
+
 /// A figure that is not whole.
 type GaugeF64 = Gauge<f64, AtomicU64>;
 
@@ -117,6 +132,10 @@ impl Metrics {
             "Sessions that failed and were begun anew, by what failed; lane_lost: another relay has taken a lane of this one",
             metrics.sessions_failed.clone(),
         );
+        for class in CLASSES {
+            // Known before it first happens, so that its first time is an increase.
+            let _ = metrics.sessions_failed.get_or_create(&Class { class });
+        }
         registry.register_with_unit(
             "relay_settle",
             "Time spent renewing leases and writing cursors",
