@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 
 use crate::panics;
 use crate::shutdown::Shutdown;
-use crate::telemetry::filter;
+use crate::telemetry::{self, filter};
 
 /// What a service needs before it can work, and what of it is missing right now. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -92,6 +92,7 @@ pub fn serve(
     let listener = TcpListener::bind(bind)?;
     let address = listener.local_addr()?;
     let registry = Arc::new(registry);
+    telemetry::metrics::push(&registry, shutdown);
     let server = HttpServer::new({
         let readiness = readiness.clone();
         move || {

@@ -1,8 +1,9 @@
-//! Logs, and traces over OTLP when an endpoint is given.
+//! Logs; and over OTLP, when an endpoint is given, traces and metrics.
 
 mod exporter;
 pub mod filter;
 mod lines;
+pub mod metrics;
 mod outlet;
 
 use std::sync::OnceLock;
@@ -65,6 +66,7 @@ pub fn init(env: &Env, service: &'static str) -> Result<Telemetry, ConfigError> 
         fmt::layer().json().event_format(WithTrace::json(fmt::format().json().flatten_event(true))).boxed()
     };
     let traces = traces(env, service)?;
+    metrics::configure(env, || resource(env, service))?;
     let spans =
         traces.as_ref().map(|(provider, _)| tracing_opentelemetry::layer().with_tracer(provider.tracer(service)));
     tracing_subscriber::registry().with(filter).with(logs).with(spans).init();
