@@ -1,9 +1,11 @@
 //! Tests on real processes: the stack itself, and the command line as its users call it.
 
+mod alerts;
 mod api_keys;
 mod command_line;
 mod dead_letters;
 mod failover;
+mod metrics;
 mod offsets;
 mod outages;
 mod parked;
