@@ -8,6 +8,7 @@ pub mod crypto;
 pub mod db;
 pub mod duration;
 pub mod event;
+pub mod exposition;
 pub mod health;
 #[cfg(feature = "kafka")]
 pub mod kafka;

@@ -67,8 +67,11 @@ pub fn init(env: &Env, service: &'static str) -> Result<Telemetry, ConfigError> 
     };
     let traces = traces(env, service)?;
     metrics::configure(env, || resource(env, service))?;
-    let spans =
-        traces.as_ref().map(|(provider, _)| tracing_opentelemetry::layer().with_tracer(provider.tracer(service)));
+    let spans = traces.as_ref().map(|(provider, _)| {
+        // Where in the code and on which thread is nothing that an operator asks for.
+        let layer = tracing_opentelemetry::layer().with_location(false).with_threads(false);
+        layer.with_tracked_inactivity(false).with_tracer(provider.tracer(service))
+    });
     tracing_subscriber::registry().with(filter).with(logs).with(spans).init();
     Ok(Telemetry(traces))
 }

@@ -11,7 +11,7 @@ use shared::config::{ConfigError, EXIT_CONFIG};
 use crate::signals::Interrupted;
 use crate::{
     api_keys, bench, conformance, dead_letters, migrate, offsets, parked, prepare, replay, seed, stack, status, test,
-    trace, up,
+    top, trace, up,
 };
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
@@ -52,6 +52,13 @@ enum Command {
     /// partition is "kept" while some of it is to be published, then "published" until `RELAY_RETENTION` is over.
     #[command(after_help = STATUS_EXAMPLES)]
     Status(status::StatusArgs),
+
+    /// Watch the pipeline: rates and times by stage, backlog, lanes, partitions, parked keys, open transactions
+    ///
+    /// A page for the terminal, drawn anew each second; q quits. Rates and times come from the services' admin ports, all else from the
+    /// database of the environment, as for `status`, and from Kafka if `KAFKA_BROKERS` is set.
+    #[command(after_help = top::EXAMPLES)]
+    Top(top::TopArgs),
 
     /// List the keys whose events Kafka refuses, publish them again, or give an event up
     ///
@@ -190,6 +197,7 @@ impl Cli {
             Command::DeadLetters(args) => Box::pin(dead_letters::run(args)),
             Command::ApiKeys(args) => Box::pin(api_keys::run(args)),
             Command::Offsets(args) => Box::pin(offsets::run(args)),
+            Command::Top(args) => Box::pin(top::run(args)),
             Command::Trace(args) => Box::pin(trace::run(args)),
             Command::Test(args) => Box::pin(test::run(args)),
             Command::Bench(args) => Box::pin(bench::run(args)),

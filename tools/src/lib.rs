@@ -1,4 +1,4 @@
-//! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `conformance`, `prepare`) and operators (`migrate`, `status`,
+//! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `conformance`, `prepare`) and operators (`migrate`, `status`, `top`,
 //! `parked`, `offsets`, `replay`, `dead-letters`, `api-keys`, `trace`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
@@ -24,6 +24,7 @@ pub mod signals;
 pub mod stack;
 pub mod status;
 pub mod test;
+pub mod top;
 pub mod trace;
 pub mod up;
 pub mod workload;

@@ -5,7 +5,7 @@ pub mod groups;
 mod kafka_groups;
 pub mod relay;
 pub mod slots;
-mod table;
+pub(crate) mod table;
 pub mod transactions;
 
 use std::io::Write;
@@ -86,7 +86,7 @@ async fn show(database: &DatabaseConfig, kafka: Option<&KafkaConfig>, args: &Sta
 }
 
 /// One connection to a database that has this build's schema.
-async fn connect(database: &DatabaseConfig) -> Result<PgConnection> {
+pub(crate) async fn connect(database: &DatabaseConfig) -> Result<PgConnection> {
     // Many short ranges of indexes, in the order of the index. A planner without fresh statistics, as of a partition that is just being
     // filled, would rather collect all rows of a lane and sort them. What waits for a lock gives up, rather than wait behind a migration.
     let settings = [

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Deserialize;
 use shared::outbox::{self, NewEvent, NewEvents};
 use sqlx::PgConnection;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::handler::{EventHandler, Handled, HandlerError};
@@ -35,7 +36,16 @@ struct Order {
 impl EventHandler for OrderCreated {
     async fn handle(&self, events: &[Event<'_>], connection: &mut PgConnection) -> Result<Handled, HandlerError> {
         let orders = read(events)?;
-        let processed = process(connection, &changes(events, &orders)).await?;
+        // Below the batch's span, since it is one statement for all of them.
+        let span = tracing::info_span!(
+            "UPDATE orders",
+            otel.kind = "client",
+            db.system.name = "postgresql",
+            db.operation.name = "UPDATE",
+            db.collection.name = "orders",
+            db.operation.batch.size = i64::try_from(orders.len()).unwrap_or(i64::MAX),
+        );
+        let processed = process(connection, &changes(events, &orders)).instrument(span).await?;
         let missed = missed(&orders, &processed);
         if !missed.is_empty() {
             check_missed(&orders, &missed, connection).await?;

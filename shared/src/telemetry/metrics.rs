@@ -3,7 +3,6 @@
 //! They are sent as JSON over HTTP, which every receiver of OTLP over HTTP takes (OTLP 1.x, "JSON Protobuf Encoding"). OpenTelemetry's own
 //! instruments would be a second set of figures beside those that are scraped; so the scraped ones are translated.
 
-mod exposition;
 mod otlp;
 
 use std::sync::{Arc, OnceLock};
@@ -16,6 +15,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::{ConfigError, Env};
 use crate::crypto;
+use crate::exposition;
 use crate::shutdown::Shutdown;
 
 /// Between two lines of the log about a receiver that does not answer.

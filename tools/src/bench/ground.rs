@@ -17,8 +17,8 @@ use crate::stack::{Kind, Launch, Service};
 use crate::workspace::{Executables, Workspace};
 
 /// Postgres as it would be set up for a service, and durable: a benchmark with `fsync` off flatters.
-const POSTGRES_SETTINGS: [(&str, &str); 4] =
-    [("shared_buffers", "2GB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "30min"), ("wal_compression", "on")];
+const POSTGRES_SETTINGS: [(&str, &str); 3] =
+    [("max_wal_size", "8GB"), ("checkpoint_timeout", "30min"), ("wal_compression", "on")];
 
 /// Gives each transaction its time of commit, by which latencies are told.
 const COMMIT_TIMES: (&str, &str) = ("track_commit_timestamp", "on");
@@ -50,11 +50,12 @@ impl Ground {
         };
         let mut servers = Throwaway::new()?;
         let settings = if quick { &POSTGRES_SETTINGS[..0] } else { &POSTGRES_SETTINGS };
-        let settings = settings
-            .iter()
-            .chain([&COMMIT_TIMES])
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect();
+        let settings = settings.iter().chain([&COMMIT_TIMES]);
+        let mut settings: Vec<(String, String)> =
+            settings.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        if !quick {
+            settings.push(("shared_buffers".to_owned(), format!("{}MB", shared_buffers_mib())));
+        }
         let postgres_url = servers.start_postgres_with(&supply, true, settings).await?;
         let brokers = servers.start_kafka(&supply).await?;
         Ok(Self { servers, supply, binaries, postgres_url, brokers })
@@ -101,6 +102,14 @@ impl Ground {
     pub fn kafka(&mut self) -> Result<Pid> {
         Ok(self.servers.kafka().context("Kafka was started")?.process().pid())
     }
+}
+
+/// A quarter of the memory, as Postgres' documentation advises for a server (19.4.1); 2 GB where it cannot be told how much there is.
+fn shared_buffers_mib() -> u64 {
+    let told = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total =
+        told.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    total.map_or(2_048, |kib| kib / 1_024 / 4)
 }
 
 /// A database, a topic and the services around them, for one part of a benchmark.

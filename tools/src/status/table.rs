@@ -201,7 +201,7 @@ fn slots(slots: &[Slot], out: &mut Formatter<'_>) -> fmt::Result {
 }
 
 /// A relay's name is its process id and a UUID, of which the end is enough to tell two apart.
-fn short(relay: &str) -> String {
+pub(crate) fn short(relay: &str) -> String {
     match relay.split_once('-') {
         Some((pid, rest)) if rest.len() > 6 && rest.is_ascii() => format!("{pid}-{}", &rest[rest.len() - 6..]),
         _ => relay.to_owned(),

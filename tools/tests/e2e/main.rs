@@ -18,6 +18,7 @@ mod servers;
 mod settings;
 mod status;
 mod timeline;
+mod top;
 mod topic;
 mod traces;
 mod up;

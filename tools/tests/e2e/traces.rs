@@ -202,11 +202,22 @@ async fn one_orders_trace_has_spans_of_all_three_services_and_tells_the_waiting(
     // The batch is a trace of its own, and each leads to the other.
     let process = one(&spans, "processor", "process orders", None);
     let [(batch_trace, batch_span)] = process.links.as_slice() else { panic!("one link: {process:#?}") };
-    let batches = trace(&query, batch_trace, 1).await;
+    let batches = trace(&query, batch_trace, 2).await;
     let batch = one(&batches, "processor", "process_batch orders", None);
     assert_eq!((&batch.id, &batch.parent_id), (batch_span, &None));
     assert_eq!(batch.links, [(CALLER_TRACE.to_owned(), process.id.clone())]);
     assert_has(batch, &[("messaging.batch.message_count", 1.into())]);
+    let update = one(&batches, "processor", "UPDATE orders", None);
+    assert_eq!(update.parent_id.as_ref(), Some(&batch.id));
+    assert_has(
+        update,
+        &[
+            ("span.kind", "client".into()),
+            ("db.system.name", "postgresql".into()),
+            ("db.collection.name", "orders".into()),
+            ("db.operation.batch.size", 1.into()),
+        ],
+    );
     assert!(batch.start_us <= process.start_us && process.duration_us <= batch.duration_us + 1);
 
     // Who comes without a trace gets a new one.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use opentelemetry_sdk::Resource;
 use serde_json::{Map, Value, json};
 
-use super::exposition::{Exemplar, Family, Sample};
+use crate::exposition::{Exemplar, Family, Sample};
 
 /// Sums since the process began.
 const CUMULATIVE: u8 = 2;
@@ -128,8 +128,8 @@ fn whole(count: f64) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::exposition::parse;
     use super::*;
+    use crate::exposition::parse;
 
     #[test]
     fn counters_gauges_and_histograms_are_told_as_otlp_has_them() {

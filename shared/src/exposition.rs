@@ -1,41 +1,49 @@
-//! Reads what our own registry writes: OpenMetrics text. Pure.
+//! Reads what the registries of the services write: OpenMetrics text. Pure.
 
 use std::collections::BTreeMap;
 
 /// A metric with all its samples.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Family<'a> {
+pub struct Family<'a> {
     /// Without the unit, and without what samples have behind it.
-    pub(super) name: &'a str,
+    pub name: &'a str,
     /// `counter`, `gauge`, `histogram` or `info`.
-    pub(super) kind: &'a str,
+    pub kind: &'a str,
     /// `seconds`, `bytes`, or nothing.
-    pub(super) unit: &'a str,
-    pub(super) help: &'a str,
-    pub(super) samples: Vec<Sample<'a>>,
+    pub unit: &'a str,
+    /// What it means.
+    pub help: &'a str,
+    /// Its lines.
+    pub samples: Vec<Sample<'a>>,
 }
 
 /// One line.
 #[derive(Debug, PartialEq)]
-pub(super) struct Sample<'a> {
+pub struct Sample<'a> {
     /// What is behind the name: `_total`, `_bucket`, `_sum`, `_count`, or nothing.
-    pub(super) suffix: &'a str,
-    pub(super) labels: BTreeMap<&'a str, String>,
-    pub(super) value: f64,
-    pub(super) exemplar: Option<Exemplar<'a>>,
+    pub suffix: &'a str,
+    /// Its labels, that of its bucket included.
+    pub labels: BTreeMap<&'a str, String>,
+    /// Its value.
+    pub value: f64,
+    /// One case among them.
+    pub exemplar: Option<Exemplar<'a>>,
 }
 
 /// One case among those that a sample counts.
 #[derive(Debug, PartialEq)]
-pub(super) struct Exemplar<'a> {
-    pub(super) labels: BTreeMap<&'a str, String>,
-    pub(super) value: f64,
+pub struct Exemplar<'a> {
+    /// What it tells of itself, as its trace.
+    pub labels: BTreeMap<&'a str, String>,
+    /// Its value.
+    pub value: f64,
     /// In seconds since 1970.
-    pub(super) at: Option<f64>,
+    pub at: Option<f64>,
 }
 
 /// The families of a text. Lines that cannot be read are passed over: there are none in what our registry writes.
-pub(super) fn parse(text: &str) -> Vec<Family<'_>> {
+#[must_use]
+pub fn parse(text: &str) -> Vec<Family<'_>> {
     let mut families: Vec<(&str, Family<'_>)> = Vec::new();
     for line in text.lines() {
         if let Some(comment) = line.strip_prefix("# ") {

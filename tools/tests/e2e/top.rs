@@ -1,0 +1,67 @@
+//! `outrider top` in a terminal.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use shared::testing::eventually;
+use tools::http::{NewOrder, OrdersApi};
+use tools::stack::{Kind, Service};
+
+use super::OUTRIDER;
+use super::pipeline::{RELAY_ENV, Stage};
+
+/// What brings a terminal back from a full page.
+const LEAVES_PAGE: &str = "\u{1b}[?1049l";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_shows_the_pipeline_in_80_by_24_and_quits_cleanly() -> Result<()> {
+    let stage = Stage::new("top_shows_the_pipeline").await?;
+    let mut services = Vec::new();
+    for kind in Kind::ALL {
+        let env = if kind == Kind::Relay { &RELAY_ENV[..] } else { &[] };
+        services.push(stage.start(kind, kind.name(), env).await?);
+    }
+    // Before it has applied something, a group has no position.
+    let api = OrdersApi::new(services.iter().find_map(Service::api_url).context("a URL")?.parse()?)?;
+    api.post(&NewOrder { user_id: 1, product_id: 2, quantity: 3 }).await?;
+    let admin: Vec<String> = services.iter().map(|service| format!("--admin {}", service.admin_url())).collect();
+    // `script` gives it a terminal, and hands on what it draws.
+    let command = format!("stty rows 24 cols 80; exec {OUTRIDER} top {}", admin.join(" "));
+    let mut terminal = Command::new("script")
+        .args(["--quiet", "--flush", "--return", "--command", &command, "/dev/null"])
+        .env("DATABASE_URL", &stage.database.url)
+        .env("KAFKA_BROKERS", &stage.surroundings.kafka_brokers)
+        .env("TERM", "xterm-256color")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("script")?;
+    let drawn = Arc::new(Mutex::new(Vec::new()));
+    let mut output = terminal.stdout.take().context("its output")?;
+    let reader = std::thread::spawn({
+        let drawn = Arc::clone(&drawn);
+        move || {
+            let mut some = [0; 4096];
+            while let Ok(count @ 1..) = output.read(&mut some) {
+                drawn.lock().expect("nobody panics").extend_from_slice(&some[..count]);
+            }
+        }
+    });
+    let text = || String::from_utf8_lossy(&drawn.lock().expect("nobody panics")).into_owned();
+    for part in ["STAGE", "applied", "outbox", "outrider-processor", "0-15", "PARTITION"] {
+        eventually(&format!("{part} is on the page"), async || text().contains(part).then_some(())).await;
+    }
+    assert!(!text().contains(LEAVES_PAGE), "the page stays");
+
+    terminal.stdin.take().context("its input")?.write_all(b"q")?;
+    let status = tokio::task::spawn_blocking(move || terminal.wait()).await??;
+    reader.join().expect("it ends with its terminal");
+    assert_eq!(status.code(), Some(0), "{}", text());
+    assert!(text().contains(LEAVES_PAGE), "the terminal is as it was: {:?}", text());
+    for service in &mut services {
+        assert!(service.stop().await?.success(), "{:?} ended well", Service::kind(service));
+    }
+    Ok(())
+}
