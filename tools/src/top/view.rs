@@ -189,7 +189,7 @@ fn parked(status: &Status) -> Vec<Span<'static>> {
         shown(by_relay, format!("{} keys by relays", count(by_relay))),
         shown(by_processor, format!(", {} by processors", count(by_processor))),
         format!(
-            "; {} tried again, {} wait for an elder event",
+            "; {} tried again, {} wait for an elder",
             count(sum(|group| group.blocked.retrying)),
             count(sum(|group| group.blocked.waiting))
         )
