@@ -1,11 +1,12 @@
 //! `outrider top` in a terminal.
 
-use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use shared::testing::eventually;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
 use tools::http::{NewOrder, OrdersApi};
 use tools::stack::{Kind, Service};
 
@@ -36,15 +37,17 @@ async fn top_shows_the_pipeline_in_80_by_24_and_quits_cleanly() -> Result<()> {
         .env("TERM", "xterm-256color")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        // If this test fails, it ends; and what it runs, with its terminal.
+        .kill_on_drop(true)
         .spawn()
         .context("script")?;
     let drawn = Arc::new(Mutex::new(Vec::new()));
     let mut output = terminal.stdout.take().context("its output")?;
-    let reader = std::thread::spawn({
+    let reader = tokio::spawn({
         let drawn = Arc::clone(&drawn);
-        move || {
+        async move {
             let mut some = [0; 4096];
-            while let Ok(count @ 1..) = output.read(&mut some) {
+            while let Ok(count @ 1..) = output.read(&mut some).await {
                 drawn.lock().expect("nobody panics").extend_from_slice(&some[..count]);
             }
         }
@@ -55,9 +58,9 @@ async fn top_shows_the_pipeline_in_80_by_24_and_quits_cleanly() -> Result<()> {
     }
     assert!(!text().contains(LEAVES_PAGE), "the page stays");
 
-    terminal.stdin.take().context("its input")?.write_all(b"q")?;
-    let status = tokio::task::spawn_blocking(move || terminal.wait()).await??;
-    reader.join().expect("it ends with its terminal");
+    terminal.stdin.take().context("its input")?.write_all(b"q").await?;
+    let status = terminal.wait().await?;
+    reader.await?;
     assert_eq!(status.code(), Some(0), "{}", text());
     assert!(text().contains(LEAVES_PAGE), "the terminal is as it was: {:?}", text());
     for service in &mut services {
