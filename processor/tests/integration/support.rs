@@ -214,19 +214,20 @@ impl World {
 
     /// How many members the group has.
     pub fn members(&self) -> usize {
-        self.groups(|_| true)
+        self.groups(|_| true).expect("the broker answers")
     }
 
     /// Waits until the group has settled on `count` members.
     pub async fn eventually_settled(&self, count: usize) {
         let what = format!("the group has settled on {count} members");
-        eventually(&what, async || (self.groups(|state| state == "Stable") == count).then_some(())).await;
+        eventually(&what, async || (self.groups(|state| state == "Stable") == Some(count)).then_some(())).await;
     }
 
-    fn groups(&self, counts: impl Fn(&str) -> bool) -> usize {
+    /// None while the broker cannot say, as just after it has started.
+    fn groups(&self, counts: impl Fn(&str) -> bool) -> Option<usize> {
         let client: BaseConsumer = self.kafka.client("test").create().expect("a client");
-        let list = client.fetch_group_list(Some(&self.group), Duration::from_secs(10)).expect("the broker answers");
-        list.groups().iter().filter(|group| counts(group.state())).map(|group| group.members().len()).sum()
+        let list = client.fetch_group_list(Some(&self.group), Duration::from_secs(10)).ok()?;
+        Some(list.groups().iter().filter(|group| counts(group.state())).map(|group| group.members().len()).sum())
     }
 
     /// Starts the real binary; `more` variables win.
