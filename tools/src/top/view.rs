@@ -158,7 +158,7 @@ fn outbox(relay: &RelayStatus) -> Vec<Span<'static>> {
     let backlog = &relay.backlog;
     let mut spans = vec![format!("{} events", about(backlog.rows, backlog.exact)).into()];
     if let Some(secs) = backlog.oldest_age_secs {
-        let text = format!(", the oldest {} ago", time(secs));
+        let text = format!(", oldest {} ago", time(secs));
         spans.push(if secs >= LATE_SECS { text.red() } else { text.into() });
     }
     let drained = relay.rate.drain_secs.filter(|_| backlog.rows > 0);
@@ -331,16 +331,16 @@ mod tests {
             Page { at: DateTime::UNIX_EPOCH, rows: STAGES.map(row).into(), status: Some(&status), faults: Vec::new() };
         let text = shown(&page);
         for part in [
-            "requests              1020       4.2 ms      63.1 ms  the request came",
-            "applied               1020       4.2 ms      63.1 ms  the event occurred",
-            "outbox  ~12,345 events, the oldest 42 s ago; drained in 2.5 s; 12,000,000 ids ahead",
+            "requests               1020       4.2 ms      63.1 ms   the request came",
+            "applied                1020       4.2 ms      63.1 ms   the event occurred",
+            "outbox  ~12,345 events, oldest 42 s ago; drained in 2.5 s; 12,000,000 ids ahead",
             "group   outrider-processor  Stable, 1 members, 660 records behind, 0.4 s, 1000/s",
             "parked  1 keys by relays, 2 by processors; 3 tried again, 0 wait for an elder",
             "8 lanes: 0-7",
             "7 lanes: 8-14",
             "nobody holds lanes 15",
             "open    75 s  pid 4711  backup alice shop  holds a snapshot",
-            "orders 11         outrider-processor             41,822        110",
+            "orders 11          outrider-processor             41,822        110",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
