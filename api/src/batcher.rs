@@ -66,6 +66,19 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::QueueFull,
+        Self::QueueOld,
+        Self::QueueSlow,
+        Self::KeyRunning,
+        Self::KeyReused,
+        Self::ShuttingDown,
+        Self::Unavailable,
+        Self::InDoubt,
+        Self::Failed,
+    ];
+
     /// In one word, for a label.
     #[must_use]
     pub const fn reason(self) -> &'static str {

@@ -11,44 +11,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::auth::refusal::Reason;
+use crate::batcher::Refusal;
 use crate::problem::Kind;
 
 /// From half a millisecond to ten seconds.
 const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const ROWS: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 10_000.0];
-
-/// Why valid orders are not accepted: see [`crate::batcher::Refusal`].
-const REFUSALS: [&str; 9] = [
-    "queue_full",
-    "queue_old",
-    "queue_slow",
-    "key_running",
-    "key_reused",
-    "shutting_down",
-    "unavailable",
-    "in_doubt",
-    "failed",
-];
-
-/// What is wrong with credentials: see [`crate::auth::refusal::Reason`].
-const AUTH_REFUSALS: [&str; 16] = [
-    "missing",
-    "malformed",
-    "unknown_key",
-    "wrong_secret",
-    "revoked",
-    "expired",
-    "not_yet_valid",
-    "wrong_algorithm",
-    "wrong_signature",
-    "unknown_issuer_key",
-    "wrong_issuer",
-    "wrong_audience",
-    "wrong_claims",
-    "no_user",
-    "missing_scope",
-    "unavailable",
-];
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
@@ -172,9 +141,9 @@ impl Metrics {
         );
         registry.register("api_statement_rows", "Orders that one statement wrote or tried to", metrics.rows.clone());
         registry.register("api_queue_depth", "Orders that wait for a statement", metrics.queued.clone());
-        for reason in REFUSALS {
+        for refusal in Refusal::ALL {
             // Known before it first happens, so that its first time is an increase.
-            let _ = metrics.refused.get_or_create(&RefusedLabels { reason });
+            let _ = metrics.refused.get_or_create(&RefusedLabels { reason: refusal.reason() });
         }
         registry.register(
             "api_orders_refused",
@@ -245,8 +214,8 @@ impl Metrics {
 impl AuthMetrics {
     fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        for reason in AUTH_REFUSALS {
-            let _ = metrics.refused.get_or_create(&RefusedLabels { reason });
+        for reason in Reason::ALL {
+            let _ = metrics.refused.get_or_create(&RefusedLabels { reason: reason.name() });
         }
         registry.register(
             "api_auth_refused",

@@ -55,6 +55,26 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them, with one scope for both.
+    pub const ALL: [Self; 16] = [
+        Self::Missing,
+        Self::Malformed,
+        Self::UnknownKey,
+        Self::WrongSecret,
+        Self::Revoked,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::WrongAlgorithm,
+        Self::WrongSignature,
+        Self::UnknownKeyOfIssuer,
+        Self::WrongIssuer,
+        Self::WrongAudience,
+        Self::WrongClaims,
+        Self::NoUser,
+        Self::MissingScope(Scope::Read),
+        Self::Unavailable,
+    ];
+
     /// Its label.
     #[must_use]
     pub const fn name(self) -> &'static str {
