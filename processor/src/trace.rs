@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use shared::event::TRACEPARENT;
-use shared::propagation::{TraceContext, TraceHeaders};
+use shared::propagation::{TraceContext, TraceHeaders, TraceId};
 use shared::spans::{self, Begun, Finished, KeyValue, SpanKind, Spans, seconds_between};
 
 use crate::batch::Batch;
@@ -81,6 +81,11 @@ impl ProcessSpans {
     /// The context for whatever handlers do: that of the batch, if any of its events is recorded.
     pub(crate) fn context(&self) -> Option<TraceContext> {
         self.batch.map(|batch| batch.context)
+    }
+
+    /// The trace of the event at `place`, if it is recorded.
+    pub(crate) fn trace_id(&self, place: usize) -> Option<TraceId> {
+        self.events.get(&place).map(|span| span.begun.context.trace_id)
     }
 
     /// Notes that a handler was called for these events.

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use shared::propagation::TraceContext;
 use shared::spans;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
@@ -16,7 +15,7 @@ use crate::metrics::Applied;
 use crate::record::{Event, Partition};
 use crate::store;
 use crate::store::inbox::InboxKey;
-use crate::trace::{Contexts, ProcessSpans};
+use crate::trace::ProcessSpans;
 
 /// What came of a batch.
 #[derive(Debug, Default)]
@@ -86,7 +85,7 @@ impl Applier {
         Failpoint::AfterHandlers.reached(self.failpoint);
         let mut left = isolation.left();
         worked.applied = events.len() - left.failed.len() - left.behind.len();
-        worked.events = applied(&events, &left, (batch, contexts.as_ref()));
+        worked.events = applied(&events, &left, (batch, spans.as_ref()));
         self.take_out(connection, batch, &left).await?;
         let failed_keys: HashSet<Option<&[u8]>> = left.failed.iter().map(|(place, _)| batch.key_at(*place)).collect();
         for (place, reason) in plan.broken {
@@ -170,16 +169,15 @@ impl Applier {
 }
 
 /// The events that are not left over.
-fn applied(events: &[Event<'_>], left: &Left, (batch, contexts): (&Batch<'_>, Option<&Contexts>)) -> Vec<Applied> {
+fn applied(events: &[Event<'_>], left: &Left, (batch, spans): (&Batch<'_>, Option<&ProcessSpans>)) -> Vec<Applied> {
     let left: HashSet<usize> = left.failed.iter().map(|(place, _)| *place).chain(left.behind.iter().copied()).collect();
     let applied = events.iter().filter(|event| !left.contains(&event.place));
     applied
         .filter_map(|event| {
-            let own = contexts.and_then(|contexts| contexts.get(&event.place)?.traceparent.as_deref());
             Some(Applied {
                 occurred_at: event.envelope.occurred_at?.into(),
                 received_at: batch.records().get(event.place)?.received_at,
-                trace_id: own.and_then(TraceContext::parse).map(|context| context.trace_id),
+                trace_id: spans.and_then(|spans| spans.trace_id(event.place)),
             })
         })
         .collect()
