@@ -76,6 +76,11 @@ pub fn init(env: &Env, service: &'static str) -> Result<Telemetry, ConfigError> 
     Ok(Telemetry(traces))
 }
 
+/// Whether nothing is to be sent, whatever else is set.
+fn is_disabled(env: &Env) -> bool {
+    env.var("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+}
+
 /// The way to the exporter, if one is given.
 fn traces(env: &Env, service: &'static str) -> Result<Option<(SdkTracerProvider, Outlet)>, ConfigError> {
     let Some(endpoint) = exporter::Endpoint::from_env(env)? else { return Ok(None) };

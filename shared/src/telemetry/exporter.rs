@@ -26,7 +26,7 @@ impl Endpoint {
         let endpoints = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
         let given = endpoints.into_iter().find_map(|variable| Some((variable, env.var(variable)?)));
         let Some((variable, url)) = given else { return Ok(None) };
-        let is_off = env.var("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        let is_off = super::is_disabled(env);
         if is_off || env.var("OTEL_TRACES_EXPORTER") == Some("none") {
             return Ok(None);
         }

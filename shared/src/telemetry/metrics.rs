@@ -70,7 +70,7 @@ impl Push {
                 ));
             }
         };
-        if !wanted || env.var("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        if !wanted || super::is_disabled(env) {
             return Ok(None);
         }
         let (variable, url) = match (env.var(OWN), env.var(ALL)) {
