@@ -18,8 +18,9 @@ use serde::Serialize;
 use shared::config::Env;
 use shared::db::{DatabaseConfig, check_schema};
 use shared::kafka::KafkaConfig;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
+use crate::connection;
 use crate::signals::StopSignals;
 
 /// How long a server may take to answer.
@@ -98,11 +99,9 @@ pub(crate) async fn connect(database: &DatabaseConfig) -> Result<PgConnection> {
         ("statement_timeout", "30s"),
     ];
     let database = database.clone().with_settings(settings);
-    let connected =
-        tokio::time::timeout(CONNECT_PATIENCE, PgConnection::connect_with(database.connect_options())).await;
-    let mut connection = connected
-        .with_context(|| format!("the database has not answered for {} s", CONNECT_PATIENCE.as_secs()))?
-        .context("cannot connect to the database")?;
+    let connected = tokio::time::timeout(CONNECT_PATIENCE, connection::connect(&database)).await;
+    let mut connection =
+        connected.with_context(|| format!("the database has not answered for {} s", CONNECT_PATIENCE.as_secs()))??;
     check_schema(&mut connection).await?;
     Ok(connection)
 }

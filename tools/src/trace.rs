@@ -12,8 +12,9 @@ use serde::Serialize;
 use shared::config::Env;
 use shared::db::DatabaseConfig;
 use shared::propagation::TraceContext;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
+use crate::connection::connect;
 use crate::jaeger::{Query, Span};
 use crate::signals::StopSignals;
 
@@ -78,9 +79,8 @@ pub async fn run(args: TraceArgs) -> Result<ExitCode> {
 }
 
 async fn find(database: &DatabaseConfig, url: &str, order_id: i64) -> Result<Traces> {
-    let connected = tokio::time::timeout(PATIENCE, PgConnection::connect_with(database.connect_options())).await;
-    let mut connection =
-        connected.context("the database does not answer")?.context("cannot connect to the database")?;
+    let connected = tokio::time::timeout(PATIENCE, connect(database)).await;
+    let mut connection = connected.context("the database does not answer")??;
     let contexts = contexts(&mut connection, order_id).await?;
     let query = Query::new(url)?;
     let mut traces: Vec<Trace> = Vec::new();
