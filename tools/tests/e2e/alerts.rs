@@ -11,10 +11,10 @@ use anyhow::{Context, Result};
 use rustix::process::Signal;
 use serde_json::Value;
 use shared::testing::eventually;
-use tools::http::{NewOrder, OrdersApi, client};
+use tools::http::{NewOrder, client};
 use tools::stack::{Kind, Launch, Process, Service, free_port};
 
-use super::pipeline::{RELAY_ENV, Stage};
+use super::pipeline::{RELAY_ENV, Stage, orders_of, stop_all};
 
 /// The alert of lanes that nobody holds.
 const NO_RELAY: &str = "OutriderNoRelay";
@@ -107,13 +107,9 @@ impl Prometheus {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_is_killed_under_load_is_told_and_clears_when_it_is_back() -> Result<()> {
     let stage = Stage::new("a_relay_that_is_killed_under_load_is_told").await?;
-    let mut services = Vec::new();
-    for kind in Kind::ALL {
-        let env = if kind == Kind::Relay { &RELAY_ENV[..] } else { &[] };
-        services.push(stage.start(kind, kind.name(), env).await?);
-    }
+    let mut services = stage.start_all().await?;
     let mut prometheus = Prometheus::start(&stage, &services).await?;
-    let api = OrdersApi::new(services.iter().find_map(Service::api_url).context("a URL")?.parse()?)?;
+    let api = orders_of(&services)?;
     let (posted, enough) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
     let load = tokio::spawn({
         let (posted, enough) = (Arc::clone(&posted), Arc::clone(&enough));
@@ -149,8 +145,5 @@ async fn a_relay_that_is_killed_under_load_is_told_and_clears_when_it_is_back() 
     })
     .await;
     prometheus.process.stop().await?;
-    for service in &mut services {
-        assert!(service.stop().await?.success(), "{:?} ended well", service.kind());
-    }
-    Ok(())
+    stop_all(&mut services).await
 }

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use shared::exposition::{self, Family};
 use shared::testing::eventually;
-use tools::http::{NewOrder, OrdersApi, client};
+use tools::http::{NewOrder, client};
 use tools::stack::{Kind, Service};
 
-use super::pipeline::{RELAY_ENV, Stage};
+use super::pipeline::{Stage, orders_of, stop_all};
 
 /// What names of metrics begin with.
 const PREFIXES: [&str; 7] = ["outrider_", "outbox_", "relay_", "api_", "http_server_", "db_client_", "process_"];
@@ -31,39 +32,27 @@ async fn scrape(service: &Service) -> Result<String> {
 
 /// The rows of what was scraped.
 fn rows(text: &str) -> Rows {
-    let of = |keyword: &str| -> BTreeMap<&str, &str> {
-        let lines = text.lines().filter_map(|line| line.strip_prefix("# ")?.strip_prefix(keyword)?.split_once(' '));
-        lines.collect()
-    };
-    let (types, units, helps) = (of("TYPE "), of("UNIT "), of("HELP "));
-    let row = |(name, kind): (&&str, &&str)| {
-        let shown = match *kind {
-            "counter" => format!("{name}_total"),
-            "info" => format!("{name}_info"),
-            _ => (*name).to_owned(),
-        };
-        let unit = units.get(name).copied().unwrap_or_default();
-        let help = helps.get(name).copied().unwrap_or_default().trim_end_matches('.');
-        let labels = labels(text, name);
-        (shown.clone(), format!("| `{shown}` | {kind} | {unit} | {labels} | {help} |"))
-    };
-    types.iter().map(row).collect()
+    exposition::parse(text).iter().map(row).collect()
 }
 
-/// The labels of a metric, those that come with its type apart.
-fn labels(text: &str, name: &str) -> String {
-    let mut labels = BTreeSet::new();
-    for line in text.lines().filter(|line| line.starts_with(name)) {
-        let Some((family, rest)) = line.split_once('{') else { continue };
-        if !["", "_total", "_info", "_bucket", "_sum", "_count"].contains(&&family[name.len()..]) {
-            continue;
-        }
-        // A route has braces of its own.
-        let within = rest.split_once("\"}").map_or("", |(within, _)| within);
-        labels.extend(within.split("\",").filter_map(|pair| Some(pair.split_once('=')?.0.to_owned())));
-    }
+fn row(family: &Family<'_>) -> (String, String) {
+    let name = whole_name(family);
+    let Family { kind, unit, help, samples, .. } = family;
+    let shown = match *kind {
+        "counter" => format!("{name}_total"),
+        "info" => format!("{name}_info"),
+        _ => name,
+    };
+    let mut labels: BTreeSet<&str> = samples.iter().flat_map(|sample| sample.labels.keys().copied()).collect();
+    // It comes with the type.
     labels.remove("le");
-    labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ")
+    let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+    (shown.clone(), format!("| `{shown}` | {kind} | {unit} | {} | {help} |", labels.join(", ")))
+}
+
+/// With its unit.
+fn whole_name(family: &Family<'_>) -> String {
+    if family.unit.is_empty() { family.name.to_owned() } else { format!("{}_{}", family.name, family.unit) }
 }
 
 /// The rows of the list, by service.
@@ -118,21 +107,19 @@ fn collect(value: &Value, into: &mut dyn FnMut(&str)) {
 
 /// Names of the samples of what was scraped.
 fn samples(text: &str) -> BTreeSet<String> {
-    let lines = text.lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| line.split(['{', ' ']).next()).map(str::to_owned).collect()
+    let of = |family: &Family<'_>| -> Vec<String> {
+        family.samples.iter().map(|sample| whole_name(family) + sample.suffix).collect()
+    };
+    exposition::parse(text).iter().flat_map(of).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_about_metrics_is_what_the_services_show() -> Result<()> {
     let stage = Stage::new("what_is_written_about_metrics").await?;
-    let mut services = Vec::new();
-    for kind in Kind::ALL {
-        let env = if kind == Kind::Relay { &RELAY_ENV[..] } else { &[] };
-        services.push(stage.start(kind, kind.name(), env).await?);
-    }
+    let mut services = stage.start_all().await?;
     let url = services.iter().find_map(Service::api_url).context("the api has a URL")?;
     // One order that goes through, and one that does not: with that, each of them has something to show.
-    let api = OrdersApi::new(url.parse()?)?;
+    let api = orders_of(&services)?;
     let order = api.post(&NewOrder { user_id: 1, product_id: 2, quantity: 3 }).await?;
     eventually("the order is processed", async || {
         api.read(order.id).await.ok().filter(tools::http::Order::is_processed)
@@ -169,8 +156,5 @@ async fn what_is_written_about_metrics_is_what_the_services_show() -> Result<()>
 
     let unknown: Vec<_> = used()?.into_iter().filter(|(name, _)| !known.contains(name)).collect();
     assert!(unknown.is_empty(), "nobody shows these: {unknown:?}");
-    for service in &mut services {
-        assert!(service.stop().await?.success(), "{:?} ended well", service.kind());
-    }
-    Ok(())
+    stop_all(&mut services).await
 }

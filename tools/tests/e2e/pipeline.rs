@@ -63,6 +63,16 @@ impl Stage {
         Ok(service)
     }
 
+    /// Starts one of each, and waits until they are ready; in the order of [`Kind::ALL`].
+    pub(super) async fn start_all(&self) -> Result<Vec<Service>> {
+        let mut services = Vec::new();
+        for kind in Kind::ALL {
+            let env = if kind == Kind::Relay { &RELAY_ENV[..] } else { &[] };
+            services.push(self.start(kind, kind.name(), env).await?);
+        }
+        Ok(services)
+    }
+
     /// Starts one that is not waited for: it may be killed before it is ready.
     fn launch(&self, kind: Kind, name: &str, env: &[(&str, &str)]) -> Result<Service> {
         Service::start(kind, name, &self.surroundings, env, &self.supply.reaper)
@@ -113,6 +123,19 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// The orders of the api among these.
+pub(super) fn orders_of(services: &[Service]) -> Result<OrdersApi> {
+    OrdersApi::new(services.iter().find_map(Service::api_url).context("an api")?.parse()?)
+}
+
+/// Shuts all of them down, in order.
+pub(super) async fn stop_all(services: &mut [Service]) -> Result<()> {
+    for service in services {
+        assert!(service.stop().await?.success(), "{:?} ended well", service.kind());
+    }
+    Ok(())
 }
 
 /// Each order's versions in the order in which they first appear on the topic, once so many different events are there.

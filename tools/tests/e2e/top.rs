@@ -7,11 +7,10 @@ use anyhow::{Context, Result};
 use shared::testing::eventually;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
-use tools::http::{NewOrder, OrdersApi};
-use tools::stack::{Kind, Service};
+use tools::http::NewOrder;
 
 use super::OUTRIDER;
-use super::pipeline::{RELAY_ENV, Stage};
+use super::pipeline::{Stage, orders_of, stop_all};
 
 /// What brings a terminal back from a full page.
 const LEAVES_PAGE: &str = "\u{1b}[?1049l";
@@ -19,14 +18,9 @@ const LEAVES_PAGE: &str = "\u{1b}[?1049l";
 #[tokio::test(flavor = "multi_thread")]
 async fn top_shows_the_pipeline_in_80_by_24_and_quits_cleanly() -> Result<()> {
     let stage = Stage::new("top_shows_the_pipeline").await?;
-    let mut services = Vec::new();
-    for kind in Kind::ALL {
-        let env = if kind == Kind::Relay { &RELAY_ENV[..] } else { &[] };
-        services.push(stage.start(kind, kind.name(), env).await?);
-    }
+    let mut services = stage.start_all().await?;
     // Before it has applied something, a group has no position.
-    let api = OrdersApi::new(services.iter().find_map(Service::api_url).context("a URL")?.parse()?)?;
-    api.post(&NewOrder { user_id: 1, product_id: 2, quantity: 3 }).await?;
+    orders_of(&services)?.post(&NewOrder { user_id: 1, product_id: 2, quantity: 3 }).await?;
     let admin: Vec<String> = services.iter().map(|service| format!("--admin {}", service.admin_url())).collect();
     // `script` gives it a terminal, and hands on what it draws.
     let command = format!("stty rows 24 cols 80; exec {OUTRIDER} top {}", admin.join(" "));
@@ -63,8 +57,5 @@ async fn top_shows_the_pipeline_in_80_by_24_and_quits_cleanly() -> Result<()> {
     reader.await?;
     assert_eq!(status.code(), Some(0), "{}", text());
     assert!(text().contains(LEAVES_PAGE), "the terminal is as it was: {:?}", text());
-    for service in &mut services {
-        assert!(service.stop().await?.success(), "{:?} ended well", Service::kind(service));
-    }
-    Ok(())
+    stop_all(&mut services).await
 }

@@ -10,7 +10,7 @@ use tools::jaeger::{Query, Span};
 use tools::stack::{Jaeger, Kind, Service, free_port};
 
 use super::command_line::outrider;
-use super::pipeline::{RELAY_ENV, Stage};
+use super::pipeline::{RELAY_ENV, Stage, stop_all};
 
 /// The caller's context, but for its flags.
 const CALLER_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -43,10 +43,7 @@ impl Traced {
     }
 
     async fn stop(mut self) -> Result<()> {
-        for service in &mut self.services {
-            assert!(service.stop().await?.success(), "{:?} ended well", service.kind());
-        }
-        Ok(())
+        stop_all(&mut self.services).await
     }
 
     /// Posts an order and waits until it is Pending no more.
