@@ -1,5 +1,6 @@
 //! What is noted of each request: its duration, and a span with the caller's as its parent.
 
+use std::pin::pin;
 use std::time::{Instant, SystemTime};
 
 use actix_web::body::BoxBody;
@@ -31,10 +32,11 @@ pub async fn observe(
     let start = Instant::now();
     let Some(state) = request.app_data::<web::Data<State>>().cloned() else { return next.call(request).await };
     let traced = Traced::begin(&state.spans, &mut request);
+    let mut serving = pin!(limits::serve((route, &state), request, next));
     // What is made with OpenTelemetry meanwhile is part of it.
     let response = match traced.as_ref().map(|traced| traced.begun.context).filter(|context| context.sampled) {
-        Some(context) => within(context, limits::serve((route, &state), request, next)).await,
-        None => limits::serve((route, &state), request, next).await,
+        Some(context) => within(context, serving.as_mut()).await,
+        None => serving.await,
     };
     if let Some(traced) = traced {
         traced.end(&state.spans, route, &response);

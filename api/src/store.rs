@@ -4,8 +4,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use shared::db::{DatabaseConfig, is_retryable, sql_state};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, PgConnection, PgPool};
+use sqlx::{ConnectOptions as _, PgConnection, PgPool, Postgres};
 use tokio::time::timeout;
 
 use crate::config::Limits;
@@ -123,10 +124,9 @@ impl Orders {
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
         let start = Instant::now();
-        let connection = timeout(self.connect_timeout, self.pool.acquire()).await;
+        let connection = self.connection().await;
         self.metrics.waited_for_connection(start);
-        let mut connection =
-            connection.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)?;
+        let mut connection = connection?;
         let Ok(done) = timeout(self.statement_patience, work(&mut connection)).await else {
             connection.close_on_drop();
             return Err(StoreError::InDoubt(timed_out("no answer to a statement")));
@@ -140,9 +140,14 @@ impl Orders {
     /// When it does not.
     pub async fn check(&self) -> Result<(), StoreError> {
         // A pool tries a connection before it hands it out, or opens one: nothing more is needed.
-        let connection = timeout(self.connect_timeout, self.pool.acquire()).await;
-        let connection = connection.unwrap_or_else(|_| Err(timed_out("no connection")));
-        connection.map(drop).map_err(StoreError::Unreachable)
+        self.connection().await.map(drop)
+    }
+
+    /// One of the pool's connections.
+    async fn connection(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        // Boxed: 14 KB, most of it for opening a connection, would be part of every request's future and moved with it.
+        let connection = timeout(self.connect_timeout, Box::pin(self.pool.acquire())).await;
+        connection.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)
     }
 }
 
