@@ -15,8 +15,10 @@ mod job;
 mod outage;
 mod pace;
 mod queue;
+mod thread;
 mod writing;
 
+use std::io;
 use std::sync::Arc;
 
 use shared::db::DatabaseConfig;
@@ -26,6 +28,7 @@ use tokio::task::JoinSet;
 use self::job::Job;
 use self::outage::Outage;
 use self::queue::Queue;
+use self::thread::Thread;
 use self::writing::WriterTask;
 use crate::config::Limits;
 use crate::domain::NewOrder;
@@ -117,16 +120,25 @@ impl Drop for Entry {
 
 impl Batcher {
     /// Starts `limits.statements_max` writers in `tasks`, and one task that refuses what waits too long.
-    pub fn start(database: &DatabaseConfig, limits: &Limits, metrics: &Metrics, tasks: &mut JoinSet<()>) -> Self {
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn start(
+        database: &DatabaseConfig,
+        limits: &Limits,
+        metrics: &Metrics,
+        tasks: &mut JoinSet<()>,
+    ) -> io::Result<Self> {
+        let thread = Thread::start()?;
         let queue = Arc::new(Queue::new(limits, metrics.queued.clone()));
         let outage = Arc::new(Outage::default());
         for _ in 0..limits.statements_max {
             let task = WriterTask::new(&queue, &outage, database, limits, metrics);
-            tasks.spawn(task.run());
+            thread.spawn(tasks, task.run());
         }
         let swept = Arc::clone(&queue);
-        tasks.spawn(async move { swept.sweep().await });
-        Self { entry: Arc::new(Entry { queue, running: Arc::default(), metrics: metrics.clone() }) }
+        thread.spawn(tasks, async move { swept.sweep().await });
+        Ok(Self { entry: Arc::new(Entry { queue, running: Arc::default(), metrics: metrics.clone() }) })
     }
 
     /// Whether an order that came now would be refused, and why. Whoever asks before reading the order refuses it at less cost.

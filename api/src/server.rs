@@ -84,7 +84,8 @@ impl Server {
         let pool = database.connect(shutdown).await?;
 
         let mut writers = JoinSet::new();
-        let batcher = Batcher::start(&database, &limits, &metrics, &mut writers);
+        let batcher =
+            Batcher::start(&database, &limits, &metrics, &mut writers).context("no thread for the writers")?;
         Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown, &mut tasks).await;
         let orders = Orders::new(pool, &limits, metrics.clone());
         let (checked, shown) = (orders.clone(), readiness.clone());

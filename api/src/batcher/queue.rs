@@ -75,7 +75,8 @@ impl Queue {
         waiting.jobs.extend(jobs.by_ref().take(room));
         self.show_depth(&waiting);
         drop(waiting);
-        self.arrived.notify_one();
+        // The writer that came last: its connection and the server's process behind it are still warm.
+        self.arrived.notify_last();
         let refused: Vec<Job> = jobs.collect();
         (!refused.is_empty()).then_some((Refusal::QueueFull, refused))
     }
@@ -128,7 +129,7 @@ impl Queue {
         refuse(old);
         if left > 0 {
             // One arrival wakes one writer, which may take less than all.
-            self.arrived.notify_one();
+            self.arrived.notify_last();
         }
         match taken {
             0 if closed => Taken::Closed,

@@ -38,10 +38,10 @@ impl Processes {
     }
 }
 
-/// CPU time that a process and its living children have used, to the nanosecond. A child that has ended is not counted.
+/// CPU time that a process and its children have used: of those that live, to the nanosecond; of those that have ended, to the tick.
 pub fn of_tree(root: Pid) -> Result<Duration> {
     let root = root.as_raw_nonzero().get();
-    let mut nanos = of_process(root)?;
+    let mut nanos = of_process(root)? + of_ended_children(root)?;
     for entry in fs::read_dir("/proc").context("there is no /proc: CPU time can be measured on Linux only")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
@@ -81,9 +81,25 @@ fn of_process(pid: i32) -> Result<u64> {
     Ok(nanos)
 }
 
-/// The parent in `stat`: the second field after the name, which is in brackets and may hold anything.
+/// What the children have used that have ended and were waited for: `cutime` and `cstime`. A server's process for one connection ends
+/// with it, and what it has used must not vanish between two looks.
+fn of_ended_children(pid: i32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the process has ended")?;
+    let ticks = field::<u64>(&stat, CUTIME).zip(field::<u64>(&stat, CUTIME + 1)).context("Linux tells the time")?;
+    Ok((ticks.0 + ticks.1) * (1_000_000_000 / rustix::param::clock_ticks_per_second()))
+}
+
+/// Places in `stat` after the name, which is in brackets and may hold anything (proc(5) counts from 1, with the name as the second).
+const PARENT: usize = 4 - 3;
+const CUTIME: usize = 16 - 3;
+
+fn field<T: std::str::FromStr>(stat: &str, place: usize) -> Option<T> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(place)?.parse().ok()
+}
+
+/// The parent in `stat`.
 fn parent(stat: &str) -> Option<i32> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    field(stat, PARENT)
 }
 
 #[cfg(test)]
@@ -99,6 +115,18 @@ mod tests {
         let now = memory_bytes(rustix::process::getpid())?;
         assert!(now > 1 << 20 && peak_memory_bytes(rustix::process::getpid())? >= now);
         assert_eq!(parent("12 (a (b) c) S 7 1"), Some(7));
+        Ok(())
+    }
+
+    #[test]
+    fn the_work_of_a_child_that_has_ended_is_counted() -> Result<()> {
+        let us = rustix::process::getpid();
+        let before = of_tree(us)?;
+        let busy = "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done; cut -d' ' -f14 /proc/$$/stat";
+        let output = std::process::Command::new("sh").args(["-c", busy]).output()?;
+        let ticks: u64 = String::from_utf8(output.stdout)?.trim().parse().context("its own time")?;
+        let used = Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?;
+        assert!(!used.is_zero() && of_tree(us)? >= before + used);
         Ok(())
     }
 }

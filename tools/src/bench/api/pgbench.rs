@@ -1,6 +1,7 @@
 //! The rival: `pgbench` writing the same orders straight into Postgres, one a statement.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -53,6 +54,9 @@ pub struct Run {
     pub p50: f64,
 }
 
+/// How long the server's processes are given to end with their connections: what they have used is not to be counted with what comes next.
+const SERVERS_END: Duration = Duration::from_millis(500);
+
 impl Pgbench {
     /// Finds the program and makes the database.
     pub async fn open(ground: &Ground, name: &str) -> Result<Self> {
@@ -87,6 +91,7 @@ impl Pgbench {
             launch = launch.args(["--log", "--log-prefix=times"]);
         }
         launch.run(&ground.supply.reaper).await?;
+        tokio::time::sleep(SERVERS_END).await;
         let output = std::fs::read_to_string(&log)?;
         let (orders, rate) =
             figures(&output).with_context(|| format!("no figures in the output of pgbench:\n{output}"))?;
