@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use shared::db::{DatabaseConfig, is_retryable, sql_state};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, PgConnection, PgPool, Postgres};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres};
 use tokio::time::timeout;
 
 use crate::config::Limits;
@@ -139,8 +139,9 @@ impl Orders {
     /// # Errors
     /// When it does not.
     pub async fn check(&self) -> Result<(), StoreError> {
-        // A pool tries a connection before it hands it out, or opens one: nothing more is needed.
-        self.connection().await.map(drop)
+        let mut connection = self.connection().await?;
+        let answered = timeout(self.statement_patience, connection.ping()).await;
+        answered.unwrap_or_else(|_| Err(timed_out("no answer"))).map_err(StoreError::Unreachable)
     }
 
     /// One of the pool's connections.

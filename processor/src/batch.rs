@@ -46,6 +46,11 @@ pub(crate) struct Plan<'b, 'a> {
     pub(crate) broken: Vec<(usize, &'b str)>,
 }
 
+/// Whether there is nothing to do for `record`: it is an event of a type without a handler.
+pub(crate) fn is_passed_over(record: &Record, handlers: &Handlers) -> bool {
+    record.envelope().is_ok_and(|envelope| !handlers.has(&envelope.event_type))
+}
+
 impl<'a> Batch<'a> {
     /// Reads the headers of `records`.
     pub(crate) fn read(records: &'a [Record], handlers: &Handlers) -> Self {

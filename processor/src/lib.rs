@@ -26,6 +26,7 @@ pub mod membership;
 pub mod metrics;
 pub mod offsets;
 mod partition;
+mod passed;
 mod processor;
 mod queue;
 pub mod record;

@@ -12,9 +12,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Applier, ApplyError, Constraints};
-use crate::batch::Batch;
+use crate::batch::{Batch, is_passed_over};
 use crate::looks::{Looked, Looks};
 use crate::metrics::{Metrics, Tally};
+use crate::passed::Passed;
 use crate::queue::Queue;
 use crate::record::{Partition, Record};
 use crate::store;
@@ -40,7 +41,7 @@ pub(crate) struct Worker {
     pub(crate) partition: Partition,
     /// Position in Postgres; none if it has no row yet.
     pub(crate) position: Option<i64>,
-    /// The lowest offset that is still to be applied.
+    /// The lowest offset that has not been taken from the queue yet.
     pub(crate) next_offset: i64,
     pub(crate) queue: Arc<Queue>,
     pub(crate) committed: Arc<AtomicI64>,
@@ -63,6 +64,7 @@ impl Worker {
     /// Works until it is stopped or fenced. A transaction under way is finished first.
     pub(crate) async fn run(mut self, shop: Arc<Shop>) -> Ending {
         let mut looks = Looks::new(shop.retry_max);
+        let mut passed = Passed::default();
         loop {
             if let Some(position) = self.position.filter(|_| looks.is_time()) {
                 // A transaction under way is finished, unless the seat gives up waiting and aborts this task.
@@ -72,26 +74,30 @@ impl Worker {
                 }
             }
             // The queue before the clock: however much there is to do for keys, a batch gets its turn after each piece of it.
-            let mut records = tokio::select! {
+            let records = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Ending::Stopped,
-                records = self.queue.take(shop.batch_rows_max) => records,
+                () = self.stop.cancelled() => {
+                    let (last, before) = passed.release(Vec::new());
+                    if let Some(Outcome::Committed { next, .. }) = self.apply(&shop, &last, before).await {
+                        self.committed.store(next, Ordering::Release);
+                    }
+                    return Ending::Stopped;
+                }
+                records = self.queue.take(shop.batch_rows_max) => self.unseen(&shop, records),
+                () = passed.wait() => Vec::new(),
                 () = looks.wait(), if self.position.is_some() => continue,
             };
-            if self.queue.is_paused() {
-                shop.room.notify_one();
-            }
-            // After a seek or a resume records may come that are applied already.
-            records.retain(|record| record.offset >= self.next_offset);
-            if records.is_empty() {
+            let nothing_to_do = records.iter().all(|record| is_passed_over(record, &shop.applier.handlers));
+            if nothing_to_do && !passed.is_due() {
+                passed.hold(records);
                 continue;
             }
-            match self.apply(&shop, &records).await {
+            let (records, before) = passed.release(records);
+            match self.apply(&shop, &records, before).await {
                 None => return Ending::Stopped,
                 Some(Outcome::Fenced) => return Ending::Fenced,
                 Some(Outcome::Committed { next, keys }) => {
                     self.position = Some(next);
-                    self.next_offset = next;
                     self.committed.store(next, Ordering::Release);
                     if keys {
                         looks.soon();
@@ -101,11 +107,23 @@ impl Worker {
         }
     }
 
-    /// Applies one batch, with as many attempts as it takes. None: it was stopped before it succeeded.
+    /// Of `records`, which were taken from the queue, those that are not applied yet: after a seek or a resume others may come too.
+    fn unseen(&mut self, shop: &Shop, mut records: Vec<Record>) -> Vec<Record> {
+        if self.queue.is_paused() {
+            shop.room.notify_one();
+        }
+        records.retain(|record| record.offset >= self.next_offset);
+        if let Some(last) = records.last() {
+            self.next_offset = last.offset + 1;
+        }
+        records
+    }
+
+    /// Applies one batch, with as many attempts as it takes; `passed` more records before it were passed over. None: it was stopped before it succeeded.
     ///
     /// The attempts end with success, fencing or the stop; between two of them there is at most [`Shop::retry_max`]. Other
     /// partitions go on meanwhile, and this one's queue fills until it is paused.
-    async fn apply(&self, shop: &Shop, records: &[Record]) -> Option<Outcome> {
+    async fn apply(&self, shop: &Shop, records: &[Record], passed: usize) -> Option<Outcome> {
         let started = Instant::now();
         let batch = Batch::read(records, &shop.applier.handlers);
         let next = batch.next_offset()?;
@@ -113,7 +131,8 @@ impl Worker {
         let mut constraints = Constraints::AsDeclared;
         loop {
             let error = match shop.applier.apply(&self.partition, &batch, self.position, constraints).await {
-                Ok(tally) => {
+                Ok(mut tally) => {
+                    tally.passed_over += passed;
                     self.settle(shop, &tally, records, started);
                     let keys = tally.keys_retrying + tally.keys_waiting + tally.keys_woken > 0;
                     return Some(Outcome::Committed { next, keys });
@@ -133,7 +152,7 @@ impl Worker {
                             // What came of each event is known only to the answer that got lost.
                             self.settle(
                                 shop,
-                                &Tally { applied: batch.handled(), ..Tally::default() },
+                                &Tally { applied: batch.handled(), passed_over: passed, ..Tally::default() },
                                 records,
                                 started,
                             );

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, PgExecutor, PgPool};
+use sqlx::{ConnectOptions, Connection as _, PgExecutor, PgPool};
 
 use crate::backoff::Backoff;
 use crate::config::{ConfigError, Env, Secret};
@@ -13,6 +13,10 @@ use crate::shutdown::Shutdown;
 
 /// The migrations of this build.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
+
+/// A connection that rested this long is tried before it is used: the server may have gone meanwhile. One that was used since is known to
+/// be good as of then, and a round trip before each transaction would buy no more.
+pub const RESTED: Duration = Duration::from_secs(1);
 
 /// Where the database is, and as whom to go there.
 #[derive(Debug, Clone)]
@@ -94,6 +98,15 @@ impl DatabaseConfig {
         let pool = PgPoolOptions::new()
             .max_connections(self.connections_max)
             .acquire_timeout(Duration::from_secs(5))
+            .test_before_acquire(false)
+            .before_acquire(|connection, idle| {
+                Box::pin(async move {
+                    if idle.idle_for >= RESTED {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_with(self.options.clone())
             .await?;
         refuse_standby(&pool).await?;

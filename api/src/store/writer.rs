@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use shared::db::DatabaseConfig;
+use shared::db::{DatabaseConfig, RESTED};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::types::chrono::NaiveDate;
 use sqlx::{Connection as _, PgConnection};
@@ -14,10 +14,6 @@ use super::insert::{Inserted, NewOrders, Written, insert_keyed_orders, insert_or
 use super::keys::{self, Known};
 use super::{StoreError, open, timed_out};
 use crate::config::Limits;
-
-/// A connection that rested this long is tried before it is trusted with orders: the server may have gone meanwhile, and an order
-/// that is lost for that reason is lost for nothing.
-const RESTED: Duration = Duration::from_secs(1);
 
 /// Why an order with an idempotency key was neither written nor found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +115,7 @@ impl Writer {
 
     async fn connect(&mut self) -> Result<PgConnection, StoreError> {
         if let Some(mut connection) = self.connection.take() {
+            // An order that is lost because the server has gone is lost for nothing.
             let trusted = self.last_used.elapsed() < RESTED
                 || matches!(timeout(self.connect_timeout, connection.ping()).await, Ok(Ok(())));
             if trusted {

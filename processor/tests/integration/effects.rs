@@ -1,5 +1,7 @@
 //! Effects are exactly once.
 
+use std::time::{Duration, Instant};
+
 use processor::Processor;
 use processor::handler::{EventHandler, Handled, HandlerError};
 use processor::record::Event;
@@ -134,6 +136,35 @@ async fn events_of_an_unknown_type_are_passed_over_and_counted() {
     assert_eq!((tally.passed_over, tally.applied), (5, 1));
     assert_eq!(world.count("SELECT count(*) FROM dead_letters").await, 0);
     assert_eq!(world.count("SELECT count(*) FROM inbox").await, 1, "those without a handler are not taken in");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_nobody_handles_do_not_cost_a_transaction_each() {
+    let world = World::new("passing", 1).await;
+    let noting = "CREATE TABLE moves (next_offset bigint);
+        CREATE FUNCTION note_move() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+            'BEGIN INSERT INTO moves VALUES (NEW.next_offset); RETURN NEW; END';
+        CREATE TRIGGER note_moves AFTER INSERT OR UPDATE ON consumer_offsets FOR EACH ROW EXECUTE FUNCTION note_move()";
+    sqlx::raw_sql(noting).execute(&world.database.pool).await.expect("a trigger");
+    let running = world.start(&[]);
+    let start = Instant::now();
+    for _ in 0..40 {
+        world.produce([event("order.audited", Uuid::now_v7(), "1", "{}")]);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Nothing comes that has to be done, and the position gets there all the same.
+    world.eventually_at(0, 40).await;
+    let moves = world.count("SELECT count(*) FROM moves").await;
+    // They wait for a tenth of a second.
+    let (took, moves) = (start.elapsed(), u128::try_from(moves).expect("a count"));
+    assert!(moves <= took.as_millis() / 100 + 2, "{moves} transactions for 40 records within {took:?}");
+
+    let order = world.orders(1).await.remove(0);
+    world.produce([event("order.audited", Uuid::now_v7(), "2", "{}"), order.created(1)]);
+    world.eventually_at(0, 42).await;
+    let tally = running.metrics.tally();
+    running.stop().await;
+    assert_eq!((tally.passed_over, tally.applied), (41, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
