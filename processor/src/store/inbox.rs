@@ -85,21 +85,18 @@ pub(crate) async fn take_in(
 
 /// Takes events out of the inbox that this transaction has taken in and could not apply.
 pub(crate) async fn take_out(connection: &mut PgConnection, group: &str, keys: &[InboxKey]) -> Result<(), sqlx::Error> {
-    for (day, ids) in by_day(keys) {
-        // By the primary key, in the one partition of the day. Nobody else has seen these rows. Planned each time, for it is rare: a plan
-        // from when the partition was small may read all of its index and is kept. (A DELETE cannot be made to look up one by one, as
-        // `renew_not` is.)
-        sqlx::query!(
-            r#"-- take_out
-            DELETE FROM inbox WHERE group_id = $1 AND occurred_on = $2 AND event_id = ANY ($3)"#,
-            group,
-            day,
-            &ids,
-        )
-        .persistent(false)
-        .execute(&mut *connection)
-        .await?;
-    }
+    // Each by its primary key. Nobody else has seen these rows.
+    let ids: Vec<Uuid> = keys.iter().map(|key| key.event_id).collect();
+    let days: Vec<NaiveDate> = keys.iter().map(|key| key.occurred_on).collect();
+    sqlx::query!(
+        r#"-- take_out
+        SELECT FROM inbox_take_out($1, $2, $3)"#,
+        group,
+        &ids,
+        &days,
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

@@ -28,7 +28,7 @@ async fn entries_read(pool: &PgPool) -> i64 {
         (open == 0).then_some(())
     };
     eventually_within(Duration::from_secs(20), "the connections have ended", is_closed).await;
-    let read = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname LIKE 'inbox%' OR relname = 'blocked_keys'";
+    let read = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname LIKE 'inbox%' OR relname IN ('blocked_keys', 'dead_letters')";
     sqlx::query_scalar(read).fetch_one(pool).await.expect("an answer")
 }
 
@@ -61,12 +61,18 @@ async fn a_batch_reads_no_more_of_what_was_taken_in_before_than_it_asks_for() {
         SELECT group_id, gen_random_uuid(), occurred_on FROM (SELECT * FROM inbox LIMIT 1) one, generate_series(1, {CROWD});
         INSERT INTO blocked_keys (group_id, topic, record_key, partition, state, reason, fingerprint, attempts)
         SELECT group_id, topic, convert_to('crowd ' || n, 'UTF8'), partition, 'parked', reason, fingerprint, 1
-        FROM (SELECT * FROM blocked_keys LIMIT 1) one, generate_series(1, {CROWD}) n"
+        FROM (SELECT * FROM blocked_keys LIMIT 1) one, generate_series(1, {CROWD}) n;
+        INSERT INTO dead_letters (group_id, topic, partition, record_offset, record_key, aggregate_version, headers)
+        SELECT group_id, topic, partition, n, convert_to('crowd 1', 'UTF8'), n, '[]'
+        FROM (SELECT * FROM blocked_keys LIMIT 1) one, generate_series(1, {CROWD}) n;
+        ANALYZE dead_letters"
     );
     sqlx::raw_sql(AssertSqlSafe(crowd)).execute(&database.pool).await.expect("a crowd");
     kit.redeliver().await.expect("applied");
-    let applied = kit.apply(&[event("c", 1, 1), event("d", 1, 7), event("b0", 2, 1)]).await.expect("applied");
-    assert_eq!((applied.applied, applied.set_aside), (1, 2));
+    // Several that fail: for one id alone, whatever the planner does is a look-up.
+    let failing = ["d", "e", "f", "g"].map(|order| event(order, 1, 7));
+    let applied = kit.apply(&[&failing[..], &[event("c", 1, 1), event("b0", 2, 1)]].concat()).await.expect("applied");
+    assert_eq!((applied.applied, applied.set_aside), (1, 5));
     kit.replay("b0").await.expect("tried");
     sqlx::raw_sql("INSERT INTO loyalty_members (user_id, closed) VALUES (7, false)")
         .execute(&database.pool)

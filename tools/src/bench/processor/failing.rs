@@ -133,6 +133,7 @@ async fn one(ground: &mut Ground, name: &str, count: u64, fails: bool) -> Result
         tokio::time::sleep(LOOK_INTERVAL.max(Duration::from_millis(50))).await;
     }
     let took = passed + begun.elapsed();
+    eprintln!("  all records taken after {:.1} s, all orders Processed after {:.1} s", passed.as_secs_f64(), took.as_secs_f64());
     processor.kill().await?;
     orders::check(&scene.pool, wanted).await?;
     scene.close().await?;
