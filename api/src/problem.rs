@@ -9,6 +9,7 @@ use std::fmt;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
+use shared::throttle::Throttle;
 use utoipa::ToSchema;
 
 use crate::batcher::Refusal;
@@ -24,6 +25,9 @@ pub const MEDIA_TYPE: &str = "application/problem+json";
 
 /// Seconds after which a client that met an overload or an outage may try again.
 const RETRY_AFTER_SECS: u32 = 1;
+
+/// Every request may fail alike.
+static UNREAD: Throttle = Throttle::new();
 
 /// One problem, ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,7 +185,14 @@ impl From<StoreError> for Problem {
         match error {
             StoreError::Unreachable(_) | StoreError::Unavailable(_) | StoreError::InDoubt(_) => Self::unavailable(),
             StoreError::Refused(_) | StoreError::Key(_) | StoreError::Broken(_) => {
-                tracing::error!(http.request.id = request_id::current(), error = %error, "an order cannot be read");
+                if let Some(others) = UNREAD.pass("order") {
+                    tracing::error!(
+                        http.request.id = request_id::current(),
+                        error = %error,
+                        others_since_the_last = others,
+                        "an order cannot be read"
+                    );
+                }
                 Self::new(Kind::Internal, "The order could not be read.")
             }
         }

@@ -11,6 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientConfig, TopicPartitionList};
 use shared::shutdown::Shutdown;
+use shared::throttle::Throttle;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
@@ -94,6 +95,7 @@ pub(crate) struct Consumer {
     seeking: usize,
     /// Workers, and whatever else must not keep the consumer from polling.
     tasks: JoinSet<Done>,
+    log: Throttle,
 }
 
 impl Consumer {
@@ -138,6 +140,7 @@ impl Consumer {
             unanswered: None,
             seeking: 0,
             tasks: JoinSet::new(),
+            log: Throttle::new(),
         })
     }
 
@@ -354,7 +357,9 @@ impl Consumer {
                 Ok(())
             }
             _ => {
-                tracing::warn!(error = %error, "Kafka consumer");
+                if let Some(others) = self.log.pass("consumer") {
+                    tracing::warn!(error = %error, others_since_the_last = others, "the Kafka consumer reports a problem");
+                }
                 Ok(())
             }
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use shared::backoff::Backoff;
 use shared::health::Readiness;
+use shared::throttle::Throttle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,7 @@ pub(crate) struct Worker {
     pub(crate) next_offset: i64,
     pub(crate) queue: Arc<Queue>,
     pub(crate) committed: Arc<AtomicI64>,
+    pub(crate) log: Throttle,
     pub(crate) stop: CancellationToken,
 }
 
@@ -196,14 +198,17 @@ impl Worker {
     async fn retry_later(&self, shop: &Shop, backoff: &mut Backoff, error: &(dyn Display + Sync)) -> Option<()> {
         let delay = backoff.random_delay();
         shop.metrics.retries.inc();
-        tracing::warn!(
-            messaging.destination.name = &*self.partition.topic,
-            messaging.destination.partition.id = self.partition.number,
-            attempt = backoff.attempts(),
-            retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-            error = %error,
-            "batch rolled back"
-        );
+        if let Some(others) = self.log.pass("rolled back") {
+            tracing::warn!(
+                messaging.destination.name = &*self.partition.topic,
+                messaging.destination.partition.id = self.partition.number,
+                attempt = backoff.attempts(),
+                retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                error = %error,
+                others_since_the_last = others,
+                "batch rolled back"
+            );
+        }
         tokio::select! {
             biased;
             () = self.stop.cancelled() => None,
@@ -225,22 +230,28 @@ impl Worker {
     fn settle(&self, shop: &Shop, tally: &Tally, records: &[Record], started: Instant) {
         shop.metrics.record(tally, records.len(), started.elapsed().as_secs_f64());
         shop.readiness.met(POSTGRES);
-        if tally.dead_lettered > 0 {
+        if tally.dead_lettered > 0
+            && let Some(others) = self.log.pass("given up")
+        {
             tracing::warn!(
                 messaging.destination.name = &*self.partition.topic,
                 messaging.destination.partition.id = self.partition.number,
                 first_offset = records.first().map(|record| record.offset),
                 last_offset = records.last().map(|record| record.offset),
                 count = tally.dead_lettered,
+                others_since_the_last = others,
                 "records given up: see dead_letters"
             );
         }
-        if tally.keys_retrying + tally.keys_waiting > 0 {
+        if tally.keys_retrying + tally.keys_waiting > 0
+            && let Some(others) = self.log.pass("to be tried again")
+        {
             tracing::warn!(
                 messaging.destination.name = &*self.partition.topic,
                 messaging.destination.partition.id = self.partition.number,
                 retrying = tally.keys_retrying,
                 waiting = tally.keys_waiting,
+                others_since_the_last = others,
                 "keys to be tried again: see blocked_keys"
             );
         }

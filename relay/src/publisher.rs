@@ -11,6 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
 use shared::spans::Spans;
+use shared::throttle::Throttle;
 
 use crate::batch::Event;
 use crate::lanes::Ticket;
@@ -33,6 +34,7 @@ struct Context {
     stopped: AtomicBool,
     /// The producer that this is the context of.
     producer: OnceLock<Weak<BaseProducer<Context>>>,
+    log: Throttle,
 }
 
 impl Context {
@@ -62,7 +64,9 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         // librdkafka goes on trying by itself; if it does not succeed in time, the records' own outcomes say so. But after a fatal error
         // it takes nothing more, also where no record is under way that could say so.
-        tracing::warn!(error = %error, reason, "the Kafka client reports a problem");
+        if let Some(others) = self.log.pass("client") {
+            tracing::warn!(error = %error, reason, others_since_the_last = others, "the Kafka client reports a problem");
+        }
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
             self.outcomes.fail(outcomes::Failure::Kafka(error));
         }
@@ -145,8 +149,13 @@ impl Publisher {
             }
         }
         let spans = Arc::new(PublishSpans::new(spans));
-        let context =
-            Context { outcomes, spans: Arc::clone(&spans), stopped: AtomicBool::new(false), producer: OnceLock::new() };
+        let context = Context {
+            outcomes,
+            spans: Arc::clone(&spans),
+            stopped: AtomicBool::new(false),
+            producer: OnceLock::new(),
+            log: Throttle::new(),
+        };
         let producer: Arc<BaseProducer<Context>> =
             Arc::new(config.create_with_context(context).map_err(Unmade::Kafka)?);
         let _ = producer.client().context().producer.set(Arc::downgrade(&producer));

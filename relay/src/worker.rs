@@ -8,6 +8,7 @@ use std::time::Duration;
 use shared::backoff::Backoff;
 use shared::health::Readiness;
 use shared::shutdown::Shutdown;
+use shared::throttle::Throttle;
 use sqlx::PgPool;
 
 use crate::config::RelayConfig;
@@ -38,6 +39,7 @@ impl Worker {
     /// When going on could lose events: the database is a restored copy whose cursors speak of another cluster.
     pub async fn run(&self, shutdown: &Shutdown) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let log = Throttle::new();
         let mut lessons = Lessons::default();
         while !shutdown.is_requested() {
             let ended = match Session::start(&self.config, &self.pool, &self.metrics, &lessons).await {
@@ -62,13 +64,13 @@ impl Worker {
                     tracing::warn!(bytes, "a topic takes smaller batches only: publishing with such from now on");
                     lessons.shrink_batches(bytes);
                 }
-                Err(error) => self.recover(&error, shutdown, &mut backoff).await,
+                Err(error) => self.recover(&error, shutdown, (&mut backoff, &log)).await,
             }
         }
         Ok(())
     }
 
-    async fn recover(&self, error: &SessionError, shutdown: &Shutdown, backoff: &mut Backoff) {
+    async fn recover(&self, error: &SessionError, shutdown: &Shutdown, (backoff, log): (&mut Backoff, &Throttle)) {
         self.metrics.session_failed(error.class());
         let condition = match error {
             SessionError::Delivery(_) | SessionError::Producer(_) | SessionError::Topic { .. } => KAFKA,
@@ -76,12 +78,15 @@ impl Worker {
         };
         self.readiness.missing(condition, error.to_string());
         let delay = backoff.random_delay();
-        tracing::warn!(
-            error = %error,
-            attempt = backoff.attempts(),
-            retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-            "the relay begins anew from what is settled"
-        );
+        if let Some(others) = log.pass(error.class()) {
+            tracing::warn!(
+                error = %error,
+                attempt = backoff.attempts(),
+                retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                others_since_the_last = others,
+                "the relay begins anew from what is settled"
+            );
+        }
         shutdown.sleep(delay).await;
     }
 

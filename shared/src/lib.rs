@@ -21,3 +21,4 @@ pub mod spans;
 pub mod telemetry;
 #[cfg(any(feature = "testing", test))]
 pub mod testing;
+pub mod throttle;

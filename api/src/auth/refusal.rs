@@ -2,20 +2,15 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, ResponseError as _};
-use tokio::time::Instant;
+use shared::throttle::Throttle;
 
 use super::key::KeyId;
 use super::scopes::Scope;
 use crate::metrics::AuthMetrics;
 use crate::problem::{Kind, Problem};
-
-/// At most one line of the log for each reason in so long.
-const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// What is wrong with a request's credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,15 +150,15 @@ impl Reason {
 #[derive(Debug)]
 pub struct Refusals {
     metrics: AuthMetrics,
-    /// By reason: when it was last logged, and how many have not been since.
-    logged: Mutex<Vec<(Reason, Instant, u64)>>,
+    /// By reason.
+    log: Throttle,
 }
 
 impl Refusals {
     /// Counts in `metrics`.
     #[must_use]
-    pub fn new(metrics: AuthMetrics) -> Self {
-        Self { metrics, logged: Mutex::default() }
+    pub const fn new(metrics: AuthMetrics) -> Self {
+        Self { metrics, log: Throttle::new() }
     }
 
     /// A request was refused. Who has sent it and which key it named may be logged; nothing else that it has sent is.
@@ -173,30 +168,15 @@ impl Refusals {
         if reason == Reason::Missing {
             return;
         }
-        if let Some(unlogged) = self.to_be_logged(reason, Instant::now()) {
+        if let Some(others) = self.log.pass(reason.name()) {
             tracing::warn!(
                 reason = reason.name(),
                 client.address = address.map(tracing::field::display),
                 api_key = key.map(tracing::field::display),
-                others_since_the_last = unlogged,
+                others_since_the_last = others,
                 "a request was refused for its credentials"
             );
         }
-    }
-
-    /// How many were not logged since the last one that was, if this one is to be.
-    fn to_be_logged(&self, reason: Reason, now: Instant) -> Option<u64> {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((_, last, unlogged)) = logged.iter_mut().find(|(known, ..)| known.name() == reason.name()) else {
-            logged.push((reason, now, 0));
-            return Some(0);
-        };
-        if now.duration_since(*last) < LOG_EVERY {
-            *unlogged += 1;
-            return None;
-        }
-        *last = now;
-        Some(std::mem::take(unlogged))
     }
 }
 
@@ -211,13 +191,8 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_failures_is_a_line_now_and_then() {
+    fn what_is_refused_is_counted() {
         let refusals = Refusals::new(AuthMetrics::default());
-        let now = Instant::now();
-        let logged = |later| refusals.to_be_logged(Reason::WrongSecret, now + later);
-        assert_eq!([Duration::ZERO; 3].map(logged), [Some(0), None, None]);
-        assert_eq!(refusals.to_be_logged(Reason::Revoked, now), Some(0), "each reason by itself");
-        assert_eq!(logged(LOG_EVERY), Some(2));
         refusals.note(Reason::MissingScope(Scope::Read), None, None);
         assert_eq!(refusals.metrics.refused_so_far("missing_scope"), 1);
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use shared::db::DatabaseConfig;
 use shared::spans::Spans;
+use shared::throttle::Throttle;
 use uuid::Uuid;
 
 use super::Refusal;
@@ -18,6 +19,9 @@ use crate::store::{KeyConflict, NewOrders, StoreError, Writer, Written};
 
 /// Attempts at a statement in whose way an idempotency key is: the second one sees whoever was faster.
 const TRIES_MAX: usize = 3;
+
+/// Every request may fail alike.
+static UNWRITTEN: Throttle = Throttle::new();
 
 pub(super) struct WriterTask {
     queue: Arc<Queue>,
@@ -159,7 +163,14 @@ fn answer_all(jobs: Vec<Job>, written: Vec<Result<Written, KeyConflict>>) {
 
 fn refuse_all(jobs: Vec<Job>, refusal: Refusal, error: &StoreError) {
     if refusal == Refusal::Failed {
-        tracing::error!(rows = jobs.len(), error = %error, "orders that passed the validation cannot be written");
+        if let Some(others) = UNWRITTEN.pass("orders") {
+            tracing::error!(
+                rows = jobs.len(),
+                error = %error,
+                others_since_the_last = others,
+                "orders that passed the validation cannot be written"
+            );
+        }
     }
     for job in jobs {
         job.answer(Err(refusal));

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use shared::db::{DatabaseConfig, RESTED};
+use shared::throttle::Throttle;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::types::chrono::NaiveDate;
 use sqlx::{Connection as _, PgConnection};
@@ -34,6 +35,7 @@ pub struct Writer {
     key_retention: Duration,
     connection: Option<PgConnection>,
     last_used: Instant,
+    log: Throttle,
 }
 
 impl Writer {
@@ -47,6 +49,7 @@ impl Writer {
             key_retention: limits.idempotency_retention,
             connection: None,
             last_used: Instant::now(),
+            log: Throttle::new(),
         }
     }
 
@@ -102,7 +105,13 @@ impl Writer {
             }
             Err(error) => {
                 // They are told that their request is under way, and come again.
-                tracing::warn!(error = %error, "what idempotency keys were answered with cannot be read");
+                if let Some(others) = self.log.pass("keys") {
+                    tracing::warn!(
+                        error = %error,
+                        others_since_the_last = others,
+                        "what idempotency keys were answered with cannot be read"
+                    );
+                }
                 HashMap::new()
             }
         }

@@ -6,6 +6,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtoc
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Statistics, TopicPartitionList};
+use shared::throttle::Throttle;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::lag::lags;
@@ -27,11 +28,12 @@ pub(crate) struct Context {
     changes: UnboundedSender<Change>,
     closing: AtomicBool,
     metrics: Metrics,
+    log: Throttle,
 }
 
 impl Context {
     pub(crate) const fn new(changes: UnboundedSender<Change>, metrics: Metrics) -> Self {
-        Self { changes, closing: AtomicBool::new(false), metrics }
+        Self { changes, closing: AtomicBool::new(false), metrics, log: Throttle::new() }
     }
 
     /// From now on changes are answered at once: the task that would answer them has ended, and librdkafka's close waits for
@@ -43,7 +45,9 @@ impl Context {
 
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(error = %error, reason, "Kafka client");
+        if let Some(others) = self.log.pass("client") {
+            tracing::warn!(error = %error, reason, others_since_the_last = others, "the Kafka client reports a problem");
+        }
     }
 
     fn stats(&self, statistics: Statistics) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use shared::throttle::Throttle;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,7 @@ impl Seat {
             next_offset: start.next_offset,
             queue: Arc::clone(&queue),
             committed: Arc::clone(&committed),
+            log: Throttle::new(),
             stop: halt.clone(),
         };
         let (shop, partition, end) = (Arc::clone(shop), start.partition.clone(), ended.clone().drop_guard());
