@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shared::backoff::Backoff;
+use shared::throttle::Throttle;
 use tokio::time::Instant;
 
 use crate::apply::{ApplyError, Constraints};
@@ -26,7 +27,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// The looks of one worker.
 #[derive(Debug)]
 pub(crate) struct Looks {
+    /// When the next one is due, while there are records to work on.
     next: Instant,
+    /// And when there are none: nothing rests then.
+    idle_next: Instant,
     last: Instant,
     /// What `last` has to be followed by.
     rest: Duration,
@@ -37,6 +41,7 @@ pub(crate) struct Looks {
     /// all of them back, and those longest due would be tried first for ever. So the next ones are fewer, down to one; and what
     /// fails by itself makes way.
     keys_max: u16,
+    log: Throttle,
 }
 
 /// By how much fewer keys are tried after a failure.
@@ -62,7 +67,15 @@ impl Looks {
     /// The first one is due at once: keys may wait that another processor has blocked.
     pub(crate) fn new(retry_max: Duration) -> Self {
         let now = Instant::now();
-        Self { next: now, last: now, rest: LOOK_MIN, backoff: Backoff::new(FIRST_RETRY, retry_max), keys_max: KEYS_MAX }
+        Self {
+            next: now,
+            idle_next: now,
+            last: now,
+            rest: LOOK_MIN,
+            backoff: Backoff::new(FIRST_RETRY, retry_max),
+            keys_max: KEYS_MAX,
+            log: Throttle::new(),
+        }
     }
 
     /// Whether one is due.
@@ -70,14 +83,16 @@ impl Looks {
         Instant::now() >= self.next
     }
 
-    /// Waits until one is due.
-    pub(crate) async fn wait(&self) {
-        tokio::time::sleep_until(self.next).await;
+    /// Waits, where there are no records to work on, until one is due.
+    pub(crate) async fn wait(&mut self) {
+        tokio::time::sleep_until(self.idle_next).await;
+        self.next = self.idle_next;
     }
 
     /// Has the next one come as soon as it may.
     pub(crate) fn soon(&mut self) {
         self.next = self.next.min(self.last + self.rest);
+        self.idle_next = self.idle_next.min(self.last + LOOK_MIN);
     }
 
     /// Looks, and tries the keys that are due. What fails here is tried again later; batches go on meanwhile.
@@ -89,32 +104,35 @@ impl Looks {
         match outcome {
             Ok(wait) => {
                 self.backoff.reset();
-                let wait = if wait.is_zero() { wait } else { wait.max(self.rest) };
                 self.keys_max = self.keys_max.saturating_mul(2).min(KEYS_MAX);
-                self.next = self.last + wait;
+                self.idle_next = self.last + wait;
+                self.next = if wait.is_zero() { self.last } else { self.last + wait.max(self.rest) };
                 Looked::GoOn
             }
             Err(Stuck { error: ApplyError::Fenced, .. }) => Looked::Fenced,
             Err(Stuck { error, is_dry_run }) => {
                 let delay = self.backoff.random_delay().max(LOOK_MIN);
-                self.next = self.last + delay;
+                (self.next, self.idle_next) = (self.last + delay, self.last + delay);
                 shop.metrics.retries.inc();
-                tracing::warn!(
-                    messaging.destination.name = &*partition.topic,
-                    messaging.destination.partition.id = partition.number,
-                    attempt = self.backoff.attempts(),
-                    keys_max = self.keys_max,
-                    retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-                    error = %error,
-                    "keys not tried"
-                );
+                if let Some(others) = self.log.pass("not tried") {
+                    tracing::warn!(
+                        messaging.destination.name = &*partition.topic,
+                        messaging.destination.partition.id = partition.number,
+                        attempt = self.backoff.attempts(),
+                        keys_max = self.keys_max,
+                        retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                        error = %error,
+                        others_since_the_last = others,
+                        "keys not tried"
+                    );
+                }
                 if self.keys_max > 1 {
                     self.keys_max = (self.keys_max / NARROWER).max(1);
                 } else {
                     let way = (shop.retry_max, &*error.to_string());
                     // While the database is away this fails as well, and there is nothing to make way for.
                     if shop.applier.give_way(partition, position, is_dry_run, way).await.is_ok() {
-                        self.next = self.last + LOOK_MIN;
+                        (self.next, self.idle_next) = (self.last + LOOK_MIN, self.last + LOOK_MIN);
                     }
                 }
                 Looked::GoOn
