@@ -31,15 +31,22 @@ impl TestDatabase {
     /// # Panics
     /// When there is no server, or it refuses.
     pub async fn create(test: &str) -> Self {
-        let server = required("DATABASE_URL");
-        let options: PgConnectOptions = server.parse().expect("DATABASE_URL is a Postgres URL");
+        Self::create_on(&required("DATABASE_URL"), test).await
+    }
+
+    /// Makes one on `server`, the URL of any database of it, named after `test`.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub async fn create_on(server: &str, test: &str) -> Self {
+        let options: PgConnectOptions = server.parse().expect("a Postgres URL");
         let name = format!("{}_{}", &test.chars().take(30).collect::<String>(), uuid::Uuid::now_v7().simple());
-        let mut connection = options.connect().await.expect("the server of DATABASE_URL answers");
+        let mut connection = options.connect().await.expect("the server answers");
         connection
             .execute(AssertSqlSafe(format!("CREATE DATABASE \"{name}\"")))
             .await
             .expect("a test may create a database");
-        let (base, _) = server.rsplit_once('/').expect("DATABASE_URL ends in a database");
+        let (base, _) = server.rsplit_once('/').expect("the URL ends in a database");
         let pool = PgPoolOptions::new()
             .max_connections(8)
             .connect_with(options.database(&name))

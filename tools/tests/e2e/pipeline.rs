@@ -38,10 +38,18 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) async fn new(test: &str) -> Result<Self> {
-        let supply = supply()?;
-        let mut servers = Throwaway::new()?;
+        Self::around(TestDatabase::create(test).await, supply()?, Throwaway::new()?).await
+    }
+
+    /// The same with a Postgres of its own, for tests of what concerns the whole server.
+    pub(super) async fn with_postgres(test: &str) -> Result<Self> {
+        let (supply, mut servers) = (supply()?, Throwaway::new()?);
+        let url = servers.start_postgres(&supply).await?;
+        Self::around(TestDatabase::create_on(&url, test).await, supply, servers).await
+    }
+
+    async fn around(database: TestDatabase, supply: Supply, mut servers: Throwaway) -> Result<Self> {
         let kafka_brokers = servers.start_kafka(&supply).await?;
-        let database = TestDatabase::create(test).await;
         let outrider = Executables::own()?.outrider().to_owned();
         // This executable lies in `deps`, one below those of the services.
         let binaries = outrider.parent().context("a folder")?;
