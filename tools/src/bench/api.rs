@@ -62,8 +62,8 @@ const FULL: Scale = Scale {
     seconds: 8,
     readers: 10_000,
     overload_secs: 30,
-    overload_connections: 8_000,
-    queue_max: None,
+    overload_connections: 1_500,
+    queue_max: Some("500"),
 };
 const QUICK: Scale = Scale {
     rounds: 1,
