@@ -162,15 +162,15 @@ fn answer_all(jobs: Vec<Job>, written: Vec<Result<Written, KeyConflict>>) {
 }
 
 fn refuse_all(jobs: Vec<Job>, refusal: Refusal, error: &StoreError) {
-    if refusal == Refusal::Failed {
-        if let Some(others) = UNWRITTEN.pass("orders") {
-            tracing::error!(
-                rows = jobs.len(),
-                error = %error,
-                others_since_the_last = others,
-                "orders that passed the validation cannot be written"
-            );
-        }
+    if refusal == Refusal::Failed
+        && let Some(others) = UNWRITTEN.pass("orders")
+    {
+        tracing::error!(
+            rows = jobs.len(),
+            error = %error,
+            others_since_the_last = others,
+            "orders that passed the validation cannot be written"
+        );
     }
     for job in jobs {
         job.answer(Err(refusal));

@@ -1,4 +1,4 @@
-//! An api on a database of its own, and the loads that it gets.
+//! An api on a database of its own, or several, and the loads that they get.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,11 +15,17 @@ use crate::stack::Kind;
 /// Nobody has to say who he is, and more connections are taken than by default.
 const ENV: [(&str, &str); 2] = [("API_AUTH", "none"), ("API_CONNECTIONS_MAX", "30000")];
 
-/// An api that runs, with Postgres and without a relay.
+/// An api that runs.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    address: SocketAddr,
+    process: Pid,
+}
+
+/// An api that runs, or several, with Postgres and without a relay.
 pub struct Stage {
     scene: Scene,
-    address: SocketAddr,
-    api: Pid,
+    apis: Vec<Running>,
     postgres: Pid,
     accepted: u64,
     ids: Vec<PathBuf>,
@@ -28,45 +34,58 @@ pub struct Stage {
 impl Stage {
     /// Makes a database, starts an api, and posts until both are warm.
     pub async fn open(ground: &mut Ground, name: &str, scale: Scale, env: &[(&str, &str)]) -> Result<Self> {
-        let mut scene = ground.scene(name).await?;
+        let scene = ground.scene(name).await?;
         sqlx::query("SELECT outbox_make_partitions(4)").execute(&scene.pool).await?;
-        let env = [&ENV[..], env].concat();
-        let api = scene.start(Kind::Api, ground, &env)?;
-        api.wait_ready().await?;
-        let url = api.api_url().context("the api has a URL")?;
-        let address = url.trim_start_matches("http://").parse()?;
-        let api = api.process().pid();
-        let mut stage = Self { scene, address, api, postgres: ground.postgres()?, accepted: 0, ids: Vec::new() };
-        all_accepted(&stage.drive(ground, Load::closed(CONNECTIONS, scale.warm_up_secs)).await?)?;
+        let mut stage = Self { scene, apis: Vec::new(), postgres: ground.postgres()?, accepted: 0, ids: Vec::new() };
+        stage.add(ground, scale, env).await?;
         Ok(stage)
     }
 
-    /// Where the api is.
+    /// Starts a further api on the same database, and posts until it is warm. Their numbers count from 0.
+    pub async fn add(&mut self, ground: &Ground, scale: Scale, env: &[(&str, &str)]) -> Result<()> {
+        let env = [&ENV[..], env].concat();
+        let api = self.scene.start(Kind::Api, ground, &env)?;
+        api.wait_ready().await?;
+        let url = api.api_url().context("the api has a URL")?;
+        let address = url.trim_start_matches("http://").parse()?;
+        self.apis.push(Running { address, process: api.process().pid() });
+        let warm_up = Load::closed(CONNECTIONS, scale.warm_up_secs);
+        all_accepted(&self.drive_one(ground, self.apis.len() - 1, warm_up).await?)?;
+        Ok(())
+    }
+
+    /// Where the first api is.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.apis[0].address
     }
 
-    /// The api's memory, in MB.
+    /// The first api's memory, in MB.
     pub fn memory_mb(&self) -> Result<f64> {
-        Ok(f64::from(u32::try_from(cpu::memory_bytes(self.api)? / 1_000)?) / 1_000.0)
+        Ok(f64::from(u32::try_from(cpu::memory_bytes(self.apis[0].process)? / 1_000)?) / 1_000.0)
     }
 
-    /// Has a generator post so much, and tells what came of it and who used the CPU.
+    /// Has a generator post so much to the first api, and tells what came of it and who used the CPU.
     pub async fn drive(&mut self, ground: &Ground, load: Load) -> Result<Report> {
+        self.drive_one(ground, 0, load).await
+    }
+
+    /// The same with another one of them.
+    pub async fn drive_one(&mut self, ground: &Ground, number: usize, load: Load) -> Result<Report> {
+        let Running { address, process } = self.apis[number];
         let name = format!("{}-load{}", self.scene.name, self.ids.len());
         let file = |what: &str| ground.folder().join(format!("{name}.{what}"));
         let launch = self
             .scene
             .launch(ground, &name, "outrider")
-            .args(["bench", "post-orders", "--address", &self.address.to_string()])
+            .args(["bench", "post-orders", "--address", &address.to_string()])
             .args(load.args())
             .arg("--report")
             .arg(file("report"))
             .arg("--ids")
             .arg(file("ids"));
-        let before = (cpu::of_tree(self.api)?, cpu::of_tree(self.postgres)?);
+        let before = (cpu::of_tree(process)?, cpu::of_tree(self.postgres)?);
         launch.run(&ground.supply.reaper).await?;
-        let api = cpu::of_tree(self.api)?.saturating_sub(before.0).as_secs_f64();
+        let api = cpu::of_tree(process)?.saturating_sub(before.0).as_secs_f64();
         let postgres = cpu::of_tree(self.postgres)?.saturating_sub(before.1).as_secs_f64();
         self.ids.push(file("ids"));
         let report = read_report(&file("report"))?;
@@ -75,7 +94,7 @@ impl Stage {
         Ok(report)
     }
 
-    /// Checks that everything that was accepted is in Postgres, each with its transition and event, and nothing else; ends the api.
+    /// Checks that everything that was accepted is in Postgres, each with its transition and event, and nothing else; ends the apis.
     pub async fn close_whole(self) -> Result<()> {
         let lost = self.close().await?;
         ensure!(lost == 0, "{lost} orders were accepted and are not there");
