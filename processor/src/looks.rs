@@ -12,14 +12,9 @@ use crate::partition::Shop;
 use crate::record::Partition;
 use crate::store::requests;
 
-/// Least time between two looks, so that batches hardly notice.
-const LOOK_MIN: Duration = Duration::from_millis(100);
+mod turns;
 
-/// Most time between two looks: so long an operator's request waits for its turn.
-const LOOK_MAX: Duration = Duration::from_millis(500);
-
-/// The wait after a look, as a multiple of the time that it took: on a busy database looks must not take turns with batches.
-const REST: u32 = 20;
+use turns::{LOOK_MAX, LOOK_MIN, Turns};
 
 /// First wait after a look that failed, before jitter.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -27,13 +22,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// The looks of one worker.
 #[derive(Debug)]
 pub(crate) struct Looks {
-    /// When the next one is due, while there are records to work on.
-    next: Instant,
-    /// And when there are none: nothing rests then.
-    idle_next: Instant,
-    last: Instant,
-    /// What `last` has to be followed by.
-    rest: Duration,
+    turns: Turns,
     backoff: Backoff,
     /// Keys, and requests, that are tried in one transaction.
     ///
@@ -66,12 +55,8 @@ pub(crate) enum Looked {
 impl Looks {
     /// The first one is due at once: keys may wait that another processor has blocked.
     pub(crate) fn new(retry_max: Duration) -> Self {
-        let now = Instant::now();
         Self {
-            next: now,
-            idle_next: now,
-            last: now,
-            rest: LOOK_MIN,
+            turns: Turns::new(Instant::now()),
             backoff: Backoff::new(FIRST_RETRY, retry_max),
             keys_max: KEYS_MAX,
             log: Throttle::new(),
@@ -80,39 +65,36 @@ impl Looks {
 
     /// Whether one is due.
     pub(crate) fn is_time(&self) -> bool {
-        Instant::now() >= self.next
+        Instant::now() >= self.turns.among_batches
     }
 
     /// Waits, where there are no records to work on, until one is due.
     pub(crate) async fn wait(&mut self) {
-        tokio::time::sleep_until(self.idle_next).await;
-        self.next = self.idle_next;
+        tokio::time::sleep_until(self.turns.idle).await;
+        self.turns.among_batches = self.turns.idle;
     }
 
     /// Has the next one come as soon as it may.
     pub(crate) fn soon(&mut self) {
-        self.next = self.next.min(self.last + self.rest);
-        self.idle_next = self.idle_next.min(self.last + LOOK_MIN);
+        self.turns.soon();
     }
 
     /// Looks, and tries the keys that are due. What fails here is tried again later; batches go on meanwhile.
     pub(crate) async fn look(&mut self, shop: &Shop, partition: &Partition, position: i64) -> Looked {
         let started = Instant::now();
         let outcome = work(shop, partition, position, self.keys_max).await;
-        self.last = Instant::now();
-        self.rest = (self.last - started).saturating_mul(REST).clamp(LOOK_MIN, LOOK_MAX);
+        let ended = Instant::now();
         match outcome {
             Ok(wait) => {
                 self.backoff.reset();
                 self.keys_max = self.keys_max.saturating_mul(2).min(KEYS_MAX);
-                self.idle_next = self.last + wait;
-                self.next = if wait.is_zero() { self.last } else { self.last + wait.max(self.rest) };
+                self.turns.looked(started, ended, wait);
                 Looked::GoOn
             }
             Err(Stuck { error: ApplyError::Fenced, .. }) => Looked::Fenced,
             Err(Stuck { error, is_dry_run }) => {
                 let delay = self.backoff.random_delay().max(LOOK_MIN);
-                (self.next, self.idle_next) = (self.last + delay, self.last + delay);
+                self.turns.failed(ended, delay);
                 shop.metrics.retries.inc();
                 if let Some(others) = self.log.pass("not tried") {
                     tracing::warn!(
@@ -132,7 +114,7 @@ impl Looks {
                     let way = (shop.retry_max, &*error.to_string());
                     // While the database is away this fails as well, and there is nothing to make way for.
                     if shop.applier.give_way(partition, position, is_dry_run, way).await.is_ok() {
-                        (self.next, self.idle_next) = (self.last + LOOK_MIN, self.last + LOOK_MIN);
+                        self.turns.failed(ended, LOOK_MIN);
                     }
                 }
                 Looked::GoOn
