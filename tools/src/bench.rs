@@ -21,6 +21,7 @@ mod producer_performance;
 mod relay;
 mod sink;
 mod topic;
+mod turns;
 
 pub use figure::{Bound, Figure};
 

@@ -1,9 +1,9 @@
 //! The command line as its users call it.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::OUTRIDER;
 
@@ -15,6 +15,26 @@ pub(super) fn outrider(line: &str) -> Command {
         command.env_remove(name);
     }
     command
+}
+
+/// A run of it by alice, an operator, on this database and with nothing to read.
+pub(super) fn operator(line: &str, url: &str) -> Command {
+    let mut command = outrider(line);
+    command.env("DATABASE_URL", url).env("DB_ROLE", "outrider_operator").env("USER", "alice").stdin(Stdio::null());
+    command
+}
+
+/// Runs it. Its exit code, and all that it said.
+pub(super) fn said(command: &mut Command) -> Result<(Option<i32>, String)> {
+    let output = command.output()?;
+    Ok((output.status.code(), String::from_utf8([output.stdout, output.stderr].concat())?))
+}
+
+/// Like [`said`], for what must go well.
+pub(super) fn well(command: &mut Command) -> Result<String> {
+    let (code, said) = said(command)?;
+    ensure!(code == Some(0), "{:?} ended with {code:?}: {said}", command.get_args());
+    Ok(said)
 }
 
 fn stderr(output: &Output) -> String {

@@ -1,8 +1,8 @@
 //! `outrider dead-letters`: on rows as a processor leaves them, and with the whole pipeline.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use shared::testing::{TestDatabase, eventually};
@@ -11,7 +11,7 @@ use tools::dead_letters::store::discard::{Discard, Refusal, What, discard};
 use tools::http::{NewOrder, OrdersApi};
 use tools::stack::Kind;
 
-use super::command_line::outrider;
+use super::command_line::{self, operator, said};
 use super::pipeline::{RELAY_ENV, Stage, versions_on_topic};
 
 /// A key that is parked with three events, one that is retried, and a record that is no event.
@@ -54,25 +54,18 @@ impl Letters {
     }
 }
 
-fn command(url: &str, arguments: &[&str]) -> std::process::Command {
-    let mut command = outrider("dead-letters");
-    command.args(arguments).env("DATABASE_URL", url).env("DB_ROLE", "outrider_operator").env("USER", "alice");
-    command.stdin(Stdio::null());
+fn command(url: &str, arguments: &[&str]) -> Command {
+    let mut command = operator("dead-letters", url);
+    command.args(arguments);
     command
 }
 
-/// Runs `outrider dead-letters` as an operator. Its exit code, and all that it said.
 fn run(url: &str, arguments: &[&str]) -> Result<(Option<i32>, String)> {
-    let output = command(url, arguments).output()?;
-    let said = [output.stdout, output.stderr].concat();
-    Ok((output.status.code(), String::from_utf8(said)?))
+    said(&mut command(url, arguments))
 }
 
-/// Like [`run`], for what must go well.
 fn well(url: &str, arguments: &[&str]) -> Result<String> {
-    let (code, said) = run(url, arguments)?;
-    ensure!(code == Some(0), "{arguments:?} ended with {code:?}: {said}");
-    Ok(said)
+    command_line::well(&mut command(url, arguments))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -236,7 +229,7 @@ async fn a_replay_that_no_processor_takes_says_so_and_ends() -> Result<()> {
 }
 
 /// Refuses to process orders of product 666, as a bug or missing data would.
-const REFUSE: &str = "
+pub(super) const REFUSE: &str = "
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN RAISE EXCEPTION 'product % is not for sale', NEW.product_id; END $$;
     CREATE TRIGGER refuse BEFORE UPDATE ON orders FOR EACH ROW

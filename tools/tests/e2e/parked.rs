@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use relay::outbox::claim_lanes;
 use relay::outbox::parked::{Beginning, HeldKey, Remaining, begin_retry, parked_rows, settle_retry};
 use shared::testing::{TestDatabase, eventually, kafka_brokers, unique};
@@ -12,7 +12,7 @@ use tools::stack::service::Surroundings;
 use tools::stack::{Kind, Service};
 use tools::workspace::Executables;
 
-use super::command_line::outrider;
+use super::command_line::{operator, said, well};
 use super::reaper;
 
 /// A database, a relay, and the folder of its log.
@@ -79,21 +79,12 @@ impl Stage {
 
     /// Runs `outrider parked` as an operator. Its exit code, and all that it said.
     fn parked(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
-        let output = outrider("parked")
-            .args(arguments)
-            .env("DATABASE_URL", &self.database.url)
-            .env("DB_ROLE", "outrider_operator")
-            .env("USER", "alice")
-            .output()?;
-        let said = [output.stdout, output.stderr].concat();
-        Ok((output.status.code(), String::from_utf8(said)?))
+        said(operator("parked", &self.database.url).args(arguments))
     }
 
     /// Like [`Stage::parked`], for what must go well.
     fn well(&self, arguments: &[&str]) -> Result<String> {
-        let (code, said) = self.parked(arguments)?;
-        ensure!(code == Some(0), "{arguments:?} ended with {code:?}: {said}");
-        Ok(said)
+        well(operator("parked", &self.database.url).args(arguments))
     }
 
     async fn parked_versions(&self, id: &str) -> Result<Vec<i64>> {

@@ -16,8 +16,7 @@ const OFFERED_MIN: f64 = 2.7;
 
 /// The capacity before and after, and in between an overload, whose connections are more than there may be orders in the queue.
 pub async fn measure(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
-    let env: Vec<(&str, &str)> = scale.queue_max.map(|max| ("API_QUEUE_MAX", max)).into_iter().collect();
-    let mut stage = Stage::open(ground, "overload", scale, &env).await?;
+    let mut stage = Stage::open(ground, "overload", scale, &[("API_QUEUE_MAX", scale.queue_max)]).await?;
     let capacity_load = Load::closed(CONNECTIONS, scale.seconds);
     let before = all_accepted(&stage.drive(ground, capacity_load).await?)?.rate();
     let load = Load::open(scale.overload_connections, scale.overload_secs, whole(before * OVERLOAD));

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use chrono::{Datelike, TimeDelta, Utc};
@@ -18,15 +17,9 @@ use tools::stack::{Kind, Service};
 
 use super::prometheus::{PATIENCE, Prometheus};
 use super::{Load, NO_RELAY, all_processed};
-use crate::command_line::outrider;
+use crate::command_line::{operator, well};
+use crate::dead_letters::REFUSE;
 use crate::pipeline::{RELAY_ENV, Stage, orders_of, stop_all};
-
-/// Refuses to process orders of product 666, as a bug or missing data would.
-const REFUSE: &str = "
-    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN RAISE EXCEPTION 'product % is not for sale', NEW.product_id; END $$;
-    CREATE TRIGGER refuse BEFORE UPDATE ON orders FOR EACH ROW
-        WHEN (NEW.status = 'Processed' AND NEW.product_id = 666) EXECUTE FUNCTION refuse();";
 
 /// Told of by tests of their own: a relay that is gone, and what only a bug can provoke.
 const ELSEWHERE: [&str; 2] = [NO_RELAY, "OutriderPanics"];
@@ -93,12 +86,7 @@ impl Scene {
 
     /// Runs `outrider` as an operator. What it said.
     fn operate(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = outrider("");
-        command.args(arguments).env("DATABASE_URL", &self.stage.database.url).env("USER", "alice");
-        let output = command.env("DB_ROLE", "outrider_operator").stdin(Stdio::null()).output()?;
-        let said = String::from_utf8([output.stdout, output.stderr].concat())?;
-        ensure!(output.status.success(), "{arguments:?}: {said}");
-        Ok(said)
+        well(operator("", &self.stage.database.url).args(arguments))
     }
 
     /// A session that nobody remembers, with a transaction in which this statement was made.
