@@ -17,7 +17,7 @@ use crate::pipeline::Stage;
 /// Of the alerts' expressions: what is too much, and what is too much within a test.
 const BOUNDS: [(&str, &str); 6] = [
     ("outbox_oldest_age_seconds) > 60", "outbox_oldest_age_seconds) > 2"),
-    ("outrider_processor_lag) > 10000", "outrider_processor_lag) > 10"),
+    ("outrider_processor_lag) > 10000", "outrider_processor_lag) > 30"),
     ("outbox_oldest_transaction_age_seconds) > 600", "outbox_oldest_transaction_age_seconds) > 5"),
     ("outbox_replication_slot_wal_bytes) > 10e9", "outbox_replication_slot_wal_bytes) > 1e6"),
     ("class=\"lane_lost\"}[10s])) > 3", "class=\"lane_lost\"}[10s])) > 0"),

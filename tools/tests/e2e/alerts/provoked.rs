@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chrono::{Datelike, TimeDelta, Utc};
@@ -258,12 +259,24 @@ async fn kafka_takes_nothing(scene: &mut Scene) -> Result<()> {
 /// A relay that wakes after its lanes have been taken.
 async fn a_relay_is_frozen(scene: &mut Scene) -> Result<()> {
     let relay = scene.services.iter().rposition(|service| service.kind() == Kind::Relay).context("a relay")?;
-    scene.services[relay].process().freeze()?;
-    eventually("the other relay has all lanes", async || {
-        scene.prometheus.has("relay_lanes_held==16").await.then_some(())
-    })
-    .await;
-    scene.services[relay].process().thaw()?;
+    // What it fails of first when it wakes is a race: that its lanes are gone, or that a record which was in flight has run out of
+    // time, and then it begins anew and has no lanes to lose. So again, until it was the lanes.
+    for _ in 0..10 {
+        eventually("both relays have lanes", async || {
+            scene.prometheus.has("count(relay_lanes_held==8)==2").await.then_some(())
+        })
+        .await;
+        scene.services[relay].process().freeze()?;
+        eventually("the other relay has all lanes", async || {
+            scene.prometheus.has("relay_lanes_held==16").await.then_some(())
+        })
+        .await;
+        scene.services[relay].process().thaw()?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        if scene.prometheus.active().await?.iter().any(|(alert, _)| alert == "OutriderLeaseChurn") {
+            break;
+        }
+    }
     scene.fire(&["OutriderLeaseChurn"]).await;
     scene.clear().await;
     Ok(())
