@@ -7,7 +7,7 @@ use shared::shutdown::Shutdown;
 use sqlx::{PgConnection, PgPool};
 
 use crate::metrics::BacklogGauges;
-use crate::outbox::status::{self, LaneStatus, LateRows, ParkedStatus};
+use crate::outbox::status::{self, LaneStatus, LateRows, ParkedStatus, WaitingStatus};
 
 /// A lane's backlog is counted up to this; beyond that it is estimated. All sixteen together take a fraction of a second.
 const COUNTED_MAX: i64 = 20_000;
@@ -50,6 +50,8 @@ pub struct Look {
     pub last_id: i64,
     /// What waits because Kafka refuses it.
     pub parked: ParkedStatus,
+    /// What waits because its topic takes no records: its lanes are beyond it, and do not count it.
+    pub waiting: Vec<WaitingStatus>,
 }
 
 impl Backlog {
@@ -87,6 +89,15 @@ impl Backlog {
     }
 }
 
+impl Backlog {
+    /// What waits for its topic is as old as its waiting at least.
+    fn with_waiting(mut self, lane: i16, waiting: &[WaitingStatus]) -> Self {
+        let ages = waiting.iter().filter(|of| of.lane == lane).map(|of| of.age_secs);
+        self.oldest_age_secs = self.oldest_age_secs.into_iter().chain(ages).reduce(f64::max);
+        self
+    }
+}
+
 /// Looks at all lanes. Bounded, whatever the backlog.
 ///
 /// # Errors
@@ -96,13 +107,15 @@ pub async fn look(connection: &mut PgConnection) -> Result<Look, sqlx::Error> {
     let lanes = status::lanes(connection, COUNTED_MAX + 1).await?;
     let late = status::late_rows(connection, LATE_MAX).await?;
     let parked = status::parked(connection).await?;
+    let waiting = status::waiting(connection).await?;
     let oldest = lanes.iter().filter_map(|lane| lane.oldest_id);
     Ok(Look {
         lowest_id: oldest.chain(late.iter().map(|late| late.oldest_id)).min(),
-        backlogs: lanes.iter().map(|lane| Backlog::of(lane, &late, last_id)).collect(),
+        backlogs: lanes.iter().map(|lane| Backlog::of(lane, &late, last_id).with_waiting(lane.lane, &waiting)).collect(),
         lanes,
         last_id,
         parked,
+        waiting,
     })
 }
 

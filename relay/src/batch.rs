@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::lanes::{RowKey, Ticket};
+use crate::lanes::{RowKey, Ticket, TypeIndex, TypeNames};
 
 /// Room for texts that an empty batch keeps.
 const TEXTS_KEPT_BYTES: usize = 32 * 1024 * 1024;
@@ -31,6 +31,35 @@ pub struct Event<'a> {
     pub occurred_at: DateTime<Utc>,
 }
 
+/// An event with texts of its own, for one that must wait in memory.
+#[derive(Debug, Clone)]
+pub struct OwnedEvent {
+    texts: String,
+    row: Row,
+}
+
+impl From<&Event<'_>> for OwnedEvent {
+    fn from(event: &Event<'_>) -> Self {
+        let mut texts = String::new();
+        let row = Row::push(&mut texts, event);
+        Self { texts, row }
+    }
+}
+
+impl OwnedEvent {
+    /// As it was.
+    #[must_use]
+    pub fn as_event(&self) -> Event<'_> {
+        self.row.event(&self.texts)
+    }
+
+    /// Bytes of all texts.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.texts.len()
+    }
+}
+
 /// The rows of one read. All their texts lie in one string, so that a row costs no allocation.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -43,7 +72,7 @@ pub struct Batch {
     pub read_at: Option<SystemTime>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Row {
     event_id: Uuid,
     aggregate_version: i64,
@@ -57,20 +86,21 @@ struct Row {
 impl Batch {
     /// Adds a row.
     pub fn push(&mut self, key: RowKey, event: &Event<'_>) {
-        let start = self.texts.len();
-        let texts = [event.aggregate_type, event.aggregate_id, event.event_type, event.payload, event.headers];
-        let ends = texts.map(|text| {
-            self.texts.push_str(text);
-            self.texts.len()
-        });
         self.keys.push(key);
-        self.rows.push(Row {
-            event_id: event.event_id,
-            aggregate_version: event.aggregate_version,
-            occurred_at: event.occurred_at,
-            start,
-            ends,
-        });
+        self.rows.push(Row::push(&mut self.texts, event));
+    }
+
+    /// Gives each row the number of its aggregate type.
+    pub fn number_types(&mut self, names: &mut TypeNames) {
+        let (mut last, mut index) = (None, TypeIndex::default());
+        for (row, key) in self.rows.iter().zip(&mut self.keys) {
+            let aggregate_type = self.texts.get(row.start..row.ends[0]).unwrap_or_default();
+            // Most rows are of the same type as the one before.
+            if last != Some(aggregate_type) {
+                (last, index) = (Some(aggregate_type), names.index(aggregate_type));
+            }
+            key.type_index = index;
+        }
     }
 
     /// Makes it empty and keeps its room for the next read.
@@ -111,21 +141,40 @@ impl Batch {
     /// The rows that are to be published, in their order.
     pub fn events(&self) -> impl Iterator<Item = (RowKey, Ticket, Event<'_>)> {
         let rows = self.rows.iter().zip(&self.keys).zip(&self.tickets);
-        rows.filter_map(|((row, key), ticket)| ticket.map(|ticket| (*key, ticket, self.event(row))))
+        rows.filter_map(|((row, key), ticket)| ticket.map(|ticket| (*key, ticket, row.event(&self.texts))))
+    }
+}
+
+impl Row {
+    /// Appends the event's texts to `texts`.
+    fn push(texts: &mut String, event: &Event<'_>) -> Self {
+        let start = texts.len();
+        let of_event = [event.aggregate_type, event.aggregate_id, event.event_type, event.payload, event.headers];
+        let ends = of_event.map(|text| {
+            texts.push_str(text);
+            texts.len()
+        });
+        Self {
+            event_id: event.event_id,
+            aggregate_version: event.aggregate_version,
+            occurred_at: event.occurred_at,
+            start,
+            ends,
+        }
     }
 
-    fn event(&self, row: &Row) -> Event<'_> {
-        let [aggregate_type, aggregate_id, event_type, payload, headers] = row.ends;
-        let text = |from: usize, to: usize| self.texts.get(from..to).unwrap_or_default();
+    fn event<'a>(&self, texts: &'a str) -> Event<'a> {
+        let [aggregate_type, aggregate_id, event_type, payload, headers] = self.ends;
+        let text = |from: usize, to: usize| texts.get(from..to).unwrap_or_default();
         Event {
-            event_id: row.event_id,
-            aggregate_type: text(row.start, aggregate_type),
+            event_id: self.event_id,
+            aggregate_type: text(self.start, aggregate_type),
             aggregate_id: text(aggregate_type, aggregate_id),
-            aggregate_version: row.aggregate_version,
+            aggregate_version: self.aggregate_version,
             event_type: text(aggregate_id, event_type),
             payload: text(event_type, payload),
             headers: text(payload, headers),
-            occurred_at: row.occurred_at,
+            occurred_at: self.occurred_at,
         }
     }
 }
@@ -148,7 +197,7 @@ mod tests {
         };
         let mut batch = Batch::default();
         for (id, key) in [(5, "7"), (6, "8"), (9, "")] {
-            batch.push(RowKey { id, txid: 1, lane: 2, occurred_us: 0 }, &event(key));
+            batch.push(RowKey { id, txid: 1, lane: 2, occurred_us: 0, type_index: TypeIndex::default() }, &event(key));
         }
         batch.tickets = vec![Some(Ticket::new(2, 0)), None, Some(Ticket::new(2, 1))];
         let out: Vec<_> = batch.events().collect();

@@ -197,6 +197,12 @@ impl Limits {
         Duration::from_millis(self.message_timeout_ms)
     }
 
+    /// How long a record may be in flight before its topic is looked into: before it is given up, and long after it should be there.
+    #[must_use]
+    pub fn slow_after(&self) -> Duration {
+        (self.message_timeout() * 3 / 10).max(Duration::from_secs(1)).min(self.message_timeout() * 2 / 3)
+    }
+
     /// How much of its lease a lane must still have when a record of it is handed to the producer.
     #[must_use]
     pub const fn lease_needed_to_send(&self) -> Duration {

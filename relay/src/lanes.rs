@@ -8,11 +8,15 @@ pub mod cursor;
 pub mod held;
 pub mod progress;
 pub mod ticket;
+pub mod types;
+pub mod waiting;
 
 pub use cursor::{Cursor, Snapshot};
 pub use held::{HeldLane, HeldLanes, RowKey};
 pub use progress::Progress;
 pub use ticket::Ticket;
+pub use types::{TypeIndex, TypeNames};
+pub use waiting::WaitingType;
 
 /// Number of lanes; as many as `outbox.lane` has values.
 pub const LANES: usize = 16;

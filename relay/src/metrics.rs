@@ -1,6 +1,7 @@
 //! Every instrument of the relay, with its unit and its meaning, in one place. `deploy/METRICS.md` has the same list.
 //! No ids in labels: each value of a label is a time series.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -17,15 +18,13 @@ use crate::backlog::Look;
 const ROWS: [f64; 9] = [0.0, 1.0, 10.0, 100.0, 1_000.0, 5_000.0, 10_000.0, 20_000.0, 50_000.0];
 
 /// What sessions fail of: see [`crate::session::SessionError`].
-const CLASSES: [&str; 11] = [
+const CLASSES: [&str; 9] = [
     "postgres",
     "standby",
     "postgres_stalled",
     "lane_lost",
     "delivery",
     "producer",
-    "topic",
-    "smaller_batches",
     "thread",
     "other_cluster",
     "snapshot",
@@ -93,6 +92,7 @@ pub struct BacklogGauges {
     oldest_age: Family<OfLane, GaugeF64>,
     parked_keys: Gauge,
     parked_events: Gauge,
+    waiting_types: Gauge,
 }
 
 impl Metrics {
@@ -217,6 +217,11 @@ impl BacklogGauges {
             gauges.parked_keys.clone(),
         );
         registry.register("outbox_parked_events", "Events of those keys", gauges.parked_events.clone());
+        registry.register(
+            "outbox_waiting_types",
+            "Aggregate types whose events wait because their topic takes no records",
+            gauges.waiting_types.clone(),
+        );
         gauges
     }
 
@@ -229,5 +234,7 @@ impl BacklogGauges {
         }
         self.parked_keys.set(look.parked.keys);
         self.parked_events.set(look.parked.events);
+        let types: BTreeSet<&str> = look.waiting.iter().map(|of| of.aggregate_type.as_str()).collect();
+        self.waiting_types.set(i64::try_from(types.len()).unwrap_or(i64::MAX));
     }
 }

@@ -10,6 +10,7 @@ pub mod retention;
 pub mod routes;
 pub mod slots;
 pub mod status;
+pub mod waiting;
 
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
@@ -15,21 +15,29 @@ use shared::throttle::Throttle;
 
 use crate::batch::Event;
 use crate::lanes::Ticket;
+use crate::lanes::ticket::Arrived;
 
 pub(crate) mod destinations;
+pub(crate) mod flow;
 pub(crate) mod outcomes;
+mod partition;
 mod record;
 pub(crate) mod spans;
 
 use destinations::Destination;
+use flow::Flows;
 use outcomes::Outcomes;
 use spans::{PublishSpan, PublishSpans};
 
 /// How often the thread that hears outcomes looks whether it is to end.
-const HEAR: Duration = Duration::from_millis(100);
+const HEAR: Duration = Duration::from_millis(50);
+
+/// How long outcomes are still heard after the producer was stopped: by then each record has one.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 struct Context {
     outcomes: Arc<Outcomes>,
+    flows: Arc<Flows>,
     spans: Arc<PublishSpans>,
     stopped: AtomicBool,
     /// The producer that this is the context of.
@@ -76,10 +84,16 @@ impl ClientContext for Context {
 impl ProducerContext for Context {
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Self::DeliveryOpaque) {
-        let (ticket, traced) = Ticket::from_integer(ticket);
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: Self::DeliveryOpaque) {
+        let Arrived { ticket, traced, flow } = Ticket::from_integer(opaque);
         match result {
             Ok(message) => {
+                let bytes = message.payload_len() + message.key_len();
+                if !self.flows.acknowledge(flow, message.offset(), bytes) {
+                    self.outcomes.doubt(message.topic());
+                    self.stop();
+                    return;
+                }
                 let trace_id = if traced { self.spans.acknowledged(ticket, message) } else { None };
                 self.outcomes.acknowledge(ticket, trace_id);
             }
@@ -124,6 +138,15 @@ pub(crate) enum Unmade {
     Thread(std::io::Error),
 }
 
+/// Who is told what becomes of the records.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    /// What Kafka says of each record.
+    pub outcomes: Arc<Outcomes>,
+    /// What each partition has taken.
+    pub flows: Arc<Flows>,
+}
+
 /// One producer, for as long as nothing has failed. Dropping it throws away what it has not sent.
 pub(crate) struct Publisher {
     producer: Arc<BaseProducer<Context>>,
@@ -137,9 +160,10 @@ impl Publisher {
     pub(crate) fn new(
         mut config: ClientConfig,
         batching: Batching,
-        outcomes: Arc<Outcomes>,
+        listener: Listener,
         spans: Spans,
     ) -> Result<Self, Unmade> {
+        let Listener { outcomes, flows } = listener;
         match batching {
             Batching::Full(bytes) => {
                 config.set("batch.size", bytes.to_string()).set("enable.gapless.guarantee", "true");
@@ -151,6 +175,7 @@ impl Publisher {
         let spans = Arc::new(PublishSpans::new(spans));
         let context = Context {
             outcomes,
+            flows,
             spans: Arc::clone(&spans),
             stopped: AtomicBool::new(false),
             producer: OnceLock::new(),
@@ -166,6 +191,10 @@ impl Publisher {
                 while !closing.load(Ordering::Relaxed) {
                     producer.poll(HEAR);
                 }
+                let begun = Instant::now();
+                while producer.in_flight_count() > 0 && begun.elapsed() < LAST_WORDS {
+                    producer.poll(Duration::from_millis(1));
+                }
             }
         };
         let hearing = std::thread::Builder::new().name("outcomes".to_owned()).spawn(hear).map_err(Unmade::Thread)?;
@@ -177,13 +206,19 @@ impl Publisher {
         &self.spans
     }
 
-    /// Hands one event to the producer. Its outcome comes later, under `ticket`; with it ends `span`, which is left where it is if the
-    /// producer does not take the event.
+    /// Throws away what was not acknowledged: nothing of it is sent any more.
+    pub(crate) fn abandon(&self) {
+        self.producer.client().context().stop();
+    }
+
+    /// Hands one event to the producer. Its outcome comes later, under `ticket`, and is counted for `flow`. With it ends `span`, which is
+    /// left where it is if the producer does not take the event.
     pub(crate) fn send(
         &self,
         to: &Destination,
         event: &Event<'_>,
         ticket: Ticket,
+        flow: usize,
         span: &mut Option<PublishSpan>,
     ) -> Result<(), SendError> {
         let context = self.producer.client().context();
@@ -191,7 +226,7 @@ impl Publisher {
             return Err(SendError::Broken(KafkaError::Canceled));
         }
         let traceparent = span.as_ref().map(PublishSpan::traceparent);
-        let record = BaseRecord::with_opaque_to(&to.topic, ticket.to_integer(span.is_some()))
+        let record = BaseRecord::with_opaque_to(&to.topic, ticket.to_integer(span.is_some(), flow))
             .key(event.aggregate_id)
             .payload(event.payload)
             .headers(record::headers(event, &to.source, traceparent.as_deref()));
@@ -223,6 +258,7 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
+        self.abandon();
         self.closing.store(true, Ordering::Relaxed);
         if let Some(hearing) = self.hearing.take() {
             let _ = hearing.join();

@@ -4,13 +4,14 @@
 //! what the relays have settled is taken: an event that is still to be published, or that is parked, is left to them, or it would get
 //! ahead of its elders.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
+use shared::kafka::Topics;
 use shared::spans::Spans;
 use sqlx::PgPool;
 use sqlx::pool::PoolConnection;
@@ -22,10 +23,11 @@ use crate::lanes::held::ReadPlan;
 use crate::lanes::{Cursor, RowKey, Snapshot, Ticket};
 use crate::outbox::read::ReadLimits;
 use crate::outbox::{self, Server};
-use crate::publisher::destinations::Destinations;
+use crate::publisher::destinations::{self, Destination, Destinations};
+use crate::publisher::flow::{FlowControl, WINDOW_FIRST};
 use crate::publisher::outcomes::{Acknowledged, Failure, Outcomes};
-use crate::publisher::{Batching, Publisher, SendError, Unmade};
-use crate::session::Lessons;
+use crate::publisher::{Batching, Listener, Publisher, SendError, Unmade};
+use crate::session::PublishConstraints;
 
 /// Rows of each lane in one read.
 const LANE_ROWS: i64 = 500;
@@ -111,9 +113,14 @@ pub enum ReplayError {
         /// Why.
         reason: String,
     },
-    /// A topic could not be looked at or made.
-    #[error("topic '{0}' could not be looked at or made")]
-    Topic(String),
+    /// A topic takes no records.
+    #[error("the topic '{topic}' {reason}")]
+    Topic {
+        /// Its name.
+        topic: String,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// How a replay publishes.
@@ -129,6 +136,8 @@ pub struct Target {
 pub struct Replay {
     connection: PoolConnection<sqlx::Postgres>,
     cursors: Vec<(i16, Cursor)>,
+    /// Types that wait for their topic, by lane: less of them is published than of the lane.
+    waiting: HashMap<(i16, String), Cursor>,
     parked: HashSet<i64>,
     selection: Selection,
 }
@@ -152,8 +161,14 @@ impl Replay {
             let seen = lane.seen.map(Snapshot::parse).transpose()?.map(Arc::new);
             cursors.push((lane.lane, Cursor { position: lane.position, seen }));
         }
+        let lanes: Vec<i16> = cursors.iter().map(|(lane, _)| *lane).collect();
+        let mut waiting = HashMap::new();
+        for row in outbox::waiting::waiting_types(&mut connection, &lanes).await? {
+            let seen = row.seen.map(Snapshot::parse).transpose()?.map(Arc::new);
+            waiting.insert((row.lane, row.aggregate_type), Cursor { position: row.position, seen });
+        }
         let parked = outbox::replay::parked_ids(&mut connection).await?.into_iter().collect();
-        Ok(Self { connection, cursors, parked, selection })
+        Ok(Self { connection, cursors, waiting, parked, selection })
     }
 
     /// Looks through the selection without publishing anything.
@@ -167,7 +182,7 @@ impl Replay {
         loop {
             let (batch, more) = self.read(&mut positions).await?;
             for (row, _, event) in batch.events().filter(|(row, _, event)| self.selection.takes(*row, event)) {
-                if !self.is_published(row) {
+                if !self.is_published(row, &event) {
                     summary.left_out += 1;
                     continue;
                 }
@@ -197,25 +212,15 @@ impl Replay {
         target: &Target,
         mut progress: impl FnMut(u64),
     ) -> Result<u64, ReplayError> {
-        let outcomes = Arc::new(Outcomes::default());
-        let lessons = Lessons::default();
-        let producer = config.kafka.producer("outrider-replay", config.limits.message_timeout());
-        let publisher =
-            Publisher::new(producer, Batching::Full(lessons.batch_bytes), Arc::clone(&outcomes), Spans::default())
-                .map_err(|unmade| match unmade {
-                    Unmade::Kafka(error) => ReplayError::Kafka(error),
-                    Unmade::Thread(error) => ReplayError::Thread(error),
-                })?;
         let routes = config.routes.with_table(outbox::routes::routes(&mut self.connection).await?);
-        let mut destinations = Destinations::new(config, routes, &lessons);
+        let mut destinations = Destinations::new(config, routes);
         destinations.send_all_to(target.topic.clone());
-
-        let mut flight = Flight { outcomes, sent: 0, acknowledged: 0, room: Vec::new() };
+        let mut flight = Flight::begin(config, destinations)?;
         let (mut positions, begun) = (self.start(), Instant::now());
         loop {
             let (batch, more) = self.read(&mut positions).await?;
             for (row, _, event) in batch.events() {
-                if !self.selection.takes(row, &event) || !self.is_published(row) {
+                if !self.selection.takes(row, &event) || !self.is_published(row, &event) {
                     continue;
                 }
                 flight.wait_for_room(IN_FLIGHT_MAX).await?;
@@ -223,7 +228,7 @@ impl Replay {
                     let due = Duration::from_nanos(flight.sent.saturating_mul(1_000_000_000 / u64::from(rate)));
                     tokio::time::sleep_until((begun + due).into()).await;
                 }
-                flight.send(&publisher, &mut destinations, row, &event).await?;
+                flight.send(row, &event).await?;
             }
             flight.collect()?;
             progress(flight.acknowledged);
@@ -235,11 +240,17 @@ impl Replay {
         progress(flight.acknowledged);
         let acknowledged = flight.acknowledged;
         // It waits for the network, if only for a moment.
-        let _ = tokio::task::spawn_blocking(move || drop(publisher)).await;
+        let _ = tokio::task::spawn_blocking(move || drop(flight)).await;
         Ok(acknowledged)
     }
 
-    fn is_published(&self, row: RowKey) -> bool {
+    fn is_published(&self, row: RowKey, event: &Event<'_>) -> bool {
+        if !self.waiting.is_empty()
+            && let Some(cursor) = self.waiting.get(&(row.lane, event.aggregate_type.to_owned()))
+            && !cursor.covers(row.id, row.txid)
+        {
+            return false;
+        }
         let cursor = self.cursors.iter().find(|(lane, _)| *lane == row.lane);
         cursor.is_some_and(|(_, cursor)| cursor.covers(row.id, row.txid)) && !self.parked.contains(&row.id)
     }
@@ -270,35 +281,74 @@ impl Replay {
     }
 }
 
-/// What was handed to the producer, and what of it Kafka has.
+/// A producer, what was handed to it, and what of it Kafka has.
 struct Flight {
+    publisher: Publisher,
+    control: FlowControl,
     outcomes: Arc<Outcomes>,
+    topics: Topics,
+    destinations: Destinations,
+    known: HashMap<String, Destination>,
+    batch_bytes: usize,
     sent: u64,
     acknowledged: u64,
     room: Vec<Acknowledged>,
 }
 
 impl Flight {
-    async fn send(
-        &mut self,
-        publisher: &Publisher,
-        destinations: &mut Destinations,
-        row: RowKey,
-        event: &Event<'_>,
-    ) -> Result<(), ReplayError> {
-        if !destinations.is_known(event.aggregate_type) {
-            destinations.find(event.aggregate_type).await.map_err(failed)?;
+    fn begin(config: &RelayConfig, destinations: Destinations) -> Result<Self, ReplayError> {
+        let outcomes = Arc::new(Outcomes::default());
+        let batch_bytes = PublishConstraints::default().batch_bytes;
+        let control = FlowControl::new(config.limits.message_timeout(), WINDOW_FIRST);
+        let listener = Listener { outcomes: Arc::clone(&outcomes), flows: control.flows() };
+        let producer = config.kafka.producer("outrider-replay", config.limits.message_timeout());
+        let publisher = Publisher::new(producer, Batching::Full(batch_bytes), listener, Spans::default());
+        let publisher = publisher.map_err(|unmade| match unmade {
+            Unmade::Kafka(error) => ReplayError::Kafka(error),
+            Unmade::Thread(error) => ReplayError::Thread(error),
+        })?;
+        let topics = config.kafka.topics("outrider-replay");
+        let (known, room) = (HashMap::new(), Vec::new());
+        Ok(Self {
+            publisher,
+            control,
+            outcomes,
+            topics,
+            destinations,
+            known,
+            batch_bytes,
+            sent: 0,
+            acknowledged: 0,
+            room,
+        })
+    }
+
+    async fn send(&mut self, row: RowKey, event: &Event<'_>) -> Result<(), ReplayError> {
+        let refused = |reason: String| ReplayError::Refused { event_id: event.event_id, id: row.id, reason };
+        if !self.known.contains_key(event.aggregate_type) {
+            let topic = self.destinations.topic_of(event.aggregate_type).map_err(|illegal| refused(illegal.to_string()))?;
+            let topic = destinations::open(&self.topics, &topic, self.batch_bytes).await.map_err(failed)?;
+            let flows = self.control.of_topic(&topic.name, topic.partitions);
+            let to = self.destinations.destination(event.aggregate_type, &topic, flows);
+            self.known.insert(event.aggregate_type.to_owned(), to);
         }
-        let refused =
-            |reason: &str| ReplayError::Refused { event_id: event.event_id, id: row.id, reason: reason.to_owned() };
-        let to = destinations.known(event.aggregate_type).map_err(refused)?;
+        let bytes = event.payload.len() + event.aggregate_id.len();
         loop {
-            match publisher.send(to, event, Ticket::new(0, self.sent), &mut None) {
-                Ok(()) => break,
-                Err(SendError::Refused(reason)) => return Err(refused(&reason)),
-                Err(SendError::Broken(error)) => return Err(ReplayError::Kafka(error)),
-                Err(SendError::QueueFull) => tokio::time::sleep(LOOK_INTERVAL).await,
+            let Some(to) = self.known.get(event.aggregate_type) else { return Ok(()) };
+            let flow = FlowControl::of_key(&to.flows, event.aggregate_id);
+            if self.control.is_open(flow) && self.control.has_room(bytes) {
+                match self.publisher.send(to, event, Ticket::new(0, self.sent), flow, &mut None) {
+                    Ok(()) => {
+                        self.control.sent(flow, bytes);
+                        break;
+                    }
+                    Err(SendError::Refused(reason)) => return Err(refused(reason)),
+                    Err(SendError::Broken(error)) => return Err(ReplayError::Kafka(error)),
+                    Err(SendError::QueueFull) => {}
+                }
             }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            self.collect()?;
         }
         self.sent += 1;
         Ok(())
@@ -325,7 +375,14 @@ impl Flight {
 fn failed(failure: Failure) -> ReplayError {
     match failure {
         Failure::Kafka(error) => ReplayError::Kafka(error),
-        Failure::Topic { topic, .. } => ReplayError::Topic(topic),
-        Failure::SmallerBatches(_) => ReplayError::Topic("max.message.bytes is below 1,000,000".to_owned()),
+        Failure::Topics(troubles) => {
+            let (topic, reason) =
+                troubles.into_iter().next().map_or_else(Default::default, |trouble| (trouble.topic.clone(), trouble.reason()));
+            ReplayError::Topic { topic, reason }
+        }
+        Failure::SmallerBatches(bytes) => ReplayError::Topic {
+            topic: String::new(),
+            reason: format!("takes batches of at most {bytes} bytes, which is too few: its max.message.bytes must be at least 1000000"),
+        },
     }
 }

@@ -14,7 +14,7 @@ use sqlx::PgPool;
 use crate::config::RelayConfig;
 use crate::lanes::held::Found;
 use crate::metrics::Metrics;
-use crate::session::{Lessons, Session, SessionError};
+use crate::session::{PublishConstraints, Served, Session, SessionError};
 use crate::{KAFKA, POSTGRES};
 
 /// One relay.
@@ -40,18 +40,16 @@ impl Worker {
     pub async fn run(&self, shutdown: &Shutdown) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let log = Throttle::new();
-        let mut lessons = Lessons::default();
+        let mut constraints = PublishConstraints::default();
         while !shutdown.is_requested() {
-            let ended = match Session::start(&self.config, &self.pool, &self.metrics, &lessons).await {
+            let ended = match Session::start(&self.config, &self.pool, &self.metrics, &constraints).await {
                 Ok(mut session) => {
-                    let careful = lessons.has_suspects();
-                    lessons.forget_suspects();
-                    let worked = self.work(&mut session, careful, shutdown, &mut backoff).await;
+                    let worked = self.work(&mut session, shutdown, &mut backoff).await;
                     if let Err(SessionError::Delivery(_)) = &worked {
                         // Postgres is well: what Kafka did acknowledge need not be published again. If this fails too, it will be.
                         let _ = session.keep_leases().await;
                     }
-                    session.end(&mut lessons).await;
+                    session.end(&mut constraints).await;
                     worked
                 }
                 Err(error) => Err(error),
@@ -60,10 +58,6 @@ impl Worker {
             match ended {
                 Ok(()) => {}
                 Err(error @ SessionError::OtherCluster { .. }) => return Err(error.into()),
-                Err(SessionError::SmallerBatches(bytes)) => {
-                    tracing::warn!(bytes, "a topic takes smaller batches only: publishing with such from now on");
-                    lessons.shrink_batches(bytes);
-                }
                 Err(error) => self.recover(&error, shutdown, (&mut backoff, &log)).await,
             }
         }
@@ -73,7 +67,7 @@ impl Worker {
     async fn recover(&self, error: &SessionError, shutdown: &Shutdown, (backoff, log): (&mut Backoff, &Throttle)) {
         self.metrics.session_failed(error.class());
         let condition = match error {
-            SessionError::Delivery(_) | SessionError::Producer(_) | SessionError::Topic { .. } => KAFKA,
+            SessionError::Delivery(_) | SessionError::Producer(_) => KAFKA,
             _ => POSTGRES,
         };
         self.readiness.missing(condition, error.to_string());
@@ -90,12 +84,10 @@ impl Worker {
         shutdown.sleep(delay).await;
     }
 
-    /// One session's work: returns when the shutdown is asked for and all is given back, or when a session that was to be `careful`
-    /// has been so for long enough.
+    /// One session's work: returns when the shutdown is asked for and all is given back.
     async fn work(
         &self,
         session: &mut Session<'_>,
-        careful: bool,
         shutdown: &Shutdown,
         backoff: &mut Backoff,
     ) -> Result<(), SessionError> {
@@ -106,20 +98,18 @@ impl Worker {
         while !shutdown.is_requested() {
             session.keep_leases_if_due().await?;
             let acknowledged = session.collect().await?;
-            if careful && session.has_no_suspects() {
-                // What was refused is parked; the next session sends in full batches again.
-                return session.drain().await;
-            }
+            let served = session.serve_waiting().await?;
+            let pause = if served == Served::Busy { shortest } else { longest };
             if session.has_retries() {
                 if session.in_flight() > 0 {
-                    let _ = tokio::time::timeout(longest, session.outcome()).await;
+                    let _ = tokio::time::timeout(pause, session.outcome()).await;
                     continue;
                 }
                 // Then one read, so that nobody waits long for a key with many parked events.
                 session.retry().await?;
             }
-            if session.is_full() {
-                let _ = tokio::time::timeout(longest, session.outcome()).await;
+            if session.is_full() || session.reads_rest() {
+                let _ = tokio::time::timeout(pause, session.outcome()).await;
                 continue;
             }
             let found = session.read_and_publish().await?;
@@ -132,7 +122,7 @@ impl Worker {
             match found {
                 Found::More => continue,
                 Found::All => wait = shortest,
-                Found::Nothing => wait = (wait * 2).min(longest),
+                Found::Nothing => wait = (wait * 2).min(pause),
             }
             if session.in_flight() == 0 {
                 // All that was read has been taken.

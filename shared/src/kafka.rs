@@ -1,6 +1,7 @@
 //! The only place where a Kafka client is configured.
 
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -215,6 +216,14 @@ impl KafkaConfig {
             return Ok(());
         }
         let admin: AdminClient<DefaultClientContext> = self.client(client_id).create()?;
+        self.make_topics(&admin, topics).await
+    }
+
+    async fn make_topics(
+        &self,
+        admin: &AdminClient<DefaultClientContext>,
+        topics: &[&str],
+    ) -> Result<(), KafkaError> {
         let wanted: Vec<NewTopic<'_>> = topics
             .iter()
             .map(|topic| NewTopic::new(topic, self.topic_partitions, TopicReplication::Fixed(self.topic_replication)))
@@ -230,10 +239,7 @@ impl KafkaConfig {
                     "topic created"
                 ),
                 Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((topic, code)) => {
-                    tracing::error!(messaging.destination.name = topic, error = %code, "topic could not be created");
-                    return Err(KafkaError::AdminOp(code));
-                }
+                Err((_, code)) => return Err(KafkaError::AdminOp(code)),
             }
         }
         Ok(())
@@ -248,7 +254,7 @@ impl KafkaConfig {
     /// A client to look at topics with, and to make them. It connects when it is first used.
     #[must_use]
     pub fn topics(&self, client_id: &str) -> Topics {
-        Topics { config: self.clone(), client_id: client_id.to_owned() }
+        Topics { config: self.clone(), client_id: client_id.to_owned(), admin: Arc::default() }
     }
 
     /// Waits with backoff until a broker answers. Returns whether one did: it did not if the shutdown was asked for first.
@@ -282,11 +288,12 @@ impl KafkaConfig {
 /// How long brokers may take to answer a question about a topic.
 const TOPIC_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Looks at topics, one at a time.
-#[derive(Debug, Clone)]
+/// Looks at topics and makes them. Cheap to clone; all clones share one client.
+#[derive(Clone)]
 pub struct Topics {
     config: KafkaConfig,
     client_id: String,
+    admin: Arc<OnceLock<Arc<AdminClient<DefaultClientContext>>>>,
 }
 
 /// What the brokers say of a topic.
@@ -296,35 +303,52 @@ pub enum TopicState {
     There {
         /// `max.message.bytes`: the largest batch of records it takes. None if we may not know.
         message_bytes_max: Option<usize>,
+        /// How many partitions it has.
+        partitions: usize,
+        /// How many of them have no leader now.
+        leaderless: usize,
     },
     /// There is none of that name.
     Missing,
-    /// We may not look at it or make it, and trying again will not help.
+    /// We may not look at it or make it now.
     Refused(String),
 }
 
 impl Topics {
+    fn admin(&self) -> Result<Arc<AdminClient<DefaultClientContext>>, KafkaError> {
+        if let Some(admin) = self.admin.get() {
+            return Ok(Arc::clone(admin));
+        }
+        let admin = Arc::new(self.config.client(&self.client_id).create::<AdminClient<DefaultClientContext>>()?);
+        Ok(Arc::clone(self.admin.get_or_init(|| admin)))
+    }
+
     /// Looks at a topic.
     ///
     /// # Errors
     /// When the brokers do not answer within ten seconds.
     pub async fn look(&self, topic: &str) -> Result<TopicState, KafkaError> {
-        let admin: AdminClient<DefaultClientContext> = self.config.client(&self.client_id).create()?;
-        let (admin, code) = {
-            let topic = topic.to_owned();
-            let asked = tokio::task::spawn_blocking(move || {
-                let code = admin.inner().fetch_metadata(Some(&topic), TOPIC_PATIENCE).map(|metadata| {
-                    metadata.topics().first().and_then(|topic| topic.error().map(RDKafkaErrorCode::from))
-                });
-                (admin, code)
-            });
-            asked.await.map_err(|_| KafkaError::Canceled)?
+        let admin = self.admin()?;
+        let asked = {
+            let (admin, topic) = (Arc::clone(&admin), topic.to_owned());
+            tokio::task::spawn_blocking(move || {
+                admin.inner().fetch_metadata(Some(&topic), TOPIC_PATIENCE).map(|metadata| {
+                    let Some(topic) = metadata.topics().first() else { return (None, 0, 0) };
+                    let leaderless = topic.partitions().iter().filter(|partition| partition.leader() < 0).count();
+                    (topic.error().map(RDKafkaErrorCode::from), topic.partitions().len(), leaderless)
+                })
+            })
         };
-        match code? {
+        let (code, partitions, leaderless) = asked.await.map_err(|_| KafkaError::Canceled)??;
+        match code {
             None | Some(RDKafkaErrorCode::NoError) => {
-                Ok(TopicState::There { message_bytes_max: message_bytes_max(&admin, topic).await })
+                let message_bytes_max = message_bytes_max(&admin, topic).await;
+                Ok(TopicState::There { message_bytes_max, partitions, leaderless })
             }
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(TopicState::Missing),
+            Some(RDKafkaErrorCode::LeaderNotAvailable) => {
+                Ok(TopicState::Refused("has no leader for its partitions".to_owned()))
+            }
             Some(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic)) => {
                 Ok(TopicState::Refused(format!("is refused to us: {code}")))
             }
@@ -332,33 +356,37 @@ impl Topics {
         }
     }
 
-    /// Makes a topic, by `KAFKA_TOPIC_PARTITIONS` and `KAFKA_TOPIC_REPLICATION`. It may be there already.
+    /// Looks at a topic, and makes it if it is missing, by `KAFKA_TOPIC_PARTITIONS` and `KAFKA_TOPIC_REPLICATION`.
     ///
     /// # Errors
-    /// When the brokers do not answer within ten seconds, or cannot make it now.
-    pub async fn create(&self, topic: &str) -> Result<TopicState, KafkaError> {
-        use RDKafkaErrorCode as Code;
-        match self.config.ensure_topics(&self.client_id, &[topic]).await {
-            Ok(()) => self.look(topic).await.map(|state| match state {
+    /// When the brokers do not answer within ten seconds.
+    pub async fn look_or_create(&self, topic: &str) -> Result<TopicState, KafkaError> {
+        match self.look(topic).await? {
+            TopicState::Missing if self.config.create_topics => {}
+            TopicState::Missing => {
+                return Ok(TopicState::Refused("does not exist, and KAFKA_CREATE_TOPICS is false".to_owned()));
+            }
+            state => return Ok(state),
+        }
+        match self.config.make_topics(self.admin()?.as_ref(), &[topic]).await {
+            Ok(()) => Ok(match self.look(topic).await? {
                 // Not every broker knows of it yet.
-                TopicState::Missing => TopicState::There { message_bytes_max: None },
+                TopicState::Missing => TopicState::There {
+                    message_bytes_max: None,
+                    partitions: usize::try_from(self.config.topic_partitions).unwrap_or(1),
+                    leaderless: 0,
+                },
                 state => state,
             }),
-            Err(KafkaError::AdminOp(
-                code @ (Code::TopicAuthorizationFailed
-                | Code::ClusterAuthorizationFailed
-                | Code::PolicyViolation
-                | Code::InvalidTopic
-                | Code::InvalidPartitions
-                | Code::InvalidReplicationFactor
-                | Code::InvalidConfig),
-            )) => Ok(TopicState::Refused(format!("is missing and cannot be made: {code}"))),
+            Err(KafkaError::AdminOp(code)) => {
+                Ok(TopicState::Refused(format!("does not exist and cannot be made: {code}")))
+            }
             Err(error) => Err(error),
         }
     }
 }
 
-/// The largest batch that a topic takes. Without the right to ask, its default is assumed by whoever asked.
+/// The largest batch that a topic takes. Without the right to ask, its default is assumed by the caller.
 async fn message_bytes_max(admin: &AdminClient<DefaultClientContext>, topic: &str) -> Option<usize> {
     let options = AdminOptions::new().request_timeout(Some(TOPIC_PATIENCE));
     let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.ok()?;

@@ -59,6 +59,13 @@ impl Snapshot {
         txid >= self.xmax || self.xip.binary_search(&txid).is_ok()
     }
 
+    /// Whether everything that was visible in `older` is visible in this one. Snapshots of one cluster follow each other, so this is
+    /// the same as being as new.
+    #[must_use]
+    pub fn includes(&self, older: &Self) -> bool {
+        self.xmax >= older.xmax && self.xip.iter().all(|txid| older.is_late(*txid))
+    }
+
     /// First transaction id that had not been given out.
     #[must_use]
     pub const fn xmax(&self) -> i64 {
@@ -121,6 +128,14 @@ mod tests {
         );
         assert!(!snapshot("5:5:").is_late(4));
         assert_eq!(seen.to_string(), "10:20:10,14");
+    }
+
+    #[test]
+    fn a_newer_snapshot_includes_an_older_one() {
+        let old = snapshot("10:20:10,14");
+        for (newer, includes) in [("10:20:10,14", true), ("10:21:10,20", true), ("20:20:", true), ("10:20:10,15", false), ("5:19:", false)] {
+            assert_eq!(snapshot(newer).includes(&old), includes, "{newer}");
+        }
     }
 
     #[test]

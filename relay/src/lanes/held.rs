@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Cursor, LANES, Progress, Snapshot, Ticket, index};
+use super::{Cursor, LANES, Progress, Snapshot, Ticket, TypeIndex, index};
 
 /// Where a row was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct RowKey {
     pub lane: i16,
     /// `outbox.occurred_at`, in microseconds since 1970. Nothing is decided by it.
     pub occurred_us: i64,
+    /// `outbox.aggregate_type`, by number.
+    pub type_index: TypeIndex,
 }
 
 /// A lane that this relay holds, as of its lease.
@@ -33,13 +35,20 @@ pub struct HeldLane {
     pub progress: Progress,
     /// Whether it is to be given to another relay: nothing more is read, and once all is acknowledged it is released.
     pub draining: bool,
+    /// Aggregate types whose rows are passed over, since they wait for their topic: see [`super::waiting`].
+    pub waiting: Vec<TypeIndex>,
 }
 
 impl HeldLane {
     /// A lane as it was taken, at its settled cursor.
     #[must_use]
     pub fn new(lane: i16, token: i64, cursor: Cursor) -> Self {
-        Self { lane, token, read: cursor.clone(), progress: Progress::new(cursor), draining: false }
+        Self { lane, token, read: cursor.clone(), progress: Progress::new(cursor), draining: false, waiting: Vec::new() }
+    }
+
+    fn waits(&self, row: &RowKey) -> bool {
+        // Almost always no type waits.
+        self.waiting.contains(&row.type_index)
     }
 }
 
@@ -180,6 +189,15 @@ impl HeldLanes {
         self.get_mut(ticket.lane())?.progress.acknowledge(ticket.sequence())
     }
 
+    /// The producer is gone: all that was not acknowledged is to be read again, from the settleable cursors on.
+    pub fn restart(&mut self) {
+        (self.exhausted, self.rest) = (None, None);
+        for lane in self.iter_mut() {
+            lane.read = lane.progress.cursor().clone();
+            lane.progress = Progress::new(lane.read.clone());
+        }
+    }
+
     /// Lane and outbox id of a record that is not acknowledged.
     #[must_use]
     pub fn row_of(&self, ticket: Ticket) -> Option<(i16, i64)> {
@@ -232,9 +250,10 @@ impl HeldLanes {
 
         let mut tickets = Vec::with_capacity(answer.rows.len());
         for row in elders {
-            let lane = self.get_mut(index(row.lane)).filter(|lane| !lane.read.covers(row.id, row.txid));
+            let due = |lane: &&mut HeldLane| !lane.waits(row) && !lane.read.covers(row.id, row.txid);
+            let lane = self.get_mut(index(row.lane)).filter(due);
             tickets
-                .push(lane.map(|lane| Ticket::new(index(row.lane), lane.progress.push_late(row.id, row.occurred_us))));
+                .push(lane.map(|lane| Ticket::new(index(row.lane), lane.progress.push_late(row))));
         }
         let published_late = tickets.iter().flatten().count();
         if answer.late_cut {
@@ -243,11 +262,11 @@ impl HeldLanes {
             tickets.resize(answer.rows.len(), None);
         } else {
             for row in fresh {
-                let lane = self.get_mut(index(row.lane));
-                tickets.push(lane.map(|lane| {
+                let ticket = self.get_mut(index(row.lane)).and_then(|lane| {
                     lane.read.position = row.id;
-                    Ticket::new(index(row.lane), lane.progress.push_fresh(row.id, row.occurred_us))
-                }));
+                    (!lane.waits(row)).then(|| Ticket::new(index(row.lane), lane.progress.push_fresh(row)))
+                });
+                tickets.push(ticket);
             }
             for (number, _) in &plan.lanes {
                 let Some(lane) = self.get_mut(index(*number)) else { continue };

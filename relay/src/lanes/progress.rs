@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use super::Cursor;
+use super::{Cursor, RowKey, TypeIndex};
 
 /// Acknowledgements of one lane since it was taken.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ pub struct Progress {
 struct Slot {
     id: i64,
     occurred_us: i64,
+    type_index: TypeIndex,
     acknowledged: bool,
 }
 
@@ -48,20 +49,21 @@ impl Progress {
     }
 
     /// A late row of the read under way is about to be handed to the producer. Returns its sequence number.
-    pub fn push_late(&mut self, id: i64, occurred_us: i64) -> u64 {
+    pub fn push_late(&mut self, row: &RowKey) -> u64 {
         debug_assert!(self.fresh.is_none(), "of one key, late rows come before new ones");
-        self.push(id, occurred_us)
+        self.push(row)
     }
 
     /// A new row of the read under way, after its late ones. Returns its sequence number.
-    pub fn push_fresh(&mut self, id: i64, occurred_us: i64) -> u64 {
-        let sequence = self.push(id, occurred_us);
+    pub fn push_fresh(&mut self, row: &RowKey) -> u64 {
+        let sequence = self.push(row);
         self.fresh.get_or_insert(sequence);
         sequence
     }
 
-    fn push(&mut self, id: i64, occurred_us: i64) -> u64 {
-        self.slots.push_back(Slot { id, occurred_us, acknowledged: false });
+    fn push(&mut self, row: &RowKey) -> u64 {
+        let RowKey { id, occurred_us, type_index, .. } = *row;
+        self.slots.push_back(Slot { id, occurred_us, type_index, acknowledged: false });
         self.next() - 1
     }
 
@@ -108,6 +110,31 @@ impl Progress {
         &self.cursor
     }
 
+    /// The cursor of the rows of one aggregate type: all rows of the type that it covers are acknowledged. It may be ahead of
+    /// [`Self::cursor`], which waits for rows of the other types too.
+    #[must_use]
+    pub fn cursor_of(&self, type_index: TypeIndex) -> Cursor {
+        let open = |slot: &Slot| slot.type_index == type_index && !slot.acknowledged;
+        let place = self.slots.iter().position(open).unwrap_or(self.slots.len());
+        let last = place.checked_sub(1).and_then(|before| self.slots.get(before)).map(|slot| slot.id);
+        let mut cursor = self.cursor.clone();
+        for read in &self.reads {
+            match read.cursor_at(self.base + place as u64, last, &cursor) {
+                Reached::End(at) => cursor = at,
+                Reached::Within(at) => return at,
+            }
+        }
+        cursor
+    }
+
+    /// The rows of this aggregate type wait elsewhere from now on: they are dealt with as far as the lane's own cursor goes.
+    pub fn set_aside(&mut self, type_index: TypeIndex) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.type_index == type_index) {
+            slot.acknowledged = true;
+        }
+        self.advance();
+    }
+
     fn advance(&mut self) {
         let mut last = None;
         while self.slots.front().is_some_and(|slot| slot.acknowledged) {
@@ -115,18 +142,41 @@ impl Progress {
             self.base += 1;
         }
         while let Some(read) = self.reads.front() {
-            if self.base >= read.end {
-                self.cursor = self.reads.pop_front().map_or(Cursor::START, |read| read.cursor);
-                continue;
+            match read.cursor_at(self.base, last, &self.cursor) {
+                Reached::End(cursor) => {
+                    self.cursor = cursor;
+                    self.reads.pop_front();
+                }
+                Reached::Within(cursor) => {
+                    self.cursor = cursor;
+                    break;
+                }
             }
-            if self.base >= read.fresh {
-                // With none of its new rows acknowledged, the position is still that of the read before.
-                let position =
-                    if self.base > read.fresh { last.unwrap_or(self.cursor.position) } else { self.cursor.position };
-                self.cursor = Cursor { position, seen: read.cursor.seen.clone() };
-            }
-            break;
         }
+    }
+}
+
+/// How far a run of acknowledged rows goes in a read, and the cursor there.
+enum Reached {
+    /// Through all of it.
+    End(Cursor),
+    /// Not to its end.
+    Within(Cursor),
+}
+
+impl Read {
+    /// The cursor when all rows before sequence number `base` are dealt with. `last` is the id of the last of them, if there was one since
+    /// `before`, which is the cursor up to then.
+    fn cursor_at(&self, base: u64, last: Option<i64>, before: &Cursor) -> Reached {
+        if base >= self.end {
+            return Reached::End(self.cursor.clone());
+        }
+        if base < self.fresh {
+            return Reached::Within(before.clone());
+        }
+        // With none of its new rows acknowledged, the position is still that of the read before.
+        let position = if base > self.fresh { last.unwrap_or(before.position) } else { before.position };
+        Reached::Within(Cursor { position, seen: self.cursor.seen.clone() })
     }
 }
 
@@ -142,14 +192,20 @@ mod tests {
         Cursor { position, seen: Some(Arc::new(seen)) }
     }
 
+    /// Rows with an odd id are of one type, those with an even one of another.
+    fn row(id: i64) -> RowKey {
+        let type_index = TypeIndex::from(usize::from(id % 2 == 0));
+        RowKey { id, txid: 1, lane: 0, occurred_us: 0, type_index }
+    }
+
     impl Progress {
         fn begin_read(&mut self, late: &[i64], fresh: &[i64], cursor: Cursor) -> u64 {
             let first = self.next();
             for id in late {
-                self.push_late(*id, 0);
+                self.push_late(&row(*id));
             }
             for id in fresh {
-                self.push_fresh(*id, 0);
+                self.push_fresh(&row(*id));
             }
             self.end_read(cursor);
             first
@@ -159,11 +215,11 @@ mod tests {
     #[test]
     fn late_rows_of_a_read_in_parts_move_nothing_before_its_end() {
         let mut progress = Progress::new(at(9, 10));
-        progress.push_late(4, 0);
+        progress.push_late(&row(4));
         progress.acknowledge(0);
         assert_eq!((progress.cursor(), progress.in_flight()), (&at(9, 10), 0));
-        progress.push_late(6, 0);
-        progress.push_fresh(11, 0);
+        progress.push_late(&row(6));
+        progress.push_fresh(&row(11));
         assert_eq!((progress.id_of(0), progress.id_of(1), progress.id_of(3)), (None, Some(6), None));
         progress.end_read(at(11, 20));
         progress.acknowledge(1);
@@ -227,5 +283,33 @@ mod tests {
         assert_eq!(progress.cursor(), &at(0, 20));
         progress.acknowledge(0);
         assert_eq!((progress.cursor(), progress.in_flight()), (&at(4, 30), 0));
+    }
+
+    #[test]
+    fn a_type_that_waits_holds_up_no_other_and_loses_none_of_its_own() {
+        let (odd, even) = (TypeIndex::from(0), TypeIndex::from(1));
+        let mut progress = Progress::new(at(0, 10));
+        progress.begin_read(&[], &[1, 2, 3, 4], at(4, 20));
+        progress.begin_read(&[], &[5, 6], at(6, 30));
+        for sequence in [0, 1, 3] {
+            progress.acknowledge(sequence);
+        }
+        assert_eq!(progress.cursor(), &at(2, 20));
+        assert_eq!(progress.cursor_of(odd), at(2, 20), "3 is open");
+        assert_eq!(progress.cursor_of(even), at(5, 30), "6 is open; 5 is none of its rows");
+        progress.set_aside(odd);
+        assert_eq!((progress.cursor(), progress.in_flight()), (&at(5, 30), 1));
+        progress.acknowledge(5);
+        assert_eq!((progress.cursor(), progress.cursor_of(even)), (&at(6, 30), at(6, 30)));
+    }
+
+    #[test]
+    fn a_type_that_waits_keeps_the_old_snapshot_while_a_late_row_of_it_is_open() {
+        let odd = TypeIndex::from(0);
+        let mut progress = Progress::new(at(9, 10));
+        progress.begin_read(&[3, 4], &[12], at(12, 20));
+        progress.acknowledge(1);
+        assert_eq!(progress.cursor_of(odd), at(9, 10));
+        assert_eq!(progress.cursor_of(TypeIndex::from(1)), at(9, 20));
     }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::batch::{Batch, Event};
 use crate::lanes::held::ReadPlan;
-use crate::lanes::{LANES, RowKey, index};
+use crate::lanes::{LANES, RowKey, TypeIndex, index};
 
 /// How much one read may bring.
 #[derive(Debug, Clone, Copy)]
@@ -128,13 +128,14 @@ pub async fn read(
     Ok(answer)
 }
 
-fn push(batch: &mut Batch, row: &PgRow) -> Result<RowKey, sqlx::Error> {
+pub(super) fn push(batch: &mut Batch, row: &PgRow) -> Result<RowKey, sqlx::Error> {
     let occurred_at = row.try_get_unchecked::<DateTime<Utc>, _>(6)?;
     let key = RowKey {
         id: row.try_get_unchecked(1)?,
         txid: row.try_get_unchecked(2)?,
         lane: row.try_get_unchecked(3)?,
         occurred_us: occurred_at.timestamp_micros(),
+        type_index: TypeIndex::default(),
     };
     let event = Event {
         event_id: row.try_get_unchecked::<Uuid, _>(4)?,

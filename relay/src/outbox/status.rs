@@ -216,3 +216,33 @@ pub async fn parked(connection: &mut PgConnection) -> Result<ParkedStatus, sqlx:
     .fetch_one(connection)
     .await
 }
+
+/// An aggregate type that waits in a lane because its topic takes no records.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WaitingStatus {
+    /// The lane.
+    pub lane: i16,
+    /// `outbox.aggregate_type`.
+    pub aggregate_type: String,
+    /// Where its events go.
+    pub topic: String,
+    /// What the topic lacks.
+    pub reason: String,
+    /// For how long it has been waiting, in seconds.
+    pub age_secs: f64,
+}
+
+/// Aggregate types that wait because their topic takes no records.
+///
+/// # Errors
+/// What the database says.
+pub async fn waiting(connection: &mut PgConnection) -> Result<Vec<WaitingStatus>, sqlx::Error> {
+    sqlx::query_as!(
+        WaitingStatus,
+        r#"-- waiting_status
+        SELECT lane, aggregate_type, topic, reason, extract(epoch FROM now() - since)::float8 AS "age_secs!"
+        FROM relay_waiting ORDER BY since, aggregate_type, lane"#
+    )
+    .fetch_all(connection)
+    .await
+}

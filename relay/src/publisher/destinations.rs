@@ -1,23 +1,18 @@
 //! Where the events of each aggregate type go, and whether they can.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::ops::Range;
 
-use shared::kafka::{KafkaConfig, TopicState, Topics};
+use shared::kafka::{TopicState, Topics};
 
-use super::outcomes::Failure;
+use super::outcomes::{Cause, Failure, Trouble};
 use crate::config::RelayConfig;
-use crate::routes::Routes;
-use crate::session::Lessons;
-
-/// How long a topic that cannot be written to stays so for us, until it is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+use crate::routes::{IllegalTopic, Routes};
 
 /// What a batch needs beside its records, at most.
 const BATCH_OVERHEAD_BYTES: usize = 512;
 
-/// A topic, and what its records have in common.
-#[derive(Debug, PartialEq, Eq)]
+/// A topic, and what the records of one aggregate type have in common there.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Destination {
     /// Its name.
     pub topic: String,
@@ -25,36 +20,33 @@ pub(crate) struct Destination {
     pub source: String,
     /// The largest record that its brokers take, compressed or not.
     pub bytes_max: usize,
+    /// Its partitions, by their places in the flow control of the producer.
+    pub flows: Range<usize>,
 }
 
-/// Topics whose records the brokers refuse whatever is in them, and why.
-pub(crate) type Denied = HashMap<String, (String, Instant)>;
+/// A topic that takes records, as far as is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OpenTopic {
+    /// Its name.
+    pub name: String,
+    /// The largest record that its brokers take.
+    pub bytes_max: usize,
+    /// How many partitions it has.
+    pub partitions: usize,
+}
 
-/// The destinations that were asked for so far.
+/// Says which topic an aggregate type goes to.
+#[derive(Debug, Clone)]
 pub(crate) struct Destinations {
-    kafka: KafkaConfig,
-    topics: Topics,
     routes: Routes,
     /// The topic of all types, when it is not for the routes to say.
     topic: Option<String>,
     source: String,
-    batch_bytes: usize,
-    denied: Denied,
-    known: HashMap<String, Result<Destination, (String, Instant)>>,
 }
 
 impl Destinations {
-    pub(crate) fn new(config: &RelayConfig, routes: Routes, lessons: &Lessons) -> Self {
-        Self {
-            topics: config.kafka.topics("outrider-relay"),
-            kafka: config.kafka.clone(),
-            routes,
-            topic: None,
-            source: config.limits.source.clone(),
-            batch_bytes: lessons.batch_bytes,
-            denied: lessons.denied.clone(),
-            known: HashMap::new(),
-        }
+    pub(crate) fn new(config: &RelayConfig, routes: Routes) -> Self {
+        Self { routes, topic: None, source: config.limits.source.clone() }
     }
 
     /// Sends the events of all types to this topic.
@@ -62,70 +54,47 @@ impl Destinations {
         self.topic = topic;
     }
 
-    /// Takes up other routes: what is sent from now on follows them.
-    pub(crate) fn reroute(&mut self, routes: Routes) {
-        if self.routes != routes {
-            self.routes = routes;
-            self.known.clear();
-        }
+    /// Takes up other routes: what is sent from now on follows them. Returns whether they differ.
+    pub(crate) fn reroute(&mut self, routes: Routes) -> bool {
+        let differ = self.routes != routes;
+        self.routes = routes;
+        differ
     }
 
-    /// Whether [`Destinations::find`] need not be asked.
-    pub(crate) fn is_known(&self, aggregate_type: &str) -> bool {
-        match self.known.get(aggregate_type) {
-            None => false,
-            Some(Ok(_)) => true,
-            Some(Err((_, looked))) => looked.elapsed() < LOOK_AGAIN,
-        }
+    /// The topic of an aggregate type.
+    pub(crate) fn topic_of(&self, aggregate_type: &str) -> Result<String, IllegalTopic> {
+        self.topic.clone().map_or_else(|| self.routes.resolve(aggregate_type), Ok)
     }
 
-    /// Finds the destination of an aggregate type, or why its events can have none. Makes the topic if it is missing.
-    pub(crate) async fn find(&mut self, aggregate_type: &str) -> Result<(), Failure> {
-        let found = self.look(aggregate_type).await?;
-        self.known.insert(aggregate_type.to_owned(), found.map_err(|reason| (reason, Instant::now())));
-        Ok(())
-    }
-
-    /// The destination that was found for an aggregate type, or why its events can have none.
-    pub(crate) fn known(&self, aggregate_type: &str) -> Result<&Destination, &str> {
-        match self.known.get(aggregate_type) {
-            Some(Ok(destination)) => Ok(destination),
-            Some(Err((reason, _))) => Err(reason),
-            None => Err("its aggregate type has no topic"),
+    /// What the records of an aggregate type need in a topic whose partitions have these flows.
+    pub(crate) fn destination(&self, aggregate_type: &str, topic: &OpenTopic, flows: Range<usize>) -> Destination {
+        Destination {
+            topic: topic.name.clone(),
+            source: format!("{}/{aggregate_type}", self.source),
+            bytes_max: topic.bytes_max,
+            flows,
         }
     }
+}
 
-    async fn look(&self, aggregate_type: &str) -> Result<Result<Destination, String>, Failure> {
-        let resolved = self.topic.clone().map_or_else(|| self.routes.resolve(aggregate_type), Ok);
-        let topic = match resolved {
-            Ok(topic) => topic,
-            Err(illegal) => return Ok(Err(illegal.to_string())),
-        };
-        if let Some((reason, _)) = self.denied.get(&topic).filter(|(_, since)| since.elapsed() < LOOK_AGAIN) {
-            return Ok(Err(reason.clone()));
+/// Looks at a topic, and makes it if it is missing. `batch_bytes` is what the producer puts into a batch.
+pub(crate) async fn open(topics: &Topics, name: &str, batch_bytes: usize) -> Result<OpenTopic, Failure> {
+    let trouble = |cause| Failure::Topics(vec![Trouble { topic: name.to_owned(), cause }]);
+    match topics.look_or_create(name).await {
+        Ok(TopicState::There { partitions, leaderless, .. }) if leaderless == partitions => {
+            Err(trouble(Cause::Unavailable("none of its partitions has a leader".to_owned())))
         }
-        let failed = |error| Failure::Topic { topic: topic.clone(), error };
-        let mut state = self.topics.look(&topic).await.map_err(failed)?;
-        if matches!(state, TopicState::Missing) {
-            state = if self.kafka.creates_topics() {
-                self.topics.create(&topic).await.map_err(failed)?
-            } else {
-                TopicState::Refused("does not exist, and KAFKA_CREATE_TOPICS is false".to_owned())
-            };
-        }
-        match state {
-            TopicState::There { message_bytes_max } => {
-                let bytes_max = message_bytes_max.unwrap_or(self.batch_bytes);
-                if bytes_max < self.batch_bytes {
-                    // A batch of many small records would be refused as a whole.
-                    return Err(Failure::SmallerBatches(bytes_max));
-                }
-                let source = format!("{}/{aggregate_type}", self.source);
-                let bytes_max = message_bytes_max.unwrap_or(usize::MAX).saturating_sub(BATCH_OVERHEAD_BYTES);
-                Ok(Ok(Destination { topic, source, bytes_max }))
+        Ok(TopicState::There { message_bytes_max, partitions, .. }) => {
+            let batch_max = message_bytes_max.unwrap_or(batch_bytes);
+            if batch_max < batch_bytes {
+                // A batch of many small records would be refused as a whole.
+                return Err(Failure::SmallerBatches(batch_max));
             }
-            TopicState::Refused(why) => Ok(Err(format!("the topic '{topic}' {why}"))),
-            TopicState::Missing => Ok(Err(format!("the topic '{topic}' does not exist"))),
+            let bytes_max = message_bytes_max.unwrap_or(usize::MAX).saturating_sub(BATCH_OVERHEAD_BYTES);
+            Ok(OpenTopic { name: name.to_owned(), bytes_max, partitions })
         }
+        Ok(TopicState::Refused(why)) => Err(trouble(Cause::Unavailable(why))),
+        Ok(TopicState::Missing) => Err(trouble(Cause::Unavailable("does not exist".to_owned()))),
+        Err(error) => Err(trouble(Cause::TimedOut(format!("could not be looked at: {error}")))),
     }
 }

@@ -7,7 +7,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use shared::propagation::TraceId;
 use tokio::sync::Notify;
 
-use crate::lanes::Ticket;
+use crate::lanes::{Ticket, TypeIndex};
 
 /// A record that Kafka has.
 #[derive(Debug, Clone, Copy)]
@@ -29,40 +29,63 @@ pub(crate) struct Parked {
     pub reason: Option<String>,
 }
 
-/// A record that a broker has refused, perhaps only for the company in its batch.
-#[derive(Debug, Clone)]
-pub(crate) struct Refused {
-    /// The record's.
-    pub ticket: Ticket,
-    /// What the broker said.
-    pub code: RDKafkaErrorCode,
-    /// Where the record was to go.
-    pub topic: String,
-}
 
 /// How a retry of parked rows has ended.
 #[derive(Debug)]
-pub(crate) struct Retried {
-    /// How many of them, from the first, Kafka has.
-    pub published: usize,
-    /// Why it refuses the one after those.
-    pub refused: Option<String>,
+pub(crate) enum Retried {
+    /// It has been made.
+    Ended {
+        /// How many of them, from the first, Kafka has.
+        published: usize,
+        /// Why it refuses the one after those.
+        refused: Option<String>,
+    },
+    /// Their topic is not known yet, or takes no records now: it is to be made later.
+    Later,
 }
 
 /// Why nothing more can be sent.
 #[derive(Debug, Clone)]
 pub(crate) enum Failure {
-    /// A record was not taken, or the producer as a whole is done for.
+    /// The producer as a whole is done for.
     Kafka(KafkaError),
-    /// A topic could not be looked at or made.
-    Topic {
-        /// Its name.
-        topic: String,
-        /// What the brokers say.
-        error: KafkaError,
-    },
+    /// These topics take no records, or not these. The others are well, as far as is known.
+    Topics(Vec<Trouble>),
     /// A topic takes smaller batches only, of so many bytes.
     SmallerBatches(usize),
+}
+
+/// A topic, and what is wrong with it.
+#[derive(Debug, Clone)]
+pub(crate) struct Trouble {
+    /// Its name.
+    pub topic: String,
+    /// What is wrong.
+    pub cause: Cause,
+}
+
+impl Trouble {
+    /// In words for a person.
+    pub(crate) fn reason(&self) -> String {
+        match &self.cause {
+            Cause::TimedOut(why) | Cause::Unavailable(why) => why.clone(),
+            Cause::Refused => "a broker has refused a batch for what is in one of its records".to_owned(),
+            Cause::Unconfirmed => "records were reported as delivered that no broker has acknowledged".to_owned(),
+        }
+    }
+}
+
+/// What is wrong with a topic.
+#[derive(Debug, Clone)]
+pub(crate) enum Cause {
+    /// Nothing was heard in time: the topic's brokers do not take records, or all brokers are away.
+    TimedOut(String),
+    /// A broker has said why it takes none.
+    Unavailable(String),
+    /// A broker has refused a batch for what is in it.
+    Refused,
+    /// The client has reported records as delivered which no broker has acknowledged.
+    Unconfirmed,
 }
 
 /// Outcomes that have not been taken yet.
@@ -70,7 +93,10 @@ pub(crate) enum Failure {
 struct State {
     acknowledged: Vec<Acknowledged>,
     parked: Vec<Parked>,
-    refused: Vec<Refused>,
+    /// Records that a broker has refused, perhaps only for the company in their batch.
+    refused: Vec<Ticket>,
+    /// Types whose topic takes no records, and of which nothing is under way.
+    set_aside: Vec<(TypeIndex, Trouble)>,
     /// The first failure is the cause; those after it are its consequences.
     failure: Option<Failure>,
     /// A record that is sent alone, and its outcome once it is known.
@@ -117,19 +143,22 @@ impl Outcomes {
     /// A broker, or the producer by itself, has given up on a record. Returns whether that leaves a gap, behind which nothing may be sent: it
     /// leaves none when the record was sent alone.
     pub(crate) fn reject(&self, ticket: Ticket, error: &KafkaError, topic: &str) -> bool {
+        let code = error.rdkafka_error_code();
+        if matches!(code, Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)) {
+            // We have thrown it away ourselves, for a reason that is known.
+            return false;
+        }
         let mut state = self.lock();
-        let code = error.rdkafka_error_code().filter(|code| is_refusal(*code));
-        let gap = match (code, state.alone.as_mut().filter(|(alone, _)| *alone == ticket)) {
+        let own = code.filter(|code| is_own_fault(*code));
+        let gap = match (own, state.alone.as_mut().filter(|(alone, _)| *alone == ticket)) {
             // It was alone, so it was itself that was refused: no failure, but an answer.
             (Some(code), Some((_, outcome))) => {
                 *outcome = Some(Err(code));
                 false
             }
-            (code, _) => {
-                if let Some(code) = code {
-                    state.refused.push(Refused { ticket, code, topic: topic.to_owned() });
-                }
-                state.failure.get_or_insert_with(|| Failure::Kafka(error.clone()));
+            (own, _) => {
+                state.refused.extend(own.map(|_| ticket));
+                state.failure.get_or_insert_with(|| failure(error, topic));
                 true
             }
         };
@@ -137,6 +166,21 @@ impl Outcomes {
         self.answered.notify_all();
         self.changed.notify_one();
         gap
+    }
+
+    /// A record was reported as delivered, but no broker has said so.
+    pub(crate) fn doubt(&self, topic: &str) {
+        self.fail(Failure::Topics(vec![Trouble { topic: topic.to_owned(), cause: Cause::Unconfirmed }]));
+    }
+
+    /// The topic of a type takes no records, and none of the type is under way: it is to wait, and all others go on.
+    pub(crate) fn set_aside(&self, type_index: TypeIndex, trouble: Trouble) {
+        self.lock().set_aside.push((type_index, trouble));
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn take_set_aside(&self) -> Vec<(TypeIndex, Trouble)> {
+        std::mem::take(&mut self.lock().set_aside)
     }
 
     pub(crate) fn fail(&self, failure: Failure) {
@@ -223,7 +267,7 @@ impl Outcomes {
         std::mem::take(&mut self.lock().parked)
     }
 
-    pub(crate) fn take_refused(&self) -> Vec<Refused> {
+    pub(crate) fn take_refused(&self) -> Vec<Ticket> {
         std::mem::take(&mut self.lock().refused)
     }
 
@@ -237,9 +281,37 @@ impl Outcomes {
     }
 }
 
-/// Whether a broker says this of a record that it will never take, as opposed to one that it cannot take now. Of a batch of records
-/// it may be true of one only.
-fn is_refusal(code: RDKafkaErrorCode) -> bool {
+/// What an error of a record means for the others.
+fn failure(error: &KafkaError, topic: &str) -> Failure {
+    use RDKafkaErrorCode as Code;
+    let Some(code) = error.rdkafka_error_code() else { return Failure::Kafka(error.clone()) };
+    let cause = match code {
+        code if is_own_fault(code) => Cause::Refused,
+        // What the broker says of the other records of a batch in which it has refused one.
+        Code::InvalidDifferentRecord => Cause::Refused,
+        Code::MessageTimedOut => Cause::TimedOut("its brokers did not acknowledge a record in time".to_owned()),
+        Code::TopicAuthorizationFailed
+        | Code::InvalidTopic
+        | Code::InvalidTimestamp
+        | Code::LeaderNotAvailable
+        | Code::NotEnoughReplicas
+        | Code::NotEnoughReplicasAfterAppend
+        | Code::InvalidRequiredAcks
+        | Code::KafkaStorageError
+        | Code::UnknownPartition
+        | Code::UnknownTopic
+        | Code::UnknownTopicId
+        | Code::UnknownTopicOrPartition
+        | Code::UnsupportedForMessageFormat
+        | Code::ThrottlingQuotaExceeded => Cause::Unavailable(format!("a broker said: {code}")),
+        _ => return Failure::Kafka(error.clone()),
+    };
+    Failure::Topics(vec![Trouble { topic: topic.to_owned(), cause }])
+}
+
+/// Whether a broker says this of a record for what is in it: it will never take it. Of a batch of records it may be true of one only.
+/// What a topic, the rights to it or a clock are to blame for is none of these: such records wait.
+fn is_own_fault(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         code,
@@ -247,13 +319,6 @@ fn is_refusal(code: RDKafkaErrorCode) -> bool {
             | Code::MessageBatchTooLarge
             | Code::InvalidMessageSize
             | Code::InvalidRecord
-            | Code::InvalidTimestamp
-            | Code::UnsupportedForMessageFormat
             | Code::PolicyViolation
-    ) || is_of_topic(code)
-}
-
-/// Whether it is said of all records of the topic.
-pub(crate) fn is_of_topic(code: RDKafkaErrorCode) -> bool {
-    matches!(code, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic)
+    )
 }

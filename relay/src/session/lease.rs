@@ -37,6 +37,11 @@ impl Lease {
         self.changed.notify_all();
     }
 
+    /// Whether the session has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Returns as soon as a record that may take as long as `needed` can be sent under the leases, or whether it cannot any more.
     ///
     /// A relay that was frozen between reading and sending waits here when it wakes: its session's next renewal finds out that the lanes

@@ -38,16 +38,17 @@ impl Session<'_> {
         if Instant::now() < self.next_balance {
             return Ok(());
         }
-        self.next_balance = Instant::now() + self.config.limits.renewal();
+        self.next_balance = Instant::now() + self.streams.config.limits.renewal();
         self.renew().await.map(|_| ())
     }
 
     async fn balance(&mut self) -> Result<(), SessionError> {
         // Not moved by a settle between two of these: under load, settles follow each other closely, and lanes would never be balanced.
-        self.next_balance = Instant::now() + self.config.limits.renewal();
+        self.next_balance = Instant::now() + self.streams.config.limits.renewal();
         let relays = self.renew().await?;
-        let routes = in_time(self.config.limits.lease(), outbox::routes::routes(&mut self.connection)).await?;
-        self.pipe.send(Work::Routes(self.config.routes.with_table(routes)));
+        let routes = in_time(self.streams.config.limits.lease(), outbox::routes::routes(&mut self.connection)).await?;
+        self.streams.routes = self.streams.config.routes.with_table(routes);
+        self.main.pipe.send(Work::Routes(self.streams.routes.clone()));
         self.release_drained().await?;
         let share = fair_share(relays);
         let held = self.lanes.iter().filter(|lane| !lane.draining).count();
@@ -58,7 +59,7 @@ impl Session<'_> {
             lane.draining = true;
             tracing::info!(relay.lane = lane.lane, relay.count = relays, "giving a lane to another relay");
         }
-        self.metrics.lanes_held.set(i64::try_from(self.lanes.iter().count()).unwrap_or(i64::MAX));
+        self.streams.metrics.lanes_held.set(i64::try_from(self.lanes.iter().count()).unwrap_or(i64::MAX));
         Ok(())
     }
 
@@ -67,12 +68,12 @@ impl Session<'_> {
     /// # Errors
     /// When Postgres fails, or a lane was lost.
     pub(super) async fn renew(&mut self) -> Result<usize, SessionError> {
-        let limits = &self.config.limits;
+        let limits = &self.streams.config.limits;
         let start = Instant::now();
         let held: Vec<&HeldLane> = self.lanes.iter().collect();
         let renewal = outbox::renew_and_settle(
             &mut self.connection,
-            &self.config.relay,
+            &self.streams.config.relay,
             limits.lease(),
             &held,
             self.system_identifier,
@@ -84,41 +85,49 @@ impl Session<'_> {
             return Err(SessionError::LaneLost(lost.lane));
         }
         // The database dated the lease at some moment after `start`, so it holds at least until then.
-        self.lease.extend(start + limits.lease());
+        let until = start + limits.lease();
+        self.streams.lease_until = until;
+        self.main.lease.extend(until);
+        self.waiting.values().for_each(|waiting| waiting.extend_lease(until));
         self.unsettled = false;
+        self.settle_waiting().await?;
         let took = start.elapsed();
-        self.metrics.settle_seconds.inc_by(took.as_secs_f64());
+        self.streams.metrics.settle_seconds.inc_by(took.as_secs_f64());
         // A settle gets slower when a long transaction keeps its dead rows from being cleaned up; then settle less often.
         self.next_settle = start + Duration::from_millis(limits.settle_ms).max(took * 20);
         Ok(renewal.relays)
     }
 
     async fn claim(&mut self, count: usize) -> Result<(), SessionError> {
-        let limits = &self.config.limits;
+        let limits = &self.streams.config.limits;
         let held: Vec<i16> = self.lanes.iter().map(|lane| lane.lane).collect();
         let count = i64::try_from(count).unwrap_or(i64::MAX);
-        let claimed = outbox::claim_lanes(&mut self.connection, &self.config.relay, limits.lease(), &held, count);
+        let claimed = outbox::claim_lanes(&mut self.connection, &self.streams.config.relay, limits.lease(), &held, count);
         let claimed = in_time(limits.lease(), claimed).await?;
         if claimed.is_empty() {
             return Ok(());
         }
         let numbers: Vec<i16> = claimed.iter().map(|lane| lane.lane).collect();
-        let parked = outbox::parked::parked_keys(&mut self.connection, &numbers);
-        let parked = in_time(limits.lease(), parked).await?;
+        // The sender knows the lanes' parked keys before it sees their first events.
+        for (lane, keys) in self.parked_keys(&numbers).await? {
+            self.main.pipe.send(Work::Lane(lane, keys));
+        }
         for lane in claimed {
-            let keys = parked.iter().filter(|(of, ..)| *of == lane.lane);
-            let keys = keys.map(|(_, aggregate_type, id)| (aggregate_type.clone(), id.clone())).collect();
-            // The sender knows the lane's parked keys before it sees its first event.
-            self.pipe.send(Work::Lane(lane.lane, keys));
             self.lanes.insert(held_lane(lane, self.system_identifier)?);
         }
+        self.take_waiting(&numbers).await?;
         tracing::info!(relay.lanes = ?numbers, "lanes taken");
         Ok(())
     }
 
+    fn can_be_given_back(&self, lane: &HeldLane) -> bool {
+        let waiting = self.waiting.values().map(|waiting| waiting.lanes.in_flight_of(lane.lane)).sum::<usize>();
+        self.lanes.can_be_given_back(lane) && waiting == 0
+    }
+
     async fn release_drained(&mut self) -> Result<(), SessionError> {
         let drained: Vec<&HeldLane> =
-            self.lanes.iter().filter(|lane| lane.draining && self.lanes.can_be_given_back(lane)).collect();
+            self.lanes.iter().filter(|lane| lane.draining && self.can_be_given_back(lane)).collect();
         if drained.is_empty() {
             return Ok(());
         }
@@ -127,14 +136,16 @@ impl Session<'_> {
     }
 
     async fn release(&mut self, numbers: &[i16]) -> Result<(), SessionError> {
+        self.settle_waiting().await?;
         let lanes: Vec<&HeldLane> = self.lanes.iter().filter(|lane| numbers.contains(&lane.lane)).collect();
-        let released = outbox::release_lanes(&mut self.connection, &self.config.relay, &lanes);
-        let released = in_time(self.config.limits.lease(), released).await?;
+        let released = outbox::release_lanes(&mut self.connection, &self.streams.config.relay, &lanes);
+        let released = in_time(self.streams.config.limits.lease(), released).await?;
         if usize::try_from(released) != Ok(lanes.len()) {
             return Err(SessionError::LaneLost(numbers.first().copied().unwrap_or(-1)));
         }
         for number in numbers {
             self.lanes.remove(*number);
+            self.waiting.values_mut().for_each(|waiting| waiting.lanes.remove(*number));
         }
         Ok(())
     }
@@ -144,14 +155,16 @@ impl Session<'_> {
     /// # Errors
     /// When Postgres or Kafka fails meanwhile.
     pub async fn drain(&mut self) -> Result<(), SessionError> {
-        let deadline = Instant::now() + self.config.limits.lease_needed_to_send();
-        while (self.in_flight() > 0 || self.lanes.is_amid_read()) && Instant::now() < deadline {
+        let deadline = Instant::now() + self.streams.config.limits.lease_needed_to_send();
+        let caught_up = |session: &Self| session.waiting.values().all(|waiting| waiting.lanes.in_flight() == 0);
+        while (self.in_flight() > 0 || self.lanes.is_amid_read() || !caught_up(self)) && Instant::now() < deadline {
             if self.lanes.is_amid_read() && !self.is_full() {
                 self.read_and_publish().await?;
             } else {
                 let _ = tokio::time::timeout(Duration::from_millis(100), self.outcome()).await;
             }
             self.collect().await?;
+            self.collect_waiting().await?;
             self.keep_leases_if_due().await?;
         }
         self.renew().await.map(|_| ())
@@ -164,7 +177,7 @@ impl Session<'_> {
     pub async fn leave(&mut self) -> Result<(), SessionError> {
         let numbers: Vec<i16> = self.lanes.iter().map(|lane| lane.lane).collect();
         self.release(&numbers).await?;
-        in_time(self.config.limits.lease(), outbox::leave(&mut self.connection, &self.config.relay)).await?;
+        in_time(self.streams.config.limits.lease(), outbox::leave(&mut self.connection, &self.streams.config.relay)).await?;
         tracing::info!(relay.lanes = ?numbers, "lanes given back");
         Ok(())
     }

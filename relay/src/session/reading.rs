@@ -24,25 +24,26 @@ impl Session<'_> {
         }
         let Some(plan) = self.lanes.plan() else { return Ok(Found::Nothing) };
         let limits = ReadLimits {
-            late_rows: self.config.limits.late_rows_max,
+            late_rows: self.streams.config.limits.late_rows_max,
             lane_rows: self.lane_rows,
             bytes: READ_BYTES_MAX,
         };
-        let lease = self.config.limits.lease();
-        let read = outbox::read::read(&mut self.connection, &plan, limits, self.pipe.empty_batch());
+        let lease = self.streams.config.limits.lease();
+        let read = outbox::read::read(&mut self.connection, &plan, limits, self.main.pipe.empty_batch());
         let answer = in_time(lease, read).await?;
-        self.metrics.read(answer.batch.len());
+        self.streams.metrics.read(answer.batch.len());
         self.fit_next_read(&answer);
         let ReadAnswer { snapshot, mut batch, late, late_cut, fresh_cut } = answer;
         batch.read_at = Some(spans::now());
+        batch.number_types(&mut self.types);
         let snapshot = Snapshot::parse(snapshot)?;
         let accepted = self.lanes.accept(&plan, &Answer { snapshot, rows: batch.keys(), late, late_cut, fresh_cut });
-        self.metrics.late.inc_by(accepted.late as u64);
+        self.streams.metrics.late.inc_by(accepted.late as u64);
         if accepted.tickets.iter().any(Option::is_some) {
             batch.tickets = accepted.tickets;
-            self.pipe.send(Work::Batch(batch));
+            self.main.pipe.send(Work::Batch(batch));
         } else {
-            self.pipe.give_back(batch);
+            self.main.pipe.give_back(batch);
         }
         Ok(accepted.found)
     }
@@ -51,7 +52,7 @@ impl Session<'_> {
     async fn nothing_committed_since(&mut self) -> Result<bool, SessionError> {
         let Some(exhausted) = self.lanes.exhausted() else { return Ok(false) };
         let snapshot = outbox::current_snapshot(&mut self.connection);
-        Ok(exhausted.as_str() == in_time(self.config.limits.lease(), snapshot).await?)
+        Ok(exhausted.as_str() == in_time(self.streams.config.limits.lease(), snapshot).await?)
     }
 
     /// Asks for fewer rows when they are so large that a read was cut off, since the server sends the rest of it in vain; and for more
@@ -61,7 +62,7 @@ impl Session<'_> {
         if bytes >= READ_BYTES_MAX {
             self.lane_rows = (self.lane_rows / 4).max(1);
         } else if bytes < READ_BYTES_MAX / 4 {
-            self.lane_rows = (self.lane_rows * 2).min(self.config.limits.lane_rows_max);
+            self.lane_rows = (self.lane_rows * 2).min(self.streams.config.limits.lane_rows_max);
         }
     }
 }

@@ -1,57 +1,93 @@
 //! The thread that hands events to the producer, so that the next read is under way meanwhile.
 
-use std::collections::{HashMap, HashSet};
+mod feeder;
+mod held;
+mod retrying;
+
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender as ChannelSender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use shared::ages::EventAge;
-use shared::spans;
+use shared::kafka::Topics;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 
 use super::lease::Lease;
-use crate::batch::{Batch, Event};
-use crate::lanes::{RowKey, Ticket};
+use crate::batch::Batch;
+use crate::lanes::TypeIndex;
 use crate::outbox::parked::ParkedRow;
-use crate::publisher::destinations::Destinations;
-use crate::publisher::outcomes::{Failure, Outcomes, Parked, Retried};
-use crate::publisher::spans::{Origin, PublishSpan};
-use crate::publisher::{Publisher, SendError};
+use crate::publisher::Publisher;
+use crate::publisher::destinations::{Destinations, OpenTopic};
+use crate::publisher::flow::FlowControl;
+use crate::publisher::outcomes::{Failure, Outcomes};
 use crate::routes::Routes;
+
+use feeder::Feeder;
 
 /// Reads that wait for the sender. With the one it works on and the one that is being read, this bounds the memory for rows.
 pub(super) const BATCHES_WAITING: usize = 2;
 
-/// Between two tries to hand over a record while the producer's queue is full.
-const QUEUE_FULL_WAIT: Duration = Duration::from_millis(1);
+/// Between two looks at events that are held back, and at what is in flight.
+const TICK: Duration = Duration::from_millis(1);
+const TICK_IN_FLIGHT: Duration = Duration::from_millis(50);
 
 /// What the sender is told, in this order.
 #[derive(Debug)]
 pub(super) enum Work {
     /// A lane was taken, and these keys of it (aggregate type and id) are parked.
     Lane(i16, Vec<(String, String)>),
+    /// These keys of a lane are parked too.
+    Parked(i16, Vec<(String, String)>),
     /// Where events go from now on.
     Routes(Routes),
     /// Events to publish.
     Batch(Batch),
-    /// Parked events of one key to try again, while nothing else is under way.
-    Retry(Vec<ParkedRow>),
+    /// Parked events of one key, of this type, to try again while nothing else is under way.
+    Retry(TypeIndex, Vec<ParkedRow>),
     /// This key (aggregate type and id) is parked no more.
     Unpark(i16, (String, String)),
+    /// This type waits no more.
+    Resume(TypeIndex),
+    /// The topic of a type was looked at.
+    Looked(Looked),
+    /// The brokers were asked about a topic that is slow.
+    Checked {
+        /// Its name.
+        topic: String,
+        /// Partitions of it without a leader.
+        leaderless: usize,
+    },
+    /// The session has ended.
+    Close,
+}
+
+/// What a look at the topic of a type has found.
+#[derive(Debug)]
+pub(super) struct Looked {
+    pub type_index: TypeIndex,
+    pub aggregate_type: String,
+    pub topic: Result<OpenTopic, Failure>,
 }
 
 /// What the sender needs.
 pub(super) struct Sender {
     pub publisher: Publisher,
+    pub control: FlowControl,
     pub outcomes: Arc<Outcomes>,
     /// How old events are when they have been read.
     pub read_age: EventAge,
     pub lease: Arc<Lease>,
+    pub topics: Topics,
     pub destinations: Destinations,
+    /// Bytes that the producer puts into a batch.
+    pub batch_bytes: usize,
     /// How much of its lease a lane must still have when a record of it is handed over.
     pub lease_needed: Duration,
+    /// How long a record may be in flight before its topic is in trouble.
+    pub slow: Duration,
     /// Rows (lane and outbox id) of which one or more will be refused: they are sent one at a time.
     pub suspects: HashSet<(i16, i64)>,
     /// Whether parked events that are tried again all go alone, since some of them could not go together.
@@ -61,10 +97,9 @@ pub(super) struct Sender {
 /// The thread and the way to it.
 ///
 /// Only batches are bounded, by [`Pipe::is_full`]. If the session could be made to wait here for anything else, it would no longer renew
-/// the leases that the sender may be waiting for, and both would wait for ever: while a topic is looked at, which can take longer than
-/// a lease, nothing is taken from the channel.
+/// the leases that the sender may be waiting for, and both would wait for ever.
 pub(super) struct Pipe {
-    work: mpsc::UnboundedSender<Work>,
+    work: ChannelSender<Work>,
     /// Batches that wait.
     waiting: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
@@ -76,14 +111,16 @@ pub(super) struct Pipe {
 impl Pipe {
     /// Starts the thread. It ends when the lease is closed or this is dropped.
     pub(super) fn start(sender: Sender) -> std::io::Result<Self> {
-        let (work, receiver) = mpsc::unbounded_channel();
+        let (work, receiver) = channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let lease = Arc::clone(&sender.lease);
-        let handle = Handle::current();
         let used = Arc::new(Mutex::new(Vec::with_capacity(BATCHES_WAITING + 2)));
-        let run =
-            Run { sender, handle, parked: HashMap::new(), used: Arc::clone(&used), waiting: Arc::clone(&waiting) };
-        let thread = std::thread::Builder::new().name("sender".to_owned()).spawn(move || run.work(receiver))?;
+        let run = Run {
+            feeder: Feeder::new(sender, work.clone(), Handle::current()),
+            used: Arc::clone(&used),
+            waiting: Arc::clone(&waiting),
+        };
+        let thread = std::thread::Builder::new().name("sender".to_owned()).spawn(move || run.work(&receiver))?;
         Ok(Self { work, waiting, thread: Some(thread), lease, used })
     }
 
@@ -111,212 +148,94 @@ impl Pipe {
         let _ = self.work.send(work);
     }
 
-    /// Ends the thread and its producer. What was not sent is thrown away, which takes up to half a second. Blocks.
+    /// Ends the thread and its producer: when this returns, nothing is sent any more, and what Kafka has acknowledged is known. Blocks.
     pub(super) fn close(mut self) {
-        self.lease.close();
-        let Self { work, thread, .. } = &mut self;
-        // The thread may be waiting for work.
-        drop(std::mem::replace(work, mpsc::unbounded_channel().0));
-        if let Some(thread) = thread.take() {
+        self.end();
+        if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+
+    fn end(&self) {
+        self.lease.close();
+        // The thread may be waiting for work.
+        let _ = self.work.send(Work::Close);
     }
 }
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        self.lease.close();
+        self.end();
     }
 }
 
 /// The thread's state.
 struct Run {
-    sender: Sender,
-    handle: Handle,
-    /// By lane, the keys whose events wait in `relay_parked`.
-    parked: HashMap<i16, HashSet<(String, String)>>,
+    feeder: Feeder,
     used: Arc<Mutex<Vec<Batch>>>,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Run {
-    fn work(mut self, mut receiver: mpsc::UnboundedReceiver<Work>) {
-        while let Some(work) = receiver.blocking_recv() {
-            if matches!(work, Work::Batch(_)) {
+    fn work(mut self, receiver: &Receiver<Work>) {
+        let outcomes = self.feeder.outcomes();
+        let failure = loop {
+            let done = match self.next(receiver) {
+                Ok(Some(work)) => self.take(work),
+                Ok(None) => Ok(()),
+                Err(stop) => Err(stop),
+            };
+            match done.and_then(|()| self.feeder.tick(Instant::now())) {
+                Ok(()) => {}
+                Err(Stop::Closed) => break None,
+                Err(Stop::Failed(failure)) => break Some(failure),
+            }
+        };
+        // The producer goes first: whoever hears of the failure may rely on nothing more being sent.
+        drop(self);
+        if let Some(failure) = failure {
+            outcomes.fail(failure);
+        }
+    }
+
+    /// Waits for work, and no longer than until something is to be looked at.
+    fn next(&self, receiver: &Receiver<Work>) -> Result<Option<Work>, Stop> {
+        let tick = if self.feeder.holds_events() {
+            TICK
+        } else if self.feeder.is_busy() {
+            TICK_IN_FLIGHT
+        } else {
+            return receiver.recv().map(Some).map_err(|_| Stop::Closed);
+        };
+        match receiver.recv_timeout(tick) {
+            Ok(work) => Ok(Some(work)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(Stop::Closed),
+        }
+    }
+
+    fn take(&mut self, work: Work) -> Result<(), Stop> {
+        match work {
+            Work::Close => return Err(Stop::Closed),
+            Work::Batch(mut batch) => {
                 // There is room for another one.
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
-                self.sender.outcomes.nudge();
+                self.feeder.outcomes().nudge();
+                let done = self.feeder.batch(&batch);
+                batch.clear();
+                put(&self.used, batch);
+                return done;
             }
-            let done = match work {
-                Work::Lane(lane, keys) => {
-                    self.parked.insert(lane, keys.into_iter().collect());
-                    Ok(())
-                }
-                Work::Routes(routes) => {
-                    self.sender.destinations.reroute(routes);
-                    Ok(())
-                }
-                Work::Batch(mut batch) => {
-                    let done = self.batch(&batch);
-                    batch.clear();
-                    put(&self.used, batch);
-                    done
-                }
-                Work::Retry(rows) => self.retry(&rows),
-                Work::Unpark(lane, key) => {
-                    if let Some(keys) = self.parked.get_mut(&lane) {
-                        keys.remove(&key);
-                    }
-                    Ok(())
-                }
-            };
-            match done {
-                Ok(()) => {}
-                Err(Stop::Closed) => return,
-                Err(Stop::Failed(failure)) => return self.sender.outcomes.fail(failure),
-            }
-        }
-    }
-
-    fn batch(&mut self, batch: &Batch) -> Result<(), Stop> {
-        let read_at = batch.read_at.unwrap_or_else(spans::now);
-        for (row, ticket, event) in batch.events() {
-            if self.is_parked(row.lane, &event) {
-                self.sender.outcomes.park(Parked { ticket, id: row.id, reason: None });
-            } else if let Some(reason) = self.send(row, ticket, &event, read_at)? {
-                tracing::error!(
-                    event.id = %event.event_id,
-                    outbox.id = row.id,
-                    reason,
-                    "Kafka refuses an event for good: its key is parked, see `outrider parked list`"
-                );
-                let key = (event.aggregate_type.to_owned(), event.aggregate_id.to_owned());
-                self.parked.entry(row.lane).or_default().insert(key);
-                self.sender.outcomes.park(Parked { ticket, id: row.id, reason: Some(reason) });
-            }
+            Work::Retry(type_index, rows) => return self.feeder.retry(type_index, &rows),
+            Work::Looked(looked) => return self.feeder.looked(looked),
+            Work::Checked { topic, leaderless } => self.feeder.checked(topic, leaderless),
+            Work::Resume(type_index) => self.feeder.resume(type_index),
+            Work::Routes(routes) => self.feeder.reroute(routes),
+            Work::Lane(lane, keys) => self.feeder.take_lane(lane, keys),
+            Work::Parked(lane, keys) => self.feeder.add_parked(lane, keys),
+            Work::Unpark(lane, key) => self.feeder.unpark(lane, &key),
         }
         Ok(())
-    }
-
-    /// Tries parked events of one key again. Those that were refused before go alone, so that a refusal is their own; the others
-    /// follow them at full speed, unless one of those was refused in the company of its batch.
-    fn retry(&mut self, rows: &[ParkedRow]) -> Result<(), Stop> {
-        self.sender.outcomes.begin_retry();
-        let read_at = spans::now();
-        for (index, row) in rows.iter().enumerate() {
-            let alone = row.reason.is_some() || self.sender.retry_alone;
-            let outcomes = Arc::clone(&self.sender.outcomes);
-            if alone && !outcomes.all_retried(index) {
-                return Err(Stop::Closed);
-            }
-            let origin = Origin { id: row.id, lane: None, read_at };
-            if let Some(reason) = self.hand_over(Ticket::retry(index as u64), &row.event(), alone, origin)? {
-                if !outcomes.all_retried(index) {
-                    return Err(Stop::Closed);
-                }
-                outcomes.end_retry(Retried { published: index, refused: Some(reason) });
-                return Ok(());
-            }
-        }
-        if !self.sender.outcomes.all_retried(rows.len()) {
-            return Err(Stop::Closed);
-        }
-        self.sender.outcomes.end_retry(Retried { published: rows.len(), refused: None });
-        Ok(())
-    }
-
-    fn is_parked(&self, lane: i16, event: &Event<'_>) -> bool {
-        // Almost always there is none.
-        self.parked.get(&lane).is_some_and(|keys| {
-            !keys.is_empty() && keys.contains(&(event.aggregate_type.to_owned(), event.aggregate_id.to_owned()))
-        })
-    }
-
-    fn send(
-        &mut self,
-        row: RowKey,
-        ticket: Ticket,
-        event: &Event<'_>,
-        read_at: SystemTime,
-    ) -> Result<Option<String>, Stop> {
-        let suspects = &mut self.sender.suspects;
-        let alone = !suspects.is_empty() && suspects.remove(&(row.lane, row.id));
-        let origin = Origin { id: row.id, lane: Some(row.lane), read_at };
-        let refused = self.hand_over(ticket, event, alone, origin)?;
-        if alone && self.sender.suspects.is_empty() {
-            self.sender.outcomes.clear();
-        }
-        Ok(refused)
-    }
-
-    /// Hands an event to the producer, with a span if its trace is recorded. Returns a reason if Kafka will never take it.
-    fn hand_over(
-        &mut self,
-        ticket: Ticket,
-        event: &Event<'_>,
-        alone: bool,
-        origin: Origin,
-    ) -> Result<Option<String>, Stop> {
-        let mut span = self.sender.publisher.spans().begin(event, origin);
-        let had_span = span.is_some();
-        // A parked event that is tried again was counted before.
-        if origin.lane.is_some() {
-            let trace_id = span.as_ref().map(PublishSpan::trace_id);
-            self.sender.read_age.observe(event.occurred_at.into(), origin.read_at, trace_id);
-        }
-        let refused = self.try_to_hand_over(ticket, event, alone, &mut span)?;
-        // A span that went with its record has its end there.
-        if let Some(reason) = &refused {
-            let spans = self.sender.publisher.spans();
-            let forced = || if had_span { None } else { spans.force(event, origin) };
-            if let Some(span) = span.or_else(forced) {
-                let topic = self.sender.destinations.known(event.aggregate_type).map_or("", |to| &to.topic);
-                spans.refused(span, topic, reason);
-            }
-        }
-        Ok(refused)
-    }
-
-    /// Waits for room in the producer's queue; for the event's outcome too, if it is to go alone.
-    fn try_to_hand_over(
-        &mut self,
-        ticket: Ticket,
-        event: &Event<'_>,
-        alone: bool,
-        span: &mut Option<PublishSpan>,
-    ) -> Result<Option<String>, Stop> {
-        let Sender { publisher, outcomes, lease, destinations, lease_needed, .. } = &mut self.sender;
-        if !destinations.is_known(event.aggregate_type) {
-            self.handle.block_on(destinations.find(event.aggregate_type)).map_err(Stop::Failed)?;
-        }
-        let to = match destinations.known(event.aggregate_type) {
-            Ok(destination) => destination,
-            Err(reason) => return Ok(Some(reason.to_owned())),
-        };
-        let bytes = event.payload.len() + event.aggregate_id.len() + event.headers.len();
-        if bytes > to.bytes_max {
-            return Ok(Some(format!("it is too large for max.message.bytes of the topic '{}'", to.topic)));
-        }
-        if alone {
-            outcomes.expect_alone(ticket);
-        }
-        loop {
-            if !lease.allows(*lease_needed) {
-                return Err(Stop::Closed);
-            }
-            match publisher.send(to, event, ticket, span) {
-                Ok(()) => break,
-                Err(SendError::Refused(reason)) => return Ok(Some(reason)),
-                Err(SendError::Broken(error)) => return Err(Stop::Failed(Failure::Kafka(error))),
-                // Every record in the queue ends within the message time-out, so this does too.
-                Err(SendError::QueueFull) => std::thread::sleep(QUEUE_FULL_WAIT),
-            }
-        }
-        if !alone {
-            return Ok(None);
-        }
-        let outcome = outcomes.outcome_alone().ok_or(Stop::Closed)?;
-        Ok(outcome.err().map(|code| format!("a broker said: {code}")))
     }
 }
 
@@ -325,9 +244,9 @@ fn put(used: &Mutex<Vec<Batch>>, batch: Batch) {
 }
 
 /// Why the thread ends.
-enum Stop {
+pub(super) enum Stop {
     /// The session has ended.
     Closed,
-    /// The session must end.
+    /// The session must end, or publish by another producer.
     Failed(Failure),
 }

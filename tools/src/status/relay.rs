@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use relay::backlog::{self, Backlog};
 use relay::outbox::retention::{Partition, partitions};
-use relay::outbox::status::{self, LaneStatus, Published};
+use relay::outbox::status::{self, LaneStatus, Published, WaitingStatus};
 use serde::Serialize;
 use sqlx::PgConnection;
 use tokio::time::Instant;
@@ -29,6 +29,8 @@ pub struct RelayStatus {
     pub rate: Rate,
     /// What waits because Kafka refuses it.
     pub parked: Parked,
+    /// What waits because its topic takes no records, the oldest first.
+    pub waiting: Vec<WaitingTopic>,
     /// The outbox's partitions, the oldest first.
     pub partitions: Vec<PartitionStatus>,
     /// Ids that can be given out before an insert finds no partition.
@@ -83,6 +85,19 @@ pub struct Parked {
     pub events: i64,
     /// For how long the oldest has been waiting.
     pub oldest_age_secs: Option<f64>,
+}
+
+/// A topic that takes no records.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WaitingTopic {
+    /// Its name.
+    pub topic: String,
+    /// The aggregate types whose events wait for it.
+    pub aggregate_types: Vec<String>,
+    /// What it lacks.
+    pub reason: String,
+    /// For how long they have been waiting.
+    pub age_secs: f64,
 }
 
 /// A partition of the outbox.
@@ -140,9 +155,25 @@ pub async fn look(connection: &mut PgConnection) -> Result<RelayStatus> {
         backlog: total,
         lanes: found.lanes.into_iter().zip(found.backlogs).map(|(status, backlog)| lane(status, backlog)).collect(),
         parked: Parked { keys: parked.keys, events: parked.events, oldest_age_secs: parked.oldest_age_secs },
+        waiting: waiting_topics(found.waiting),
         ids_ahead: partitions.iter().map(|partition| partition.past_id - 1 - last_id).max().unwrap_or(0).max(0),
         partitions: partitions.into_iter().map(|partition| judged(partition, last_id, found.lowest_id)).collect(),
     })
+}
+
+/// One line a topic; `waiting` has one for each type and lane, the oldest first.
+fn waiting_topics(waiting: Vec<WaitingStatus>) -> Vec<WaitingTopic> {
+    let mut topics: Vec<WaitingTopic> = Vec::new();
+    for WaitingStatus { aggregate_type, topic, reason, age_secs, .. } in waiting {
+        let Some(known) = topics.iter_mut().find(|known| known.topic == topic) else {
+            topics.push(WaitingTopic { topic, aggregate_types: vec![aggregate_type], reason, age_secs });
+            continue;
+        };
+        if !known.aggregate_types.contains(&aggregate_type) {
+            known.aggregate_types.push(aggregate_type);
+        }
+    }
+    topics
 }
 
 fn lane(status: LaneStatus, backlog: Backlog) -> Lane {
@@ -205,6 +236,20 @@ mod tests {
         assert_eq!(rate(Some(100.0), 100.0, 1_000).drain_secs, None);
         assert_eq!(rate(None, 0.0, 1_000).drain_secs, None);
         assert_eq!(rate(None, 50.0, 0).drain_secs, Some(0.0));
+    }
+
+    #[test]
+    fn a_topic_that_waits_is_told_once_with_all_its_types() {
+        let of = |lane, aggregate_type: &str, topic: &str, age_secs| WaitingStatus {
+            lane,
+            aggregate_type: aggregate_type.to_owned(),
+            topic: topic.to_owned(),
+            reason: "has no leader".to_owned(),
+            age_secs,
+        };
+        let topics = waiting_topics(vec![of(1, "a", "t", 9.0), of(2, "a", "t", 9.0), of(1, "b", "t", 5.0), of(1, "c", "u", 1.0)]);
+        let found: Vec<_> = topics.iter().map(|topic| (topic.topic.as_str(), topic.aggregate_types.join(","), topic.age_secs)).collect();
+        assert_eq!(found, [("t", "a,b".to_owned(), 9.0), ("u", "c".to_owned(), 1.0)]);
     }
 
     #[test]

@@ -40,7 +40,18 @@ fn summary(relay: &RelayStatus, out: &mut Formatter<'_>) -> fmt::Result {
     writeln!(out, "rate        {published} published/s, {:.0} written/s{drained}", relay.rate.written_per_second)?;
     let parked = &relay.parked;
     let oldest = parked.oldest_age_secs.map(|secs| format!(", the oldest for {}", time(secs))).unwrap_or_default();
-    writeln!(out, "parked      {} keys, {} events{oldest}", count(parked.keys), count(parked.events))
+    writeln!(out, "parked      {} keys, {} events{oldest}", count(parked.keys), count(parked.events))?;
+    for waiting in &relay.waiting {
+        writeln!(
+            out,
+            "waiting     topic {} takes no records since {}: {}; {} wait",
+            waiting.topic,
+            time(waiting.age_secs),
+            waiting.reason,
+            waiting.aggregate_types.join(", ")
+        )?;
+    }
+    Ok(())
 }
 
 fn backlog(backlog: &Backlog) -> String {

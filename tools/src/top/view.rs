@@ -290,6 +290,7 @@ mod tests {
                 backlog: Backlog { rows: 12_345, exact: false, late_rows: 0, oldest_age_secs: Some(42.0) },
                 rate: Rate { published_per_second: Some(5_000.0), written_per_second: 0.0, drain_secs: Some(2.5) },
                 parked: Parked { keys: 1, events: 4, oldest_age_secs: Some(60.0) },
+                waiting: Vec::new(),
                 partitions: Vec::new(),
                 ids_ahead: 12_000_000,
             },

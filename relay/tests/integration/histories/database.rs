@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use relay::lanes::held::ReadPlan;
-use relay::lanes::{LANES, RowKey, Snapshot, index};
+use relay::lanes::{LANES, RowKey, Snapshot, TypeIndex, index};
 
 /// Aggregates, numbered from 0.
 pub const AGGREGATES: usize = 7;
@@ -156,7 +156,7 @@ impl Database {
         let version = self.versions[aggregate] + i64::try_from(own).expect("few rows") + 1;
         let id = i64::try_from(self.rows.len()).expect("few rows") + 1;
         let txid = transaction.txid.expect("who has locked something has an id");
-        let key = RowKey { id, txid, lane: lane_of(aggregate), occurred_us: 0 };
+        let key = RowKey { id, txid, lane: lane_of(aggregate), occurred_us: 0, type_index: TypeIndex::default() };
         self.rows.push(Row { key, aggregate, version, refusal, undone: false });
         self.running[number].ids.push(id);
         id

@@ -1,0 +1,331 @@
+//! What is in flight to each partition, and how much may be.
+//!
+//! **A producer introduces itself.** A broker takes any first sequence number from a producer that it does not know. If it refuses the
+//! first request to a partition (the partition is being made, or its leader moves) and takes the second one, which is on its way by then,
+//! the first is lost, and librdkafka reports it as delivered (KAFKA-15591). So one record goes first, alone, and the next ones follow when
+//! it is acknowledged; and again after a rest, since brokers forget producers that are idle (`producer.id.expiration.ms`).
+//!
+//! **An acknowledgement is the broker's own word.** Reports without an offset are librdkafka's conclusions. After one, nothing that is
+//! reported of that partition is believed: of a batch that was concluded to be there, only the first report is without an offset.
+//!
+//! **What is in flight adapts to what brokers take in time.** Records that wait longer than the message time-out are given up and
+//! published again. A broker that throttles would never be done with a full queue. So there is a window of bytes: it is halved when an
+//! acknowledgement takes long, and doubled when it is what limits.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::partition::partition_of;
+use crate::lanes::ticket::FLOWS;
+
+/// After so long without an acknowledgement, a producer introduces itself to a partition again.
+const REST: Duration = Duration::from_millis(500);
+
+/// Bytes that may be in flight: at first, at the least, and at the most.
+pub(crate) const WINDOW_FIRST: u64 = 1024 * 1024;
+const WINDOW_MIN: u64 = 32 * 1024;
+const WINDOW_MAX: u64 = 16 * 1024 * 1024;
+
+/// An acknowledgement that takes longer than this part of the message time-out halves the window.
+const LONG: u32 = 8;
+
+/// What has been acknowledged, as the thread writes it that hears of it.
+#[derive(Debug)]
+pub(crate) struct Flows {
+    begun: Instant,
+    bytes: AtomicU64,
+    /// Bytes that may be in flight, for the producer after this one to begin with.
+    window: AtomicU64,
+    places: Box<[Heard]>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    records: AtomicU64,
+    last_ms: AtomicU32,
+    doubted: AtomicBool,
+}
+
+impl Flows {
+    fn new(window: u64) -> Self {
+        let places = (0..FLOWS).map(|_| Heard::default()).collect();
+        Self { begun: Instant::now(), bytes: AtomicU64::new(0), window: AtomicU64::new(window), places }
+    }
+
+    /// Bytes that may be in flight now.
+    pub(crate) fn window(&self) -> u64 {
+        self.window.load(Ordering::Relaxed)
+    }
+
+    fn now_ms(&self) -> u32 {
+        u32::try_from(self.begun.elapsed().as_millis()).unwrap_or(u32::MAX)
+    }
+
+    fn at(&self, flow: usize) -> &Heard {
+        &self.places[flow % FLOWS]
+    }
+
+    /// A record was reported as delivered at this offset. Returns whether a broker has said so.
+    pub(crate) fn acknowledge(&self, flow: usize, offset: i64, bytes: usize) -> bool {
+        let heard = self.at(flow);
+        if offset < 0 {
+            heard.doubted.store(true, Ordering::Relaxed);
+        }
+        if heard.doubted.load(Ordering::Relaxed) {
+            return false;
+        }
+        heard.last_ms.store(self.now_ms(), Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        heard.records.fetch_add(1, Ordering::Release);
+        true
+    }
+}
+
+/// What was sent to one partition, as the sender knows it.
+#[derive(Debug, Default)]
+struct Sent {
+    records: u64,
+    /// So many must be acknowledged before more than one may be in flight.
+    introduced_with: u64,
+    /// One that is in flight: its number, and when it was sent.
+    probe: Option<(u64, u32)>,
+}
+
+/// Decides what may be sent. One for each producer.
+#[derive(Debug)]
+pub(crate) struct FlowControl {
+    flows: Arc<Flows>,
+    /// By flow.
+    sent: Vec<Sent>,
+    topics: HashMap<String, Range<usize>>,
+    bytes: u64,
+    shrunk_at_ms: u32,
+    long: Duration,
+}
+
+impl FlowControl {
+    /// `window` is how many bytes may be in flight at first.
+    pub(crate) fn new(message_timeout: Duration, window: u64) -> Self {
+        Self {
+            flows: Arc::new(Flows::new(window)),
+            sent: Vec::new(),
+            topics: HashMap::new(),
+            bytes: 0,
+            shrunk_at_ms: 0,
+            long: message_timeout / LONG,
+        }
+    }
+
+    /// What the thread that hears outcomes writes to.
+    pub(crate) fn flows(&self) -> Arc<Flows> {
+        Arc::clone(&self.flows)
+    }
+
+    /// The flows of a topic's partitions.
+    pub(crate) fn of_topic(&mut self, topic: &str, partitions: usize) -> Range<usize> {
+        if let Some(range) = self.topics.get(topic).filter(|range| range.len() >= partitions) {
+            return range.clone();
+        }
+        let range = self.sent.len()..self.sent.len() + partitions.max(1);
+        self.sent.resize_with(range.end, Sent::default);
+        self.topics.insert(topic.to_owned(), range.clone());
+        range
+    }
+
+    /// The flow of a key among those of its topic.
+    pub(crate) fn of_key(range: &Range<usize>, key: &str) -> usize {
+        range.start + partition_of(key.as_bytes(), range.len())
+    }
+
+    fn acknowledged(&self, flow: usize) -> u64 {
+        self.flows.at(flow).records.load(Ordering::Acquire)
+    }
+
+    /// Whether a record may be sent to this partition now.
+    pub(crate) fn is_open(&mut self, flow: usize) -> bool {
+        let acknowledged = self.acknowledged(flow);
+        let rested = |flows: &Flows| {
+            let last = flows.at(flow).last_ms.load(Ordering::Relaxed);
+            acknowledged == 0 || u128::from(flows.now_ms().saturating_sub(last)) >= REST.as_millis()
+        };
+        let Some(sent) = self.sent.get_mut(flow) else { return true };
+        if sent.records <= acknowledged {
+            if rested(&self.flows) {
+                sent.introduced_with = sent.records + 1;
+            }
+            return true;
+        }
+        acknowledged >= sent.introduced_with
+    }
+
+    /// Whether so many bytes more may be in flight.
+    pub(crate) fn has_room(&mut self, bytes: usize) -> bool {
+        let in_flight = self.bytes_in_flight();
+        if in_flight == 0 || in_flight + bytes as u64 <= self.flows.window() {
+            return true;
+        }
+        self.adapt();
+        false
+    }
+
+    fn bytes_in_flight(&self) -> u64 {
+        self.bytes.saturating_sub(self.flows.bytes.load(Ordering::Relaxed))
+    }
+
+    /// A record was handed to the producer.
+    pub(crate) fn sent(&mut self, flow: usize, bytes: usize) {
+        self.bytes += bytes as u64;
+        let acknowledged = self.acknowledged(flow);
+        let Some(sent) = self.sent.get_mut(flow) else { return };
+        sent.records += 1;
+        match sent.probe {
+            None => sent.probe = Some((sent.records, self.flows.now_ms())),
+            Some((number, sent_ms)) if acknowledged >= number => {
+                sent.probe = None;
+                self.took(self.flows.at(flow).last_ms.load(Ordering::Relaxed).saturating_sub(sent_ms));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// An acknowledgement took so long. One that comes after the window was shrunk, but was sent before, says nothing new.
+    fn took(&mut self, ms: u32) {
+        let now = self.flows.now_ms();
+        if Duration::from_millis(ms.into()) > self.long {
+            if now.saturating_sub(self.shrunk_at_ms) > ms {
+                self.set_window((self.flows.window() / 2).max(WINDOW_MIN));
+                self.shrunk_at_ms = now;
+            }
+        } else if self.bytes_in_flight() * 2 > self.flows.window() && Duration::from_millis(ms.into()) < self.long / 4 {
+            self.set_window((self.flows.window() * 2).min(WINDOW_MAX));
+        }
+    }
+
+    fn set_window(&self, bytes: u64) {
+        self.flows.window.store(bytes, Ordering::Relaxed);
+    }
+
+    /// While nothing more may be sent, looks at what is in flight: one that has taken long counts before it is acknowledged.
+    fn adapt(&mut self) {
+        let now = self.flows.now_ms();
+        for flow in 0..self.sent.len() {
+            let acknowledged = self.acknowledged(flow);
+            let Some(sent) = self.sent.get_mut(flow) else { continue };
+            if let Some((number, sent_ms)) = sent.probe {
+                if acknowledged >= number {
+                    sent.probe = None;
+                    self.took(self.flows.at(flow).last_ms.load(Ordering::Relaxed).saturating_sub(sent_ms));
+                } else if Duration::from_millis(now.saturating_sub(sent_ms).into()) > self.long {
+                    self.took(now.saturating_sub(sent_ms));
+                }
+            }
+        }
+    }
+
+    /// Whether nothing is in flight to these partitions.
+    pub(crate) fn is_idle(&self, mut flows: impl Iterator<Item = usize>) -> bool {
+        flows.all(|flow| self.sent.get(flow).is_none_or(|sent| sent.records <= self.acknowledged(flow)))
+    }
+
+    /// All flows.
+    pub(crate) fn all(&self) -> Range<usize> {
+        0..self.sent.len()
+    }
+
+    /// Topics of which a record has been in flight for longer than `limit`, each with the longest such time.
+    pub(crate) fn slow_topics(&mut self, limit: Duration) -> Vec<(String, Duration)> {
+        let now = self.flows.now_ms();
+        let mut slow = Vec::new();
+        for (topic, range) in &self.topics {
+            let mut longest = Duration::ZERO;
+            for flow in range.clone() {
+                let acknowledged = self.flows.at(flow).records.load(Ordering::Acquire);
+                let Some(sent) = self.sent.get_mut(flow) else { continue };
+                match sent.probe {
+                    Some((number, sent_ms)) if acknowledged < number => {
+                        longest = longest.max(Duration::from_millis(now.saturating_sub(sent_ms).into()));
+                    }
+                    // What was sent after it may be in flight: it is as old as this look at the most.
+                    _ => sent.probe = (sent.records > acknowledged).then_some((sent.records, now)),
+                }
+            }
+            if longest > limit {
+                slow.push((topic.clone(), longest));
+            }
+        }
+        slow
+    }
+
+    /// Whether a broker has acknowledged a record of this topic within the last `time`.
+    pub(crate) fn flows_to(&self, topic: &str, time: Duration) -> bool {
+        let now = self.flows.now_ms();
+        let recently = |flow: usize| {
+            let heard = self.flows.at(flow);
+            let since = now.saturating_sub(heard.last_ms.load(Ordering::Relaxed));
+            heard.records.load(Ordering::Relaxed) > 0 && u128::from(since) < time.as_millis()
+        };
+        self.topics.get(topic).is_some_and(|range| range.clone().any(recently))
+    }
+
+    /// Whether nothing is in flight to other topics than these.
+    pub(crate) fn others_are_idle(&self, but: &[&str]) -> bool {
+        let mut others = self.topics.iter().filter(|(topic, _)| !but.contains(&topic.as_str()));
+        others.all(|(_, range)| self.is_idle(range.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_producer_introduces_itself_with_one_record_and_again_after_a_rest() {
+        let mut control = FlowControl::new(Duration::from_secs(5), WINDOW_FIRST);
+        let range = control.of_topic("t", 2);
+        let (flow, flows) = (range.start, control.flows());
+        assert!(control.is_open(flow));
+        control.sent(flow, 10);
+        assert!(!control.is_open(flow) && control.is_open(range.start + 1));
+        assert!(flows.acknowledge(flow, 0, 10));
+        for _ in 0..3 {
+            assert!(control.is_open(flow), "it is known now");
+            control.sent(flow, 10);
+        }
+        assert!(!control.is_idle(control.all()));
+        for offset in 1..4 {
+            flows.acknowledge(flow, offset, 10);
+        }
+        assert!(control.is_idle(control.all()));
+        std::thread::sleep(REST);
+        assert!(control.is_open(flow));
+        control.sent(flow, 10);
+        assert!(!control.is_open(flow), "the broker may have forgotten it");
+    }
+
+    #[test]
+    fn a_report_without_an_offset_is_no_acknowledgement_nor_is_any_after_it() {
+        let flows = Flows::new(WINDOW_FIRST);
+        assert!(flows.acknowledge(3, 7, 1));
+        assert!(!flows.acknowledge(3, -1001, 1));
+        assert!(!flows.acknowledge(3, 8, 1), "the rest of a batch that was concluded to be there");
+        assert!(flows.acknowledge(4, 0, 1));
+    }
+
+    #[test]
+    fn the_window_shrinks_when_brokers_take_long() {
+        let mut control = FlowControl::new(Duration::from_millis(80), WINDOW_FIRST);
+        let flow = control.of_topic("t", 1).start;
+        let half = usize::try_from(WINDOW_FIRST / 2).unwrap();
+        control.sent(flow, half);
+        assert!(control.has_room(half) && !control.has_room(half + 1));
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(!control.has_room(half + 1), "that was long: the window is halved");
+        assert!(!control.has_room(half));
+        assert_eq!(control.slow_topics(Duration::from_millis(20)).len(), 1);
+        assert!(!control.flows_to("t", Duration::from_secs(1)));
+        assert!(control.others_are_idle(&["t"]) && !control.others_are_idle(&[]));
+    }
+}
