@@ -256,6 +256,7 @@ impl Replay {
         let answer = outbox::read::read(&mut self.connection, &plan, limits, Batch::default()).await?;
         let mut batch = answer.batch;
         batch.tickets = (0..batch.len()).map(|_| Some(Ticket::retry(0))).collect();
+        outbox::large::fetch(&mut self.connection, &mut batch).await?;
         for row in batch.keys() {
             if let Some((_, position)) = positions.iter_mut().find(|(lane, _)| *lane == row.lane) {
                 *position = row.id;
@@ -291,6 +292,9 @@ impl Flight {
         }
         let refused =
             |reason: &str| ReplayError::Refused { event_id: event.event_id, id: row.id, reason: reason.to_owned() };
+        if let Some(reason) = event.unpublishable() {
+            return Err(refused(reason));
+        }
         let to = destinations.known(event.aggregate_type).map_err(refused)?;
         loop {
             match publisher.send(to, event, Ticket::new(0, self.sent), &mut None) {

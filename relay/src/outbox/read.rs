@@ -1,14 +1,12 @@
 //! The one statement that reads the outbox.
 
-use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row, ValueRef};
-use uuid::Uuid;
+use sqlx::{PgConnection, Row};
 
-use crate::batch::{Batch, Event};
+use super::rows::{self, row_columns};
+use crate::batch::Batch;
 use crate::lanes::held::ReadPlan;
-use crate::lanes::{LANES, RowKey, index};
+use crate::lanes::{LANES, index};
 
 /// How much one read may bring.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +15,7 @@ pub struct ReadLimits {
     pub late_rows: i64,
     /// New rows of each lane.
     pub lane_rows: i64,
-    /// Bytes of all texts; the row that reaches it is the last one.
+    /// Bytes of all texts, counting those that are fetched later; the row that reaches it is the last one.
     pub bytes: usize,
 }
 
@@ -36,41 +34,52 @@ pub struct ReadAnswer {
     pub fresh_cut: bool,
 }
 
-// Part 0 is the snapshot, in the place of the headers. Part 1 goes over (txid, id): its two branches are a range and a few equalities
-// of txid, and each row is in one of them. Rows above the highest position are left out by the index, and partitions above it are not
-// looked into; `id + 0` keeps the planner from (lane, id), which would be walked whole. Part 2 is one short range of (lane, id) a
-// lane. All three see the same snapshot: this is one statement in READ COMMITTED. No lock is taken.
+// Part 0 is the snapshot, in the place of the aggregate type. Part 1 goes over (txid, id): its two branches are a range and a few
+// equalities of txid, and each row is in one of them. Rows above the highest position are left out by the index, and partitions above it
+// are not looked into; `id + 0` keeps the planner from (lane, id), which would be walked whole. Only ids are sorted and limited: the rows
+// are then fetched one by one, in that order, because of OFFSET 0. Part 2 is one short range of (lane, id) a lane. All three see the same
+// snapshot: this is one statement in READ COMMITTED. No lock is taken.
 //
 // Not one of the checked queries: those give each text a String of its own, which is six allocations a row.
-const READ_LANES: &str = "-- read_lanes
-SELECT 0::smallint, NULL::bigint, NULL::bigint, NULL::smallint, NULL::uuid, NULL::bigint, NULL::timestamptz, NULL::text, NULL::text,
-    NULL::text, NULL::text, pg_current_snapshot()::text
+const READ_LANES: &str = concat!(
+    "-- read_lanes
+SELECT 0::smallint, NULL::bigint, NULL::bigint, NULL::smallint, NULL::uuid, NULL::bigint, NULL::timestamptz,
+    pg_current_snapshot()::text, NULL::text, NULL::text, NULL::json, NULL::jsonb, NULL::integer, NULL::integer
 UNION ALL
-(SELECT 1::smallint, late.id, late.txid, late.lane, late.event_id, late.aggregate_version, late.occurred_at, late.aggregate_type,
-    late.aggregate_id, late.type, late.payload::text, late.headers::text
+(SELECT 1::smallint, late.*
 FROM (
-    SELECT * FROM outbox a
-    WHERE a.txid >= $1 AND a.id <= $9 AND a.id + 0 <= ($3::bigint[])[a.lane + 1]
-    UNION ALL
-    SELECT * FROM outbox b
-    WHERE b.txid < $1 AND b.txid = ANY ($2::bigint[]) AND b.id <= $9 AND b.id + 0 <= ($3::bigint[])[b.lane + 1]
-) late
-WHERE late.id + 0 > $4
-    AND ($5::text IS NULL OR pg_visible_in_snapshot(late.txid::text::xid8, $5::text::pg_snapshot))
-ORDER BY late.id
-LIMIT $6)
+    SELECT n.lane, n.id
+    FROM (
+        SELECT a.lane, a.id, a.txid FROM outbox a
+        WHERE a.txid >= $1 AND a.id <= $9 AND a.id + 0 <= ($3::bigint[])[a.lane + 1]
+        UNION ALL
+        SELECT b.lane, b.id, b.txid FROM outbox b
+        WHERE b.txid < $1 AND b.txid = ANY ($2::bigint[]) AND b.id <= $9 AND b.id + 0 <= ($3::bigint[])[b.lane + 1]
+    ) n
+    WHERE n.id + 0 > $4
+        AND ($5::text IS NULL OR pg_visible_in_snapshot(n.txid::text::xid8, $5::text::pg_snapshot))
+    ORDER BY n.id
+    LIMIT $6
+) n
+CROSS JOIN LATERAL (SELECT ",
+    row_columns!(),
+    " FROM outbox o WHERE o.lane = n.lane AND o.id = n.id OFFSET 0) late
+ORDER BY n.id)
 UNION ALL
-SELECT 2::smallint, fresh.id, fresh.txid, fresh.lane, fresh.event_id, fresh.aggregate_version, fresh.occurred_at,
-    fresh.aggregate_type, fresh.aggregate_id, fresh.type, fresh.payload::text, fresh.headers::text
+SELECT 2::smallint, fresh.*
 FROM UNNEST($7::smallint[]) held (lane)
 CROSS JOIN LATERAL (
-    SELECT * FROM outbox o
+    SELECT ",
+    row_columns!(),
+    " FROM outbox o
     WHERE o.lane = held.lane AND o.id > ($3::bigint[])[held.lane + 1]
     ORDER BY o.id
     LIMIT $8
-) fresh";
+) fresh"
+);
 
-/// Reads all the lanes of the plan in one statement. `batch` is an empty one, whose room is used.
+/// Reads all the lanes of the plan in one statement, but for large payloads and headers: see [`super::large`]. `batch` is an empty one,
+/// whose room is used.
 ///
 /// # Errors
 /// What the database says.
@@ -107,10 +116,10 @@ pub async fn read(
     while let Some(row) = rows.try_next().await? {
         let part: i16 = row.try_get_unchecked(0)?;
         if part == 0 {
-            text(&row, 11)?.clone_into(&mut answer.snapshot);
+            answer.snapshot = row.try_get_unchecked(7)?;
             continue;
         }
-        let key = push(&mut answer.batch, &row)?;
+        let key = rows::push(&mut answer.batch, &row, 1)?;
         if part == 1 {
             answer.late += 1;
         } else if let Some(count) = of_lane.get_mut(index(key.lane)) {
@@ -126,35 +135,4 @@ pub async fn read(
     }
     answer.late_cut |= i64::try_from(answer.late).is_ok_and(|late| late >= limits.late_rows);
     Ok(answer)
-}
-
-fn push(batch: &mut Batch, row: &PgRow) -> Result<RowKey, sqlx::Error> {
-    let occurred_at = row.try_get_unchecked::<DateTime<Utc>, _>(6)?;
-    let key = RowKey {
-        id: row.try_get_unchecked(1)?,
-        txid: row.try_get_unchecked(2)?,
-        lane: row.try_get_unchecked(3)?,
-        occurred_us: occurred_at.timestamp_micros(),
-    };
-    let event = Event {
-        event_id: row.try_get_unchecked::<Uuid, _>(4)?,
-        aggregate_version: row.try_get_unchecked(5)?,
-        occurred_at,
-        aggregate_type: text(row, 7)?,
-        aggregate_id: text(row, 8)?,
-        event_type: text(row, 9)?,
-        payload: text(row, 10)?,
-        headers: text(row, 11)?,
-    };
-    batch.push(key, &event);
-    Ok(key)
-}
-
-/// A text where it lies in the server's message.
-fn text(row: &PgRow, column: usize) -> Result<&str, sqlx::Error> {
-    let value = row.try_get_raw(column)?;
-    if value.is_null() {
-        return Err(sqlx::Error::Decode("a row of the outbox without a value".into()));
-    }
-    value.as_str().map_err(sqlx::Error::Decode)
 }

@@ -40,6 +40,7 @@ impl Session<'_> {
         self.metrics.late.inc_by(accepted.late as u64);
         if accepted.tickets.iter().any(Option::is_some) {
             batch.tickets = accepted.tickets;
+            in_time(lease, outbox::large::fetch(&mut self.connection, &mut batch)).await?;
             self.pipe.send(Work::Batch(batch));
         } else {
             self.pipe.give_back(batch);

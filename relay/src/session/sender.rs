@@ -257,6 +257,9 @@ impl Run {
         alone: bool,
         origin: Origin,
     ) -> Result<Option<String>, Stop> {
+        if let Some(reason) = event.unpublishable() {
+            return Ok(Some(reason.to_owned()));
+        }
         let mut span = self.sender.publisher.spans().begin(event, origin);
         let had_span = span.is_some();
         // A parked event that is tried again was counted before.

@@ -10,6 +10,7 @@ mod faults;
 mod histories;
 mod holders;
 mod late_rows;
+mod odd_rows_read;
 mod parking;
 mod publishing;
 mod refusals;
