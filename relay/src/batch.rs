@@ -27,8 +27,19 @@ pub struct Event<'a> {
     pub payload: &'a str,
     /// `outbox.headers`, JSON text of an object.
     pub headers: &'a str,
-    /// `outbox.occurred_at`.
+    /// `outbox.occurred_at`. A time that no record can carry is replaced by the nearest one that a record can.
     pub occurred_at: DateTime<Utc>,
+    /// See [`Event::unpublishable`].
+    pub fault: Option<&'a str>,
+}
+
+impl<'a> Event<'a> {
+    /// Why no record can be made of the event, whatever Kafka would say of it. Such an event is not sent: its key is parked with this
+    /// reason. Its texts may be cut off, and its payload and headers are empty.
+    #[must_use]
+    pub const fn unpublishable(&self) -> Option<&'a str> {
+        self.fault
+    }
 }
 
 /// An event with texts of its own, for one that must wait in memory.
@@ -66,6 +77,9 @@ pub struct Batch {
     texts: String,
     rows: Vec<Row>,
     keys: Vec<RowKey>,
+    /// Rows whose payload and headers are still to be fetched.
+    awaited: Vec<usize>,
+    awaited_bytes: usize,
     /// In the order of the rows; none for a row that is not to be published.
     pub tickets: Vec<Option<Ticket>>,
     /// When they were read.
@@ -79,8 +93,18 @@ struct Row {
     occurred_at: DateTime<Utc>,
     /// Where its texts begin.
     start: usize,
-    /// Where they end: aggregate type, aggregate id, type, payload, headers.
-    ends: [usize; 5],
+    /// Where they end: aggregate type, aggregate id, type.
+    ends: [usize; 3],
+    body: Body,
+    fault: Option<Box<str>>,
+}
+
+/// Where payload and headers lie, which come later if they are large.
+#[derive(Debug, Clone, Copy)]
+struct Body {
+    start: usize,
+    payload_end: usize,
+    headers_end: usize,
 }
 
 impl Batch {
@@ -103,6 +127,37 @@ impl Batch {
         }
     }
 
+    /// Adds a row whose payload and headers, of so many bytes, come later, if it is to be published.
+    pub fn push_large(&mut self, key: RowKey, event: &Event<'_>, bytes: usize) {
+        self.awaited.push(self.rows.len());
+        self.awaited_bytes += bytes;
+        self.push(key, event);
+    }
+
+    /// The rows that are to be published and whose payload and headers are still to come, by number.
+    pub fn awaited(&self) -> impl Iterator<Item = (usize, RowKey)> {
+        let with_ticket = |number: &&usize| self.tickets.get(**number).is_some_and(Option::is_some);
+        let awaited = self.awaited.iter().filter(with_ticket);
+        awaited.filter_map(|number| Some((*number, *self.keys.get(*number)?)))
+    }
+
+    /// Payload and headers of a row have come.
+    pub fn set_body(&mut self, number: usize, payload: &str, headers: &str) {
+        let body = Body::push(&mut self.texts, payload, headers);
+        if let Some(row) = self.rows.get_mut(number) {
+            row.body = body;
+        }
+        self.awaited.retain(|awaited| *awaited != number);
+    }
+
+    /// No record can be made of a row, for this reason.
+    pub fn set_fault(&mut self, number: usize, reason: &str) {
+        if let Some(row) = self.rows.get_mut(number) {
+            row.fault = Some(reason.into());
+        }
+        self.awaited.retain(|awaited| *awaited != number);
+    }
+
     /// Makes it empty and keeps its room for the next read.
     pub fn clear(&mut self) {
         self.texts.clear();
@@ -110,6 +165,8 @@ impl Batch {
         self.texts.shrink_to(TEXTS_KEPT_BYTES);
         self.rows.clear();
         self.keys.clear();
+        self.awaited.clear();
+        self.awaited_bytes = 0;
         self.tickets.clear();
         self.read_at = None;
     }
@@ -126,10 +183,10 @@ impl Batch {
         self.rows.is_empty()
     }
 
-    /// Bytes of all texts.
+    /// Bytes of all texts, counting those that come later.
     #[must_use]
     pub const fn bytes(&self) -> usize {
-        self.texts.len()
+        self.texts.len() + self.awaited_bytes
     }
 
     /// Where the rows were found.
@@ -149,8 +206,7 @@ impl Row {
     /// Appends the event's texts to `texts`.
     fn push(texts: &mut String, event: &Event<'_>) -> Self {
         let start = texts.len();
-        let of_event = [event.aggregate_type, event.aggregate_id, event.event_type, event.payload, event.headers];
-        let ends = of_event.map(|text| {
+        let ends = [event.aggregate_type, event.aggregate_id, event.event_type].map(|text| {
             texts.push_str(text);
             texts.len()
         });
@@ -160,11 +216,14 @@ impl Row {
             occurred_at: event.occurred_at,
             start,
             ends,
+            body: Body::push(texts, event.payload, event.headers),
+            fault: event.fault.map(Box::from),
         }
     }
 
-    fn event<'a>(&self, texts: &'a str) -> Event<'a> {
-        let [aggregate_type, aggregate_id, event_type, payload, headers] = self.ends;
+    fn event<'a>(&'a self, texts: &'a str) -> Event<'a> {
+        let [aggregate_type, aggregate_id, event_type] = self.ends;
+        let Body { start, payload_end, headers_end } = self.body;
         let text = |from: usize, to: usize| texts.get(from..to).unwrap_or_default();
         Event {
             event_id: self.event_id,
@@ -172,10 +231,21 @@ impl Row {
             aggregate_id: text(aggregate_type, aggregate_id),
             aggregate_version: self.aggregate_version,
             event_type: text(aggregate_id, event_type),
-            payload: text(event_type, payload),
-            headers: text(payload, headers),
+            payload: text(start, payload_end),
+            headers: text(payload_end, headers_end),
             occurred_at: self.occurred_at,
+            fault: self.fault.as_deref(),
         }
+    }
+}
+
+impl Body {
+    fn push(texts: &mut String, payload: &str, headers: &str) -> Self {
+        let start = texts.len();
+        texts.push_str(payload);
+        let payload_end = texts.len();
+        texts.push_str(headers);
+        Self { start, payload_end, headers_end: texts.len() }
     }
 }
 
@@ -194,10 +264,11 @@ mod tests {
             payload: "{\"é\":1}",
             headers: "{}",
             occurred_at: DateTime::UNIX_EPOCH,
+            fault: None,
         };
         let mut batch = Batch::default();
         for (id, key) in [(5, "7"), (6, "8"), (9, "")] {
-            batch.push(RowKey { id, txid: 1, lane: 2, occurred_us: 0, type_index: TypeIndex::default() }, &event(key));
+            batch.push(RowKey { id, txid: 1, lane: 2, occurred_us: 0, type_index: TypeIndex::default(), key_hash: 0 }, &event(key));
         }
         batch.tickets = vec![Some(Ticket::new(2, 0)), None, Some(Ticket::new(2, 1))];
         let out: Vec<_> = batch.events().collect();
@@ -205,5 +276,32 @@ mod tests {
         let (_, _, last) = out[1];
         assert_eq!((last.aggregate_type, last.aggregate_id, last.event_type), ("order", "", "order.created"));
         assert_eq!((last.payload, last.headers), ("{\"é\":1}", "{}"));
+    }
+
+    #[test]
+    fn a_large_row_gets_its_body_later_and_only_if_it_is_to_be_published() {
+        let event = |aggregate_id| Event {
+            event_id: Uuid::nil(),
+            aggregate_type: "order",
+            aggregate_id,
+            aggregate_version: 3,
+            event_type: "order.created",
+            payload: "",
+            headers: "",
+            occurred_at: DateTime::UNIX_EPOCH,
+            fault: None,
+        };
+        let mut batch = Batch::default();
+        for (id, aggregate_id) in [(5, "a"), (6, "b"), (7, "c")] {
+            batch.push_large(RowKey { id, txid: 1, lane: 2, occurred_us: 0, type_index: TypeIndex::default(), key_hash: 0 }, &event(aggregate_id), 1_000);
+        }
+        assert!(batch.bytes() > 3_000, "what is to come is counted");
+        batch.tickets = vec![Some(Ticket::new(2, 0)), None, Some(Ticket::new(2, 1))];
+        assert_eq!(batch.awaited().map(|(number, key)| (number, key.id)).collect::<Vec<_>>(), [(0, 5), (2, 7)]);
+        batch.set_body(2, "seven", "{}");
+        batch.set_fault(0, "it is odd");
+        assert_eq!(batch.awaited().count(), 0);
+        let out: Vec<_> = batch.events().map(|(_, _, event)| (event.payload, event.unpublishable())).collect();
+        assert_eq!(out, [("", Some("it is odd")), ("seven", None)]);
     }
 }

@@ -2,12 +2,15 @@
 //!
 //! Every statement is a transaction of its own, so none is ever open while Kafka answers. The database's clock alone dates leases.
 
+pub mod detour;
 pub mod holders;
+pub mod large;
 pub mod parked;
 pub mod read;
 pub mod replay;
 pub mod retention;
 pub mod routes;
+pub mod rows;
 pub mod slots;
 pub mod status;
 pub mod waiting;

@@ -19,7 +19,7 @@ use sqlx::pool::PoolConnection;
 use crate::batch::{Batch, Event};
 use crate::config::RelayConfig;
 use crate::lanes::cursor::BadSnapshot;
-use crate::lanes::held::ReadPlan;
+use crate::lanes::plan::ReadPlan;
 use crate::lanes::{Cursor, RowKey, Snapshot, Ticket};
 use crate::outbox::read::ReadLimits;
 use crate::outbox::{self, Server};
@@ -262,11 +262,13 @@ impl Replay {
 
     /// Reads the next rows of all lanes, by id within each lane, and whether there may be more.
     async fn read(&mut self, positions: &mut Vec<(i16, i64)>) -> Result<(Batch, bool), ReplayError> {
-        let plan = ReadPlan { lanes: positions.clone(), late_from: i64::MAX, late_running: Vec::new(), rest: None };
+        let plan =
+            ReadPlan { lanes: positions.clone(), late_from: i64::MAX, late_running: Vec::new(), with_hashes: false };
         let limits = ReadLimits { late_rows: 1, lane_rows: LANE_ROWS, bytes: READ_BYTES };
         let answer = outbox::read::read(&mut self.connection, &plan, limits, Batch::default()).await?;
         let mut batch = answer.batch;
         batch.tickets = (0..batch.len()).map(|_| Some(Ticket::retry(0))).collect();
+        outbox::large::fetch(&mut self.connection, &mut batch).await?;
         for row in batch.keys() {
             if let Some((_, position)) = positions.iter_mut().find(|(lane, _)| *lane == row.lane) {
                 *position = row.id;
@@ -325,6 +327,9 @@ impl Flight {
 
     async fn send(&mut self, row: RowKey, event: &Event<'_>) -> Result<(), ReplayError> {
         let refused = |reason: String| ReplayError::Refused { event_id: event.event_id, id: row.id, reason };
+        if let Some(reason) = event.unpublishable() {
+            return Err(refused(reason.to_owned()));
+        }
         if !self.known.contains_key(event.aggregate_type) {
             let topic = self.destinations.topic_of(event.aggregate_type).map_err(|illegal| refused(illegal.to_string()))?;
             let topic = destinations::open(&self.topics, &topic, self.batch_bytes).await.map_err(failed)?;

@@ -31,11 +31,13 @@ use crate::config::RelayConfig;
 use crate::lanes::cursor::BadSnapshot;
 use crate::lanes::{HeldLanes, TypeIndex, TypeNames};
 use crate::metrics::Metrics;
+use crate::outbox::detour::Finding;
 use crate::outbox::parked::RetryRequest;
 use crate::outbox::{self, Server};
 use crate::publisher::Unmade;
 use crate::publisher::outcomes::Acknowledged;
 
+use reading::ReadSizes;
 use stream::{Ending, Stream, Streams};
 use waiting::{Flowed, Waiting};
 
@@ -131,8 +133,9 @@ pub struct Session<'a> {
     next_settle: Instant,
     /// Whether Kafka has acknowledged something since the last settle.
     unsettled: bool,
-    /// New rows to ask for of each lane: fewer when they are large.
-    lane_rows: i64,
+    sizes: ReadSizes,
+    /// How far the look for a detour's aggregates has come.
+    finding: Option<Finding>,
     /// Parked keys that an operator wants to be published again.
     retries: VecDeque<RetryRequest>,
     /// No retry is begun before.
@@ -185,7 +188,8 @@ impl<'a> Session<'a> {
             next_balance: now,
             next_settle: now,
             unsettled: false,
-            lane_rows: config.limits.lane_rows_max,
+            sizes: ReadSizes::new(config.limits.lane_rows_max),
+            finding: None,
             retries: VecDeque::new(),
             next_retry: now,
             retrying: false,

@@ -147,9 +147,10 @@ impl WaitingType {
         self.lanes.iter().filter_map(part).collect()
     }
 
-    /// Takes the rows of these parts, by id within each lane. A lane of which `rows_max` rows came may have more of them. Returns a ticket
-    /// for each row, and none for one of a lane that is gone.
-    pub fn accept(&mut self, parts: &[Part], rows: &[RowKey], rows_max: usize) -> Vec<Option<Ticket>> {
+    /// Takes the rows of these parts, by id within each lane. A lane of which `rows_max` rows came may have more of them. Unless all rows came
+    /// (`complete`), so may the lane of the last row, and lanes without a row were perhaps not read. Returns a ticket for each row, and
+    /// none for one of a lane that is gone.
+    pub fn accept(&mut self, parts: &[Part], rows: &[RowKey], rows_max: usize, complete: bool) -> Vec<Option<Ticket>> {
         let mut tickets = Vec::with_capacity(rows.len());
         for row in rows {
             let waiting = self.lanes.iter_mut().find(|waiting| waiting.lane == row.lane && waiting.pass.is_some());
@@ -160,10 +161,14 @@ impl WaitingType {
                 Ticket::new(index(row.lane), sequence)
             }));
         }
+        let last_lane = rows.last().map(|row| row.lane).filter(|_| !complete);
         for part in parts {
             let mut of_lane = rows.iter().filter(|row| row.lane == part.lane);
             let (count, last) = (of_lane.clone().count(), of_lane.next_back());
-            let cut_at = last.filter(|_| count >= rows_max).map(|row| row.id);
+            if last.is_none() && !complete {
+                continue;
+            }
+            let cut_at = last.filter(|_| count >= rows_max || last_lane == Some(part.lane)).map(|row| row.id);
             if let Some(waiting) = self.lanes.iter_mut().find(|waiting| waiting.lane == part.lane) {
                 waiting.reach(cut_at.unwrap_or(part.to));
             }
@@ -223,7 +228,7 @@ mod tests {
     }
 
     fn row(id: i64) -> RowKey {
-        RowKey { id, txid: 1, lane: 3, occurred_us: 0, type_index: TypeIndex::default() }
+        RowKey { id, txid: 1, lane: 3, occurred_us: 0, type_index: TypeIndex::default(), key_hash: 0 }
     }
 
     fn settled(waiting: &WaitingType) -> Cursor {
@@ -240,24 +245,38 @@ mod tests {
         let parts = waiting.parts();
         assert_eq!((parts[0].after, parts[0].to), (49, 49 + IDS_MAX));
         // The late rows 50 and 60 fill the first part.
-        let tickets = waiting.accept(&parts, &[row(50), row(60)], 2);
+        let tickets = waiting.accept(&parts, &[row(50), row(60)], 2, true);
         waiting.acknowledge(tickets[0].unwrap());
         waiting.acknowledge(tickets[1].unwrap());
         assert_eq!(settled(&waiting), at(100, "10:20:15"), "another late row may follow");
         let parts = waiting.parts();
         assert_eq!((parts[0].after, parts[0].to), (60, 60 + IDS_MAX));
-        let tickets = waiting.accept(&parts, &[row(200)], 2);
+        let tickets = waiting.accept(&parts, &[row(200)], 2, true);
         assert_eq!(settled(&waiting), at(100, "30:40:"), "the late rows are through");
         waiting.acknowledge(tickets[0].unwrap());
         assert_eq!(settled(&waiting), at(60 + IDS_MAX, "30:40:"));
         while !waiting.parts().is_empty() {
             assert!(!waiting.is_level(&own));
             let parts = waiting.parts();
-            waiting.accept(&parts, &[], 2);
+            waiting.accept(&parts, &[], 2, true);
         }
         assert_eq!((settled(&waiting), waiting.in_flight()), (own[0].1.clone(), 0));
         assert!(waiting.is_level(&own));
         assert!(!waiting.is_level(&[(3, at(1_000_001, "30:41:"))]), "the lane has read on");
+    }
+
+    #[test]
+    fn a_read_that_was_cut_off_reaches_no_further_than_its_last_row() {
+        let mut waiting = WaitingType::default();
+        let own = [(3, at(300, "30:30:")), (4, at(300, "30:30:")), (5, at(300, "30:30:"))];
+        for (lane, _) in &own {
+            waiting.insert(*lane, at(100, "20:20:"));
+        }
+        waiting.begin_pass(&own, None);
+        let rows = [row(150), row(160), RowKey { lane: 4, ..row(155) }];
+        waiting.accept(&waiting.parts(), &rows, 9, false);
+        let parts = waiting.parts();
+        assert_eq!(parts.iter().map(|part| (part.lane, part.after)).collect::<Vec<_>>(), [(4, 155), (5, 100)]);
     }
 
     #[test]
@@ -277,7 +296,7 @@ mod tests {
         waiting.insert(3, at(100, "20:20:"));
         let own = [(3, at(300, "30:30:"))];
         waiting.begin_pass(&own, None);
-        let tickets = waiting.accept(&waiting.parts(), &[row(150), row(200)], 9);
+        let tickets = waiting.accept(&waiting.parts(), &[row(150), row(200)], 9, true);
         waiting.acknowledge(tickets[0].unwrap());
         waiting.restart();
         assert_eq!((settled(&waiting), waiting.in_flight()), (at(150, "30:30:"), 0));

@@ -208,6 +208,7 @@ impl ParkedRow {
             payload: &self.payload,
             headers: &self.headers,
             occurred_at: self.occurred_at,
+            fault: None,
         }
     }
 }

@@ -24,7 +24,7 @@ pub struct LaneStatus {
     pub reached: Option<i64>,
     /// The lowest id above the position.
     pub oldest_id: Option<i64>,
-    /// How long ago the event with that id occurred, in seconds.
+    /// How long ago the event with that id occurred, in seconds; none if it did at an infinite time, which Postgres takes no age of.
     pub oldest_age_secs: Option<f64>,
 }
 
@@ -41,7 +41,8 @@ pub async fn lanes(connection: &mut PgConnection, rows_max: i64) -> Result<Vec<L
             CASE WHEN l.owner IS NOT NULL AND l.expires_at > now() THEN extract(epoch FROM l.expires_at - now())::float8 END AS lease_secs,
             l.position, l.settled_at, extract(epoch FROM now() - l.settled_at)::float8 AS settled_age_secs,
             counted.rows AS "rows!", counted.reached, oldest.id AS "oldest_id?",
-            extract(epoch FROM now() - oldest.occurred_at)::float8 AS oldest_age_secs
+            CASE WHEN isfinite(oldest.occurred_at)
+                THEN (extract(epoch FROM now()) - extract(epoch FROM oldest.occurred_at))::float8 END AS oldest_age_secs
         FROM relay_lanes l
         CROSS JOIN LATERAL (
             SELECT count(*) AS rows, max(f.id) AS reached
@@ -68,7 +69,7 @@ pub struct LateRows {
     pub rows: i64,
     /// The lowest id of them.
     pub oldest_id: i64,
-    /// How long ago the oldest occurred, in seconds.
+    /// How long ago the oldest occurred, in seconds. Infinite times are passed over.
     pub oldest_age_secs: f64,
 }
 
@@ -89,7 +90,8 @@ pub async fn late_rows(connection: &mut PgConnection, rows_max: i64) -> Result<V
             FROM relay_lanes
         )
         SELECT o.lane AS "lane!", count(*) AS "rows!", min(o.id) AS "oldest_id!",
-            extract(epoch FROM now() - min(o.occurred_at))::float8 AS "oldest_age_secs!"
+            coalesce(extract(epoch FROM now()) - extract(epoch FROM min(o.occurred_at) FILTER (WHERE isfinite(o.occurred_at))), 0)::float8
+                AS "oldest_age_secs!"
         FROM (
             (SELECT a.lane, a.id, a.txid, a.occurred_at FROM outbox a
             WHERE a.txid = ANY ((SELECT running FROM cursors)::bigint[]) AND a.txid < (SELECT late_from FROM cursors)

@@ -6,7 +6,7 @@
 use futures_util::TryStreamExt;
 use sqlx::PgConnection;
 
-use super::read::push;
+use super::rows::{self, row_columns};
 use crate::batch::Batch;
 use crate::lanes::waiting::Part;
 use crate::lanes::{Cursor, Snapshot};
@@ -196,11 +196,12 @@ pub async fn first_late_id(
     .await
 }
 
-// One range of (lane, id) a lane. Its rows of other types are looked at and left out, so the caller bounds the range. In the columns of
-// `read_lanes`.
-const READ_WAITING: &str = "-- read_waiting
-SELECT 2::smallint, o.id, o.txid, o.lane, o.event_id, o.aggregate_version, o.occurred_at, o.aggregate_type, o.aggregate_id, o.type,
-    o.payload::text, o.headers::text
+// One range of (lane, id) a lane. Its rows of other types are looked at and left out, so the caller bounds the range.
+const READ_WAITING: &str = concat!(
+    "-- read_waiting
+SELECT ",
+    row_columns!(),
+    "
 FROM UNNEST($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[]) p (lane, after, upto, position, seen, through)
 CROSS JOIN LATERAL (
     SELECT * FROM outbox f
@@ -209,9 +210,20 @@ CROSS JOIN LATERAL (
         AND (f.id > p.position OR p.seen IS NULL OR NOT pg_visible_in_snapshot(f.txid::text::xid8, p.seen::pg_snapshot))
     ORDER BY f.id
     LIMIT $8
-) o";
+) o"
+);
 
-/// Reads these parts of an aggregate type into `batch`: at most `rows_max` rows of each lane, by id within each lane.
+/// How much one read may bring.
+#[derive(Debug, Clone, Copy)]
+pub struct PartsLimits {
+    /// Rows of each lane.
+    pub lane_rows: i64,
+    /// Bytes of all texts, counting those that are fetched later; the row that reaches it is the last one.
+    pub bytes: usize,
+}
+
+/// Reads these parts of an aggregate type into `batch`, by id within each lane, but for large payloads and headers. Returns whether all
+/// rows came that were asked for; if not, the lane of the last row may have more, and a lane without a row was perhaps not read.
 ///
 /// # Errors
 /// What the database says.
@@ -219,9 +231,9 @@ pub async fn read_parts(
     connection: &mut PgConnection,
     aggregate_type: &str,
     parts: &[Part],
-    rows_max: i64,
-    mut batch: Batch,
-) -> Result<Batch, sqlx::Error> {
+    limits: PartsLimits,
+    batch: &mut Batch,
+) -> Result<bool, sqlx::Error> {
     let text = |cursor: &Cursor| cursor.seen.as_deref().map(|seen| seen.as_str().to_owned());
     let mut rows = sqlx::query(READ_WAITING)
         .bind(parts.iter().map(|part| part.lane).collect::<Vec<_>>())
@@ -231,10 +243,13 @@ pub async fn read_parts(
         .bind(parts.iter().map(|part| text(&part.start)).collect::<Vec<_>>())
         .bind(parts.iter().map(|part| text(&part.through)).collect::<Vec<_>>())
         .bind(aggregate_type)
-        .bind(rows_max)
+        .bind(limits.lane_rows)
         .fetch(connection);
     while let Some(row) = rows.try_next().await? {
-        push(&mut batch, &row)?;
+        rows::push(batch, &row, 0, 0)?;
+        if batch.bytes() >= limits.bytes {
+            return Ok(false);
+        }
     }
-    Ok(batch)
+    Ok(true)
 }

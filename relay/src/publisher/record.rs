@@ -178,6 +178,7 @@ mod tests {
             payload: "{}",
             headers: own,
             occurred_at: DateTime::from_timestamp_micros(1_700_000_000_023_456).unwrap(),
+            fault: None,
         };
         let headers = headers(&event, "/outrider/order", traceparent);
         let text = |value: Option<&[u8]>| str::from_utf8(value.unwrap()).unwrap().to_owned();

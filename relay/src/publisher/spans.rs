@@ -198,6 +198,7 @@ mod tests {
             payload: "{}",
             headers,
             occurred_at,
+            fault: None,
         }
     }
 

@@ -156,6 +156,9 @@ impl Session<'_> {
     /// When Postgres or Kafka fails meanwhile.
     pub async fn drain(&mut self) -> Result<(), SessionError> {
         let deadline = Instant::now() + self.streams.config.limits.lease_needed_to_send();
+        for lane in self.lanes.iter_mut() {
+            lane.draining = true;
+        }
         let caught_up = |session: &Self| session.waiting.values().all(|waiting| waiting.lanes.in_flight() == 0);
         while (self.in_flight() > 0 || self.lanes.is_amid_read() || !caught_up(self)) && Instant::now() < deadline {
             if self.lanes.is_amid_read() && !self.is_full() {

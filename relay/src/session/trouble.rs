@@ -60,6 +60,7 @@ impl Session<'_> {
             }
         }
         self.lanes.restart();
+        self.finding = None;
         self.tell_of_parked_keys().await
     }
 

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use shared::backoff::Backoff;
 use shared::spans;
 
+use super::reading::READ_BYTES_MAX;
 use super::sender::Work;
 use super::stream::{Ending, PublishConstraints, Stream};
 use super::{Session, SessionError, in_time, since_1970};
 use crate::lanes::{Cursor, HeldLane, Snapshot, TypeIndex, WaitingType, index};
 use crate::outbox;
-use crate::outbox::waiting::CursorOfType;
+use crate::outbox::waiting::{CursorOfType, PartsLimits};
 use crate::publisher::outcomes::{Cause, Failure, Outcomes, Trouble};
 
 /// Types that are tried at the same time: each has threads and connections of its own.
@@ -346,7 +347,7 @@ impl Session<'_> {
         if is_full || attempt.stream.pipe.is_full() || attempt.stream.outcomes.is_clear() {
             return Ok(());
         }
-        let rows_max = if attempt.flows { ROWS } else { ROWS_FIRST };
+        let lane_rows = if attempt.flows { ROWS } else { ROWS_FIRST };
         let behind: Vec<Cursor> = waiting.lanes.behind(own).cloned().collect();
         if !behind.is_empty() {
             let first_late = outbox::waiting::first_late_id(&mut self.connection, behind.iter());
@@ -356,16 +357,21 @@ impl Session<'_> {
         if parts.is_empty() {
             return Ok(());
         }
-        let (batch, aggregate_type) = (attempt.stream.pipe.empty_batch(), self.types.name(type_index));
-        let read = outbox::waiting::read_parts(&mut self.connection, aggregate_type, &parts, rows_max, batch);
-        let mut batch = in_time(limit, read).await?;
+        let (mut batch, aggregate_type) = (attempt.stream.pipe.empty_batch(), self.types.name(type_index));
+        let limits = PartsLimits { lane_rows, bytes: READ_BYTES_MAX };
+        let read = outbox::waiting::read_parts(&mut self.connection, aggregate_type, &parts, limits, &mut batch);
+        let complete = in_time(limit, read).await?;
         batch.read_at = Some(spans::now());
         batch.number_types(&mut self.types);
-        batch.tickets = waiting.lanes.accept(&parts, batch.keys(), usize::try_from(rows_max).unwrap_or(1));
+        batch.tickets =
+            waiting.lanes.accept(&parts, batch.keys(), usize::try_from(lane_rows).unwrap_or(1), complete);
         waiting.unsettled = true;
         if batch.is_empty() {
             attempt.stream.pipe.give_back(batch);
-        } else {
+            return Ok(());
+        }
+        in_time(limit, outbox::large::fetch(&mut self.connection, &mut batch)).await?;
+        if let Some(Waiting { state: State::Trying(attempt), .. }) = self.waiting.get(&type_index) {
             attempt.stream.pipe.send(Work::Batch(batch));
         }
         Ok(())

@@ -123,6 +123,10 @@ impl Feeder {
 
     /// Sends an event, or holds it back.
     fn offer(&mut self, row: RowKey, ticket: Ticket, event: &Event<'_>, read_at: SystemTime) -> Result<(), Stop> {
+        if let Some(reason) = event.unpublishable() {
+            self.refuse(row, ticket, event, reason.to_owned());
+            return Ok(());
+        }
         match self.routes.get(row.type_index.place()) {
             Some(Route::Open(to)) => {
                 let flow = FlowControl::of_key(&to.flows, event.aggregate_id);
