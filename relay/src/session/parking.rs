@@ -72,9 +72,14 @@ impl Session<'_> {
             Beginning::Withdrawn => return Ok(()),
             Beginning::LaneLost => return Err(SessionError::LaneLost(lane)),
         }
-        let rows = in_time(limit, outbox::parked::parked_rows(&mut self.connection, &key, RETRY_ROWS_MAX)).await?;
+        let mut rows = in_time(limit, outbox::parked::parked_rows(&mut self.connection, &key, RETRY_ROWS_MAX)).await?;
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        // The sender gets none of the rows from the first on that cannot be published: that one ends the retry.
+        let sendable = rows.iter().position(|row| row.unpublishable().is_some()).unwrap_or(rows.len());
+        let unpublishable = rows.get(sendable).and_then(ParkedRow::unpublishable);
+        rows.truncate(sendable);
         let Retried { published, refused } = self.try_again(rows).await?;
+        let refused = refused.or(unpublishable);
         let (sent, rest) = ids.split_at(published.min(ids.len()));
         let remaining = in_time(limit, outbox::parked::settle_retry(&mut self.connection, &key, sent)).await?;
         self.metrics.published.inc_by(sent.len() as u64);
