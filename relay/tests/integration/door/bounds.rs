@@ -44,7 +44,8 @@ const BOUNDS: [(&str, &str, &str, &str); 16] = [
 
 /// Inserts a row with one column as given. The bound that it violates, if any.
 async fn violated(connection: &mut PgConnection, column: &str, value: &str) -> Option<String> {
-    let columns = [("aggregate_type", "'thing'"), ("aggregate_id", "'k'"), ("type", "'thing.changed'"), ("payload", "'{}'")];
+    let columns =
+        [("aggregate_type", "'thing'"), ("aggregate_id", "'k'"), ("type", "'thing.changed'"), ("payload", "'{}'")];
     let others = columns.into_iter().filter(|(name, _)| *name != column);
     let (names, values): (Vec<&str>, Vec<&str>) = others.chain([(column, value)]).unzip();
     let (names, values) = (names.join(", "), values.join(", "));

@@ -15,7 +15,8 @@ async fn a_relay_does_not_start_on_a_database_that_is_not_in_utf_8() {
     for encoding in ["LATIN1", "SQL_ASCII"] {
         let url = format!("{}_{encoding}", fixture.database.url);
         let (_, name) = url.rsplit_once('/').unwrap();
-        let sql = format!("CREATE DATABASE \"{name}\" ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+        let sql =
+            format!("CREATE DATABASE \"{name}\" ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&fixture.database.pool).await.unwrap();
         let mut connection = PgConnection::connect(&url).await.unwrap();
         MIGRATOR.run(&mut connection).await.unwrap();

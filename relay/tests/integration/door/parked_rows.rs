@@ -27,8 +27,12 @@ async fn a_key_longer_than_an_index_entry_is_parked_and_published_when_it_may_go
     let stage = Stage::new("a_key_longer_than_an_index_entry").await;
     let (odd, topic) = (unique("no topic"), unique("routed"));
     stage.plant(&odd, 1, &[("aggregate_id", LONG_ID)]).await;
-    stage.run("INSERT INTO outbox (aggregate_type, aggregate_id, aggregate_version, type, payload)
-        SELECT aggregate_type, aggregate_id, 2, type, '{}' FROM outbox WHERE id = 1").await;
+    stage
+        .run(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, aggregate_version, type, payload)
+        SELECT aggregate_type, aggregate_id, 2, type, '{}' FROM outbox WHERE id = 1",
+        )
+        .await;
     let relay = stage.fixture.relay(&[]);
     stage.fixture.insert_all("neighbour", 1, 20).await;
     assert_complete_and_in_order(&stage.fixture.published(20).await, |_| 20, 1);
@@ -41,8 +45,12 @@ async fn a_key_longer_than_an_index_entry_is_parked_and_published_when_it_may_go
     // A relay that takes the lane knows the key.
     relay.stop().await;
     let relay = stage.fixture.relay(&[]);
-    stage.run("INSERT INTO outbox (aggregate_type, aggregate_id, aggregate_version, type, payload)
-        SELECT aggregate_type, aggregate_id, 3, type, '{}' FROM outbox WHERE id = 1").await;
+    stage
+        .run(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, aggregate_version, type, payload)
+        SELECT aggregate_type, aggregate_id, 3, type, '{}' FROM outbox WHERE id = 1",
+        )
+        .await;
     eventually("the third one waits behind", async || {
         let parked: Vec<(i64,)> = stage.all("SELECT count(*) FROM relay_parked").await;
         (parked == [(3,)]).then_some(())

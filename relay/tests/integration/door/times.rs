@@ -5,8 +5,13 @@ use relay::backlog::look;
 use super::stage::Stage;
 
 /// One of each kind, as SQL.
-const ODD: [&str; 5] =
-    ["'infinity'", "'-infinity'", "'294276-12-31 23:59:59+00'", "'4713-01-01 00:00:00+00 BC'", "'10000-01-01 00:00:00+00'"];
+const ODD: [&str; 5] = [
+    "'infinity'",
+    "'-infinity'",
+    "'294276-12-31 23:59:59+00'",
+    "'4713-01-01 00:00:00+00 BC'",
+    "'10000-01-01 00:00:00+00'",
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_age_of_a_backlog_is_a_number_whatever_its_rows_say() {
