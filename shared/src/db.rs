@@ -90,10 +90,10 @@ impl DatabaseConfig {
         &self.options
     }
 
-    /// Opens the pool and checks that this is a primary with this build's schema. Tries once.
+    /// Opens the pool and checks that this is a primary, and its database one in UTF-8 with this build's schema. Tries once.
     ///
     /// # Errors
-    /// When the server does not answer or refuses, is a standby, or its schema is older than this build's.
+    /// When the server does not answer or refuses, is a standby, or the database has another encoding or an older schema.
     pub async fn open(&self) -> Result<PgPool, ConnectError> {
         let pool = PgPoolOptions::new()
             .max_connections(self.connections_max)
@@ -110,6 +110,7 @@ impl DatabaseConfig {
             .connect_with(self.options.clone())
             .await?;
         refuse_standby(&pool).await?;
+        refuse_encoding(&pool).await?;
         check_schema(&pool).await?;
         Ok(pool)
     }
@@ -117,8 +118,8 @@ impl DatabaseConfig {
     /// Opens the pool, waiting with backoff for a database that is not up yet, or is still a standby.
     ///
     /// # Errors
-    /// When the schema is older than this build's, the database refuses us for good (wrong password, no such database), or the
-    /// shutdown was asked for first.
+    /// When the schema is older than this build's, the database is not in UTF-8 or refuses us for good (wrong password, no such
+    /// database), or the shutdown was asked for first.
     pub async fn connect(&self, shutdown: &Shutdown) -> Result<PgPool, ConnectError> {
         self.connect_telling(shutdown, |_| {}).await
     }
@@ -197,6 +198,15 @@ pub enum ConnectError {
     /// The server only follows another one. A fail-over may make it the primary.
     #[error("{}", ON_STANDBY)]
     Standby,
+    /// The database is not in UTF-8. Nothing can change that of a database.
+    #[error(
+        "the encoding of the database is {found}, in which events with other characters cannot be written or read: create a database with \
+         `CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0`, and let DATABASE_URL name that one"
+    )]
+    Encoding {
+        /// Postgres's name of it.
+        found: String,
+    },
     /// The server does not answer, or refuses.
     #[error("Postgres: {0}")]
     Refused(#[from] sqlx::Error),
@@ -211,7 +221,7 @@ impl ConnectError {
         match self {
             Self::Standby => true,
             Self::Refused(error) => !is_refused_for_good(error),
-            Self::SchemaTooOld { .. } | Self::ShutDown => false,
+            Self::SchemaTooOld { .. } | Self::Encoding { .. } | Self::ShutDown => false,
         }
     }
 }
@@ -223,6 +233,17 @@ impl ConnectError {
 pub async fn refuse_standby<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
     let standby = sqlx::query_scalar::<_, bool>("SELECT pg_is_in_recovery()").fetch_one(database).await?;
     if standby { Err(ConnectError::Standby) } else { Ok(()) }
+}
+
+/// Checks that the database is in UTF-8, as records and JSON are: of another one, Postgres converts each text for us, or, from `SQL_ASCII`, hands
+/// out bytes of which nobody knows what they mean.
+///
+/// # Errors
+/// When it is in another encoding.
+pub async fn refuse_encoding<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
+    let found =
+        sqlx::query_scalar::<_, String>("SELECT current_setting('server_encoding')").fetch_one(database).await?;
+    if found == "UTF8" { Ok(()) } else { Err(ConnectError::Encoding { found }) }
 }
 
 /// Checks that every migration of this build has been applied. A newer schema is fine: migrations come before services.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 use shared::config::Env;
-use shared::db::{DatabaseConfig, MIGRATOR, refuse_standby};
+use shared::db::{DatabaseConfig, MIGRATOR, refuse_encoding, refuse_standby};
 use sqlx::migrate::Migrate;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
@@ -51,6 +51,7 @@ pub async fn run(args: MigrateArgs) -> Result<ExitCode> {
 pub async fn migrate(database: &PgConnectOptions) -> Result<Vec<Applied>> {
     let mut connection = PgConnection::connect_with(database).await.context("cannot connect to the database")?;
     refuse_standby(&mut connection).await?;
+    refuse_encoding(&mut connection).await?;
     let before = versions(&mut connection).await?;
     MIGRATOR
         .run_direct(None, &mut connection, false)

@@ -207,7 +207,9 @@ async fn read_feed(connection: &mut PgConnection, cursor: &Cursor) -> Result<Pag
         SELECT 0 AS "part!", NULL::bigint AS id, NULL::smallint AS lane, NULL::uuid AS event_id, NULL::bigint AS version,
             NULL::timestamptz AS occurred_at, NULL::text AS aggregate_id, NULL::text AS kind, pg_current_snapshot()::text AS content
         UNION ALL
-        (SELECT 1, late.id, late.lane, late.event_id, late.aggregate_version, late.occurred_at, late.aggregate_id, late.type,
+        (SELECT 1, late.id, late.lane, late.event_id, late.aggregate_version,
+            CASE WHEN late.occurred_at >= '0001-01-01 00:00:00+00' AND late.occurred_at < '10000-01-01 00:00:00+00' THEN late.occurred_at END,
+            late.aggregate_id, late.type,
             CASE WHEN late.aggregate_type = 'order' THEN late.payload::text END
         FROM (
             SELECT * FROM outbox a WHERE a.txid >= $1 AND a.id <= $3
@@ -219,7 +221,9 @@ async fn read_feed(connection: &mut PgConnection, cursor: &Cursor) -> Result<Pag
         WHERE $4::bigint < $3::bigint AND late.id + 0 > $4 AND late.txid < $5 AND late.txid <> ALL ($6::bigint[])
         ORDER BY late.id LIMIT $7)
         UNION ALL
-        SELECT 2, fresh.id, fresh.lane, fresh.event_id, fresh.aggregate_version, fresh.occurred_at, fresh.aggregate_id, fresh.type,
+        SELECT 2, fresh.id, fresh.lane, fresh.event_id, fresh.aggregate_version,
+            CASE WHEN fresh.occurred_at >= '0001-01-01 00:00:00+00' AND fresh.occurred_at < '10000-01-01 00:00:00+00' THEN fresh.occurred_at END,
+            fresh.aggregate_id, fresh.type,
             CASE WHEN fresh.aggregate_type = 'order' THEN fresh.payload::text END
         FROM generate_series(0, 15) lanes (lane) CROSS JOIN LATERAL (
             SELECT * FROM outbox o
@@ -251,7 +255,8 @@ async fn read_feed(connection: &mut PgConnection, cursor: &Cursor) -> Result<Pag
         }
         let Some(id) = row.id else { continue };
         tally.count(row.part, row.lane, id);
-        // Others may write events of type "order" by hand; what is none of ours is passed over.
+        // Others may write events of type "order" by hand; what is none of ours is passed over, and so is a time that chrono does not
+        // have, on which decoding would panic.
         let (Some(order_id), Some(document)) = (row.aggregate_id.and_then(|id| id.parse().ok()), row.content) else {
             continue;
         };

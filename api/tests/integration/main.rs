@@ -13,6 +13,7 @@ mod http;
 mod idempotency;
 mod listing;
 mod midnight;
+mod odd_events;
 mod ordering;
 mod orders;
 mod outages;

@@ -17,11 +17,20 @@
 //! taken may reach the broker after the event was discarded. And a relay that dies after it has parked an event and before it has settled
 //! its cursor lets its successor read that event again: if it was discarded in these few seconds, it is parked once more.
 
-use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
-use uuid::Uuid;
 
-use crate::batch::Event;
+pub use retry::{Beginning, HeldKey, Remaining, RetryRequest, begin_retry, refuse_retry, retry_requests, settle_retry};
+pub use row::{ParkedRow, parked_rows};
+
+mod retry;
+mod row;
+
+/// Bytes of a payload that the outbox takes today, and that can be published. A larger one may be there from before.
+pub const PAYLOAD_BYTES_MAX: i32 = 16 * 1024 * 1024;
+
+/// Bytes of headers as they are stored, above which their text has more than the 32,768 bytes that the outbox takes today: jsonb is at
+/// most four times as long as its text.
+const HEADERS_STORED_MAX: i32 = 4 * 32_768;
 
 /// Keys of `lanes` that are parked: lane, aggregate type, aggregate id.
 ///
@@ -41,9 +50,12 @@ pub async fn parked_keys(
     Ok(records.into_iter().map(|record| (record.lane, record.aggregate_type, record.aggregate_id)).collect())
 }
 
-/// Copies rows of one lane into `relay_parked`, `reasons` in their order (null for a key that is parked already). A row that is there
-/// already stays as it is: it was parked before a crash. Returns whether the lane is still held under `token`; if not, nothing was
-/// written.
+/// Copies rows of one lane into `relay_parked`, `reasons` in their order (null for a key that is parked already), each cut to 1,000
+/// characters. A row that is there already stays as it is: it was parked before a crash. Returns whether the lane is still held under
+/// `token`; if not, nothing was written.
+///
+/// A row whose payload is above [`PAYLOAD_BYTES_MAX`], or whose headers are too large, is parked by reference: without payload and headers,
+/// which are not even read. Its partition is kept (`outbox_keep_reason`).
 ///
 /// # Errors
 /// What the database says.
@@ -61,13 +73,15 @@ pub async fn park(
         WITH fence AS (
             SELECT lane FROM relay_lanes WHERE lane = $1 AND token = $2 FOR SHARE
         ), parked AS (
-            INSERT INTO relay_parked (id, lane, event_id, aggregate_type, aggregate_id, aggregate_version, type, payload, headers,
-                occurred_at, reason)
-            SELECT o.id, o.lane, o.event_id, o.aggregate_type, o.aggregate_id, o.aggregate_version, o.type, o.payload, o.headers,
-                o.occurred_at, p.reason
+            INSERT INTO relay_parked (id, lane, event_id, aggregate_type, aggregate_id, aggregate_version, type, payload,
+                payload_bytes, headers, occurred_at, reason)
+            SELECT o.id, o.lane, o.event_id, o.aggregate_type, o.aggregate_id, o.aggregate_version, o.type,
+                CASE WHEN whole.fits THEN o.payload END, o.payload_bytes, CASE WHEN whole.fits THEN o.headers ELSE '{}' END,
+                o.occurred_at, left(p.reason, 1000)
             FROM fence
             CROSS JOIN UNNEST($3::bigint[], $4::text[]) p (id, reason)
             JOIN outbox o ON o.lane = fence.lane AND o.id = p.id
+            CROSS JOIN LATERAL (SELECT o.payload_bytes <= $5 AND pg_column_size(o.headers) <= $6 AS fits) whole
             ORDER BY o.id
             ON CONFLICT (id) DO NOTHING
         )
@@ -76,255 +90,8 @@ pub async fn park(
         token,
         ids,
         reasons as &[Option<&str>],
-    )
-    .fetch_one(connection)
-    .await
-}
-
-/// A key that is to be published again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RetryRequest {
-    /// Its lane.
-    pub lane: i16,
-    /// `outbox.aggregate_type`.
-    pub aggregate_type: String,
-    /// `outbox.aggregate_id`.
-    pub aggregate_id: String,
-}
-
-/// The oldest `keys_max` requests of these lanes. Takes no lock and writes nothing, so that it may be asked at each renewal.
-///
-/// # Errors
-/// What the database says.
-pub async fn retry_requests(
-    connection: &mut PgConnection,
-    lanes: &[i16],
-    keys_max: i64,
-) -> Result<Vec<RetryRequest>, sqlx::Error> {
-    sqlx::query_as!(
-        RetryRequest,
-        r#"-- retry_requests
-        SELECT lane, aggregate_type, aggregate_id FROM relay_parked_requests
-        WHERE lane = ANY ($1)
-        ORDER BY requested_at, lane, aggregate_type, aggregate_id
-        LIMIT $2"#,
-        lanes,
-        keys_max,
-    )
-    .fetch_all(connection)
-    .await
-}
-
-/// A parked key of a lane that this relay holds.
-#[derive(Debug, Clone, Copy)]
-pub struct HeldKey<'a> {
-    /// Its lane.
-    pub lane: i16,
-    /// The lane's fencing token.
-    pub token: i64,
-    /// `outbox.aggregate_type`.
-    pub aggregate_type: &'a str,
-    /// `outbox.aggregate_id`.
-    pub aggregate_id: &'a str,
-}
-
-/// Whether a retry may begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beginning {
-    /// It has: until it ends, nobody discards an event of the key.
-    Begun,
-    /// The request is there no more.
-    Withdrawn,
-    /// The lane is another relay's.
-    LaneLost,
-}
-
-/// Marks the request of a key as begun under the lane's token. Once a session and retry is enough.
-///
-/// # Errors
-/// What the database says.
-pub async fn begin_retry(connection: &mut PgConnection, key: &HeldKey<'_>) -> Result<Beginning, sqlx::Error> {
-    // Row lock on the request: waits for an operator's discard, and makes a later one wait. A share lock on the lane, as in `park`.
-    let record = sqlx::query!(
-        r#"-- begin_retry
-        WITH fence AS (
-            SELECT lane FROM relay_lanes WHERE lane = $1 AND token = $2 FOR SHARE
-        ), begun AS (
-            UPDATE relay_parked_requests r SET begun_token = $2
-            FROM fence
-            WHERE r.lane = fence.lane AND r.aggregate_type = $3 AND r.aggregate_id = $4
-            RETURNING r.lane
-        )
-        SELECT EXISTS (SELECT FROM fence) AS "held!", EXISTS (SELECT FROM begun) AS "begun!""#,
-        key.lane,
-        key.token,
-        key.aggregate_type,
-        key.aggregate_id,
-    )
-    .fetch_one(connection)
-    .await?;
-    Ok(match (record.held, record.begun) {
-        (false, _) => Beginning::LaneLost,
-        (true, false) => Beginning::Withdrawn,
-        (true, true) => Beginning::Begun,
-    })
-}
-
-/// A parked event.
-#[derive(Debug, Clone)]
-pub struct ParkedRow {
-    /// `outbox.id`.
-    pub id: i64,
-    /// `outbox.event_id`.
-    pub event_id: Uuid,
-    /// `outbox.aggregate_type`.
-    pub aggregate_type: String,
-    /// `outbox.aggregate_id`.
-    pub aggregate_id: String,
-    /// `outbox.aggregate_version`.
-    pub aggregate_version: i64,
-    /// `outbox.type`.
-    pub event_type: String,
-    /// `outbox.payload`.
-    pub payload: String,
-    /// `outbox.headers`.
-    pub headers: String,
-    /// `outbox.occurred_at`.
-    pub occurred_at: DateTime<Utc>,
-    /// Why Kafka refused it; none if an elder of its key was refused.
-    pub reason: Option<String>,
-}
-
-impl ParkedRow {
-    /// As it is to be published.
-    #[must_use]
-    pub fn event(&self) -> Event<'_> {
-        Event {
-            event_id: self.event_id,
-            aggregate_type: &self.aggregate_type,
-            aggregate_id: &self.aggregate_id,
-            aggregate_version: self.aggregate_version,
-            event_type: &self.event_type,
-            payload: &self.payload,
-            headers: &self.headers,
-            occurred_at: self.occurred_at,
-            fault: None,
-        }
-    }
-}
-
-/// The first `rows_max` parked rows of a key, by id. Some are here because they are large, so `rows_max` is what bounds the memory.
-///
-/// # Errors
-/// What the database says.
-pub async fn parked_rows(
-    connection: &mut PgConnection,
-    key: &HeldKey<'_>,
-    rows_max: i64,
-) -> Result<Vec<ParkedRow>, sqlx::Error> {
-    // Goes over relay_parked_key_idx. No lock: under its token, only this relay writes rows of the lane, and no operator discards one of
-    // a key that is begun.
-    sqlx::query_as!(
-        ParkedRow,
-        r#"-- parked_rows
-        SELECT id, event_id, aggregate_type, aggregate_id, aggregate_version, type AS event_type, payload::text AS "payload!",
-            headers::text AS "headers!", occurred_at, reason
-        FROM relay_parked
-        WHERE lane = $1 AND aggregate_type = $2 AND aggregate_id = $3
-        ORDER BY id
-        LIMIT $4"#,
-        key.lane,
-        key.aggregate_type,
-        key.aggregate_id,
-        rows_max,
-    )
-    .fetch_all(connection)
-    .await
-}
-
-/// What is left of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Remaining {
-    /// Further rows: the key stays parked, and the request stays.
-    Rows,
-    /// Nothing: the key flows again from now on, and the request is done.
-    Nothing,
-    /// The lane is another relay's: nothing was written.
-    LaneLost,
-}
-
-/// Deletes the rows `ids` of a key, which Kafka has acknowledged, and says what is left. When nothing is, the request is deleted too.
-///
-/// # Errors
-/// What the database says.
-pub async fn settle_retry(
-    connection: &mut PgConnection,
-    key: &HeldKey<'_>,
-    ids: &[i64],
-) -> Result<Remaining, sqlx::Error> {
-    // All parts see the same snapshot, in which the rows of `published` are still there. Nobody parks a row of this key meanwhile: only
-    // the holder of the token does, over this very connection. So "nothing is left" holds until this relay parks the next one.
-    let record = sqlx::query!(
-        r#"-- settle_retry
-        WITH fence AS (
-            SELECT lane FROM relay_lanes WHERE lane = $1 AND token = $2 FOR SHARE
-        ), published AS (
-            DELETE FROM relay_parked p USING fence
-            WHERE p.lane = fence.lane AND p.aggregate_type = $3 AND p.aggregate_id = $4 AND p.id = ANY ($5)
-        ), remaining AS (
-            SELECT FROM relay_parked p
-            WHERE p.lane = $1 AND p.aggregate_type = $3 AND p.aggregate_id = $4 AND p.id <> ALL ($5)
-            LIMIT 1
-        ), ended AS (
-            DELETE FROM relay_parked_requests r USING fence
-            WHERE r.lane = fence.lane AND r.aggregate_type = $3 AND r.aggregate_id = $4 AND NOT EXISTS (SELECT FROM remaining)
-        )
-        SELECT EXISTS (SELECT FROM fence) AS "held!", EXISTS (SELECT FROM remaining) AS "remaining!""#,
-        key.lane,
-        key.token,
-        key.aggregate_type,
-        key.aggregate_id,
-        ids,
-    )
-    .fetch_one(connection)
-    .await?;
-    Ok(match (record.held, record.remaining) {
-        (false, _) => Remaining::LaneLost,
-        (true, true) => Remaining::Rows,
-        (true, false) => Remaining::Nothing,
-    })
-}
-
-/// Ends a retry because Kafka refuses the row `id` again: writes the new reason to it and deletes the request. The key stays parked.
-/// Returns whether the lane is still held; if not, nothing was written.
-///
-/// # Errors
-/// What the database says.
-pub async fn refuse_retry(
-    connection: &mut PgConnection,
-    key: &HeldKey<'_>,
-    id: i64,
-    reason: &str,
-) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"-- refuse_retry
-        WITH fence AS (
-            SELECT lane FROM relay_lanes WHERE lane = $1 AND token = $2 FOR SHARE
-        ), refused AS (
-            UPDATE relay_parked p SET reason = $6
-            FROM fence
-            WHERE p.lane = fence.lane AND p.aggregate_type = $3 AND p.aggregate_id = $4 AND p.id = $5
-        ), ended AS (
-            DELETE FROM relay_parked_requests r USING fence
-            WHERE r.lane = fence.lane AND r.aggregate_type = $3 AND r.aggregate_id = $4
-        )
-        SELECT EXISTS (SELECT FROM fence) AS "held!""#,
-        key.lane,
-        key.token,
-        key.aggregate_type,
-        key.aggregate_id,
-        id,
-        reason,
+        PAYLOAD_BYTES_MAX,
+        HEADERS_STORED_MAX,
     )
     .fetch_one(connection)
     .await

@@ -1,4 +1,7 @@
 //! SQL for those who want to know how the relays are doing. It reads only, and each statement is bounded, whatever the backlog.
+//!
+//! A row may say that it occurred at infinity, of which Postgres 15 computes no age. Ages are therefore those of a time between the year 1
+//! and now.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -51,7 +54,8 @@ pub async fn lanes(connection: &mut PgConnection, rows_max: i64) -> Result<Vec<L
             ) f
         ) counted
         LEFT JOIN LATERAL (
-            SELECT o.id, o.occurred_at FROM outbox o WHERE o.lane = l.lane AND o.id > l.position ORDER BY o.id LIMIT 1
+            SELECT o.id, least(greatest(o.occurred_at, '0001-01-01 00:00:00+00'), now()) AS occurred_at
+            FROM outbox o WHERE o.lane = l.lane AND o.id > l.position ORDER BY o.id LIMIT 1
         ) oldest ON true
         ORDER BY l.lane"#,
         rows_max
@@ -90,8 +94,7 @@ pub async fn late_rows(connection: &mut PgConnection, rows_max: i64) -> Result<V
             FROM relay_lanes
         )
         SELECT o.lane AS "lane!", count(*) AS "rows!", min(o.id) AS "oldest_id!",
-            coalesce(extract(epoch FROM now()) - extract(epoch FROM min(o.occurred_at) FILTER (WHERE isfinite(o.occurred_at))), 0)::float8
-                AS "oldest_age_secs!"
+            extract(epoch FROM now() - least(greatest(min(o.occurred_at), '0001-01-01 00:00:00+00'), now()))::float8 AS "oldest_age_secs!"
         FROM (
             (SELECT a.lane, a.id, a.txid, a.occurred_at FROM outbox a
             WHERE a.txid = ANY ((SELECT running FROM cursors)::bigint[]) AND a.txid < (SELECT late_from FROM cursors)
@@ -211,7 +214,7 @@ pub async fn parked(connection: &mut PgConnection) -> Result<ParkedStatus, sqlx:
     sqlx::query_as!(
         ParkedStatus,
         r#"-- parked_status
-        SELECT count(DISTINCT (lane, aggregate_type, aggregate_id)) AS "keys!", count(*) AS "events!",
+        SELECT count(DISTINCT (lane, key_hash)) AS "keys!", count(*) AS "events!",
             extract(epoch FROM now() - min(parked_at))::float8 AS oldest_age_secs
         FROM relay_parked"#
     )

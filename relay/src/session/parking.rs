@@ -101,11 +101,15 @@ impl Session<'_> {
             Beginning::Withdrawn => return Ok(()),
             Beginning::LaneLost => return Err(SessionError::LaneLost(lane)),
         }
-        let rows = in_time(limit, outbox::parked::parked_rows(&mut self.connection, &key, RETRY_ROWS_MAX)).await?;
+        let mut rows = in_time(limit, outbox::parked::parked_rows(&mut self.connection, &key, RETRY_ROWS_MAX)).await?;
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        // The sender gets none of the rows from the first on that cannot be published: that one ends the retry.
+        let sendable = rows.iter().position(|row| row.unpublishable().is_some()).unwrap_or(rows.len());
+        let unpublishable = rows.get(sendable).and_then(ParkedRow::unpublishable);
+        rows.truncate(sendable);
         let type_index = self.types.index(&aggregate_type);
         let (published, refused) = match self.try_again(type_index, rows).await? {
-            Retried::Ended { published, refused } => (published, refused),
+            Retried::Ended { published, refused } => (published, refused.or(unpublishable)),
             Retried::Later => {
                 self.next_retry = Instant::now() + RETRY_LATER;
                 self.retries.push_back(RetryRequest { lane, aggregate_type, aggregate_id });

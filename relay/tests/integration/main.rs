@@ -6,6 +6,7 @@ mod appending;
 mod chaos;
 mod clock;
 mod debezium;
+mod door;
 mod faults;
 mod histories;
 mod holders;

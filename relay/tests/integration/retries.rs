@@ -85,7 +85,9 @@ impl Stage {
 
 async fn versions(connection: &mut PgConnection, key: &HeldKey<'_>, rows_max: i64) -> Vec<(i64, i64)> {
     let rows = parked_rows(connection, key, rows_max).await.unwrap();
-    assert!(rows.iter().all(|row| row.payload == "{\"a\":  1}" && row.aggregate_id == key.aggregate_id));
+    assert!(
+        rows.iter().all(|row| row.payload.as_deref() == Some("{\"a\":  1}") && row.aggregate_id == key.aggregate_id)
+    );
     rows.iter().map(|row| (row.aggregate_version, row.id)).collect()
 }
 

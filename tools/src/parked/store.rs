@@ -93,17 +93,17 @@ pub async fn parked(
             head.type AS event_type, head.reason, r.requested_at AS "requested_at?", r.requested_by AS "requested_by?",
             count(*) OVER () AS "keys!", sum(k.waiting) OVER ()::bigint AS "events!"
         FROM (
-            SELECT lane, aggregate_type, aggregate_id, count(*) AS waiting, min(parked_at) AS since, min(id) AS first_id,
+            SELECT lane, key_hash, aggregate_type, aggregate_id, count(*) AS waiting, min(parked_at) AS since, min(id) AS first_id,
                 min(aggregate_version) AS first_version, max(aggregate_version) AS last_version
             FROM relay_parked
             WHERE ($1::text IS NULL
                     OR (lane = (hashtextextended($1, 0) & 15)::smallint AND aggregate_type || '/' || aggregate_id = $1))
                 AND ($2::text[] IS NULL OR aggregate_type = ANY ($2))
-            GROUP BY lane, aggregate_type, aggregate_id
+            GROUP BY lane, key_hash, aggregate_type, aggregate_id
         ) k
         JOIN relay_parked head ON head.id = k.first_id
         LEFT JOIN relay_parked_requests r
-            ON r.lane = k.lane AND r.aggregate_type = k.aggregate_type AND r.aggregate_id = k.aggregate_id
+            ON r.lane = k.lane AND r.key_hash = k.key_hash AND r.aggregate_type = k.aggregate_type AND r.aggregate_id = k.aggregate_id
         WHERE $3::text IS NULL OR head.reason ILIKE $3
         ORDER BY k.since, k.first_id
         LIMIT $4"#,

@@ -6,6 +6,7 @@ mod command_line;
 mod dead_letters;
 mod failover;
 mod metrics;
+mod odd_rows;
 mod offsets;
 mod outages;
 mod parked;

@@ -40,13 +40,6 @@ impl Feeder {
             if alone && !outcomes.all_retried(index) {
                 return Err(Stop::Closed);
             }
-            if let Some(reason) = row.event().unpublishable() {
-                if !outcomes.all_retried(index) {
-                    return Err(Stop::Closed);
-                }
-                outcomes.end_retry(Retried::Ended { published: index, refused: Some(reason.to_owned()) });
-                return Ok(());
-            }
             let origin = Origin { id: row.id, lane: None, read_at };
             let ticket = Ticket::retry(index as u64);
             if let Some(reason) = self.hand_over(ticket, type_index, &row.event(), alone, origin, flow)? {

@@ -59,6 +59,21 @@ async fn a_row_is_within_the_retention(stage: &Stage) -> Option<Outcome> {
     stage.try_with(Duration::from_hours(24)).await
 }
 
+/// Its payload is in the partition only.
+async fn a_row_is_parked_by_reference(stage: &Stage) -> Option<Outcome> {
+    stage.fill(250).await;
+    stage.settle().await;
+    stage
+        .run(
+            "INSERT INTO relay_parked (id, lane, event_id, aggregate_type, aggregate_id, aggregate_version, type, payload_bytes, headers,
+                occurred_at, reason)
+            SELECT id, lane, event_id, aggregate_type, aggregate_id, aggregate_version, type, payload_bytes, headers, occurred_at, 'too large'
+            FROM outbox WHERE id = 7",
+        )
+        .await;
+    stage.try_to_drop().await
+}
+
 async fn a_cursor_is_of_another_cluster(stage: &Stage) -> Option<Outcome> {
     stage.fill(250).await;
     stage.settle().await;
@@ -160,6 +175,32 @@ async fn a_partition_stays_as_long_as_the_retention_says() {
     stage.settle().await;
     assert_eq!(stage.try_with(Duration::from_hours(24)).await, Some(Outcome::Dropped));
     proves!(a_row_is_within_the_retention, "outbox_keep_reason", "newest.occurred_at > now() - $1", "false");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_stays_while_a_row_of_it_is_parked_by_reference() {
+    let (stage, outcome) = scene!(a_row_is_parked_by_reference);
+    assert_eq!(outcome, Some(stays("parked")));
+    // Discarded, or parked whole in another partition, it keeps nothing.
+    stage.run("UPDATE relay_parked SET id = 150").await;
+    assert_eq!(stage.try_to_drop().await, Some(Outcome::Dropped));
+    proves!(a_row_is_parked_by_reference, "outbox_keep_reason", "p.payload IS NULL", "false");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_says_it_is_of_the_future_does_not_keep_its_partition_until_then() {
+    for time in ["9999-12-31", "infinity"] {
+        let stage = Stage::new("a_row_that_says_it_is").await;
+        stage.fill(99).await;
+        stage.run("UPDATE outbox SET occurred_at = now() - interval '25 hours'").await;
+        stage.run("ALTER TABLE outbox DROP CONSTRAINT outbox_occurred_at_years").await;
+        let sql = "UPDATE outbox SET occurred_at = $1::timestamptz WHERE id > 90";
+        sqlx::query(sql).bind(time).execute(&stage.database.pool).await.unwrap();
+        stage.fill(151).await;
+        stage.settle().await;
+        stage.run("DELETE FROM outbox WHERE id = 100").await;
+        assert_eq!(stage.try_with(Duration::from_hours(24)).await, Some(Outcome::Dropped), "{time}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -82,7 +82,7 @@ pub async fn discard(
         r#"-- request_rest
         INSERT INTO relay_parked_requests (lane, aggregate_type, aggregate_id, requested_by)
         VALUES ($1, $2, $3, session_user || ', ' || $4::text)
-        ON CONFLICT (lane, aggregate_type, aggregate_id) DO UPDATE SET begun_token = NULL"#,
+        ON CONFLICT (lane, key_hash) DO UPDATE SET begun_token = NULL"#,
         key.lane,
         key.aggregate_type,
         key.aggregate_id,
@@ -100,7 +100,7 @@ async fn publishing_relay(connection: &mut PgConnection, key: &ParkedKey) -> Res
     let begun_token = sqlx::query_scalar!(
         r#"-- lock_request
         SELECT begun_token FROM relay_parked_requests
-        WHERE lane = $1 AND aggregate_type = $2 AND aggregate_id = $3
+        WHERE lane = $1 AND key_hash = relay_key_hash($2, $3) AND aggregate_type = $2 AND aggregate_id = $3
         FOR UPDATE"#,
         key.lane,
         key.aggregate_type,
@@ -135,14 +135,16 @@ async fn delete_event(
             DELETE FROM relay_parked
             WHERE id = (
                 SELECT min(id) FROM relay_parked
-                WHERE lane = $1 AND aggregate_type = $2 AND aggregate_id = $3 AND ($4::uuid IS NULL OR event_id = $4)
+                WHERE lane = $1 AND key_hash = relay_key_hash($2, $3) AND aggregate_type = $2 AND aggregate_id = $3
+                    AND ($4::uuid IS NULL OR event_id = $4)
             )
             RETURNING *
         ), logged AS (
             INSERT INTO relay_parked_log (action, aggregate_type, aggregate_id, waiting, outbox_id, event_id, aggregate_version, reason,
                 os_user, why)
             SELECT 'discard', d.aggregate_type, d.aggregate_id,
-                (SELECT count(*) FROM relay_parked WHERE lane = $1 AND aggregate_type = $2 AND aggregate_id = $3),
+                (SELECT count(*) FROM relay_parked
+                    WHERE lane = $1 AND key_hash = relay_key_hash($2, $3) AND aggregate_type = $2 AND aggregate_id = $3),
                 d.id, d.event_id, d.aggregate_version, d.reason, $5, $6
             FROM discarded d
             RETURNING event_id, aggregate_version, waiting

@@ -1,0 +1,9 @@
+//! What the outbox takes, and what becomes of rows that are in it all the same.
+
+mod arguments;
+mod bounds;
+mod encodings;
+mod parked_rows;
+mod stage;
+mod times;
+mod upgrade;
