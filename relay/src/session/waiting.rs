@@ -322,7 +322,7 @@ impl Session<'_> {
     async fn bring_up(&mut self, type_index: TypeIndex) -> Result<(), SessionError> {
         let reading = self.lanes.iter().filter(|lane| !lane.draining);
         let own: Vec<(i16, Cursor)> = reading.map(|lane| (lane.lane, lane.read.clone())).collect();
-        self.read_part(type_index, &own).await?;
+        self.read_waiting_part(type_index, &own).await?;
         let Some(waiting) = self.waiting.get_mut(&type_index) else { return Ok(()) };
         if self.lanes.is_amid_read() || !matches!(waiting.state, State::Trying(_)) || !waiting.lanes.is_level(&own) {
             return Ok(());
@@ -338,7 +338,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    async fn read_part(&mut self, type_index: TypeIndex, own: &[(i16, Cursor)]) -> Result<(), SessionError> {
+    async fn read_waiting_part(&mut self, type_index: TypeIndex, own: &[(i16, Cursor)]) -> Result<(), SessionError> {
         let limit = self.streams.config.limits.lease();
         let Some(waiting) = self.waiting.get_mut(&type_index) else { return Ok(()) };
         let State::Trying(attempt) = &waiting.state else { return Ok(()) };
