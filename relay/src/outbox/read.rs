@@ -35,9 +35,10 @@ pub struct ReadAnswer {
 }
 
 // Part 0 is the snapshot, in the place of the aggregate type, and how many late rows there are, in that of the id. Late rows are found
-// over (txid, id): the two branches are a range and a few equalities of txid, and each row is in one of them. Rows above the highest
+// over (txid, id): the two branches are a range of txid and a few single ones, and each row is in one of them. Rows above the highest
 // position are left out by the index, and partitions above it are not looked into; `id + 0` keeps the planner from (lane, id), which would
-// be walked whole. Only their ids are limited and sorted. Part 1 is the rows themselves, one by one and in that order because of OFFSET 0.
+// be walked whole. ORDER BY keeps it from a walk over the table: with a LIMIT alone it expects to come upon enough late rows soon, and
+// there are none. Only their ids are limited and sorted. Part 1 is the rows themselves, one by one and in that order because of OFFSET 0.
 // With one late row too many, there is no part 1 and no part 2. Part 2 is one short range of (lane, id) a lane. All see the same snapshot:
 // this is one statement in READ COMMITTED. No lock is taken.
 //
@@ -45,18 +46,23 @@ pub struct ReadAnswer {
 const READ_LANES: &str = concat!(
     "-- read_lanes
 WITH late AS MATERIALIZED (
-    SELECT n.lane, n.id
-    FROM (
-        SELECT a.lane, a.id FROM outbox a
-        WHERE a.txid >= $1 AND a.id <= $4 AND a.id + 0 <= ($3::bigint[])[a.lane + 1]
-        UNION ALL
+    (SELECT a.lane, a.id FROM outbox a
+    WHERE a.txid >= $1 AND a.id <= $4 AND a.id + 0 <= ($3::bigint[])[a.lane + 1]
+    ORDER BY a.txid, a.id
+    LIMIT $5 + 1)
+    UNION ALL
+    SELECT b.lane, b.id
+    FROM UNNEST($2::bigint[]) running (txid)
+    CROSS JOIN LATERAL (
         SELECT b.lane, b.id FROM outbox b
-        WHERE b.txid < $1 AND b.txid = ANY ($2::bigint[]) AND b.id <= $4 AND b.id + 0 <= ($3::bigint[])[b.lane + 1]
-    ) n
+        WHERE b.txid = running.txid AND b.id <= $4 AND b.id + 0 <= ($3::bigint[])[b.lane + 1]
+        ORDER BY b.id
+        LIMIT $5 + 1
+    ) b
     LIMIT $5 + 1
 )
 SELECT 0::smallint, (SELECT count(*) FROM late), NULL::bigint, NULL::smallint, NULL::uuid, NULL::bigint, NULL::timestamptz,
-    pg_current_snapshot()::text, NULL::text, NULL::text, NULL::json, NULL::jsonb, NULL::integer, NULL::integer, NULL::bigint
+    pg_current_snapshot()::text, NULL::text, NULL::text, NULL::json, NULL::jsonb, NULL::integer, NULL::bigint
 UNION ALL
 (SELECT 1::smallint, late_row.*
 FROM (SELECT lane, id FROM late WHERE (SELECT count(*) FROM late) <= $5 ORDER BY id) n
@@ -117,7 +123,7 @@ pub async fn read(
             answer.late_cut = row.try_get_unchecked::<i64, _>(1)? > limits.late_rows;
             continue;
         }
-        let key_hash: Option<i64> = row.try_get_unchecked(14)?;
+        let key_hash: Option<i64> = row.try_get_unchecked(13)?;
         let key = rows::push(&mut answer.batch, &row, 1, key_hash.unwrap_or(0))?;
         if part == 1 {
             answer.late += 1;
