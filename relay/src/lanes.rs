@@ -2,15 +2,20 @@
 //!
 //! All events of one aggregate are in one lane, and one relay at a time publishes a lane, in the order of the outbox ids: this
 //! is what keeps order per key with many relays. How far a lane is published is its [`Cursor`], which rows that commit late do not
-//! slip past. [`HeldLanes`] says what to read and what of it to publish, [`Progress`] moves the cursor over what Kafka has acknowledged; [`fair_share`] says how many lanes a relay should hold.
+//! slip past. [`HeldLanes`] says what to read and what of it to publish; more late rows than one read may bring are a [`detour`]. [`Progress`] moves the cursor over what Kafka has acknowledged; [`fair_share`] says how many lanes a relay should hold.
 
 pub mod cursor;
+mod detour;
 pub mod held;
+mod key_filter;
+pub mod plan;
 pub mod progress;
 pub mod ticket;
 
 pub use cursor::{Cursor, Snapshot};
-pub use held::{HeldLane, HeldLanes, RowKey};
+pub use detour::DetourLimits;
+pub use held::{HeldLane, HeldLanes};
+pub use plan::RowKey;
 pub use progress::Progress;
 pub use ticket::Ticket;
 

@@ -18,7 +18,7 @@ use sqlx::pool::PoolConnection;
 use crate::batch::{Batch, Event};
 use crate::config::RelayConfig;
 use crate::lanes::cursor::BadSnapshot;
-use crate::lanes::held::ReadPlan;
+use crate::lanes::plan::ReadPlan;
 use crate::lanes::{Cursor, RowKey, Snapshot, Ticket};
 use crate::outbox::read::ReadLimits;
 use crate::outbox::{self, Server};
@@ -251,7 +251,8 @@ impl Replay {
 
     /// Reads the next rows of all lanes, by id within each lane, and whether there may be more.
     async fn read(&mut self, positions: &mut Vec<(i16, i64)>) -> Result<(Batch, bool), ReplayError> {
-        let plan = ReadPlan { lanes: positions.clone(), late_from: i64::MAX, late_running: Vec::new(), rest: None };
+        let plan =
+            ReadPlan { lanes: positions.clone(), late_from: i64::MAX, late_running: Vec::new(), with_hashes: false };
         let limits = ReadLimits { late_rows: 1, lane_rows: LANE_ROWS, bytes: READ_BYTES };
         let answer = outbox::read::read(&mut self.connection, &plan, limits, Batch::default()).await?;
         let mut batch = answer.batch;

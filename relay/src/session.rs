@@ -27,6 +27,7 @@ use crate::config::RelayConfig;
 use crate::lanes::HeldLanes;
 use crate::lanes::cursor::BadSnapshot;
 use crate::metrics::Metrics;
+use crate::outbox::detour::Finding;
 use crate::outbox::parked::RetryRequest;
 use crate::outbox::{self, Server};
 use crate::publisher::destinations::{Denied, Destinations};
@@ -34,6 +35,7 @@ use crate::publisher::outcomes::{Acknowledged, Failure, Outcomes, Refused, is_of
 use crate::publisher::{Batching, Publisher, Unmade};
 
 use lease::Lease;
+use reading::ReadSizes;
 use sender::{Pipe, Sender};
 
 /// How long a session looks for the records that it is to send one at a time: their lanes may have gone to another relay.
@@ -192,8 +194,9 @@ pub struct Session<'a> {
     next_settle: Instant,
     /// Whether Kafka has acknowledged something since the last settle.
     unsettled: bool,
-    /// New rows to ask for of each lane: fewer when they are large.
-    lane_rows: i64,
+    sizes: ReadSizes,
+    /// How far the look for a detour's aggregates has come.
+    finding: Option<Finding>,
     begun: Instant,
     /// Parked keys that an operator wants to be published again.
     retries: VecDeque<RetryRequest>,
@@ -255,7 +258,8 @@ impl<'a> Session<'a> {
             next_balance: now,
             next_settle: now,
             unsettled: false,
-            lane_rows: limits.lane_rows_max,
+            sizes: ReadSizes::new(limits.lane_rows_max),
+            finding: None,
             begun: now,
             retries: VecDeque::new(),
             retrying: false,

@@ -12,7 +12,7 @@ use shared::throttle::Throttle;
 use sqlx::PgPool;
 
 use crate::config::RelayConfig;
-use crate::lanes::held::Found;
+use crate::lanes::plan::Found;
 use crate::metrics::Metrics;
 use crate::session::{Lessons, Session, SessionError};
 use crate::{KAFKA, POSTGRES};

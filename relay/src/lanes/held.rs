@@ -5,20 +5,9 @@
 
 use std::sync::Arc;
 
+use super::detour::{DetourLimits, Detours};
+use super::plan::{Accepted, Answer, Found, PartAnswer, ReadPlan, RowKey, Step};
 use super::{Cursor, LANES, Progress, Snapshot, Ticket, index};
-
-/// Where a row was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RowKey {
-    /// `outbox.id`.
-    pub id: i64,
-    /// `outbox.txid`.
-    pub txid: i64,
-    /// `outbox.lane`.
-    pub lane: i16,
-    /// `outbox.occurred_at`, in microseconds since 1970. Nothing is decided by it.
-    pub occurred_us: i64,
-}
 
 /// A lane that this relay holds, as of its lease.
 #[derive(Debug)]
@@ -43,79 +32,30 @@ impl HeldLane {
     }
 }
 
-/// What to read: one statement for all of the lanes.
-#[derive(Debug, Clone)]
-pub struct ReadPlan {
-    /// Lane and position of each lane to read.
-    pub lanes: Vec<(i16, i64)>,
-    /// Lowest `xmax` of the lanes' snapshots: every row of a transaction from here on may be late. `i64::MAX` for none.
-    pub late_from: i64,
-    /// Transactions below `late_from` that ran in one of the snapshots.
-    pub late_running: Vec<i64>,
-    /// Going on with a read whose late rows were too many: only late rows, only those after this id, and only if visible in this
-    /// snapshot.
-    pub rest: Option<(i64, Snapshot)>,
-}
-
-/// What was read.
-#[derive(Debug)]
-pub struct Answer<'a> {
-    /// The statement's own snapshot: the next `seen`.
-    pub snapshot: Snapshot,
-    /// The rows at or below the positions, by id; then those above them, by id within each lane.
-    pub rows: &'a [RowKey],
-    /// How many of them are of the first kind.
-    pub late: usize,
-    /// Whether there may be more rows of the first kind.
-    pub late_cut: bool,
-    /// Whether there may be more rows of the second kind.
-    pub fresh_cut: bool,
-}
-
-/// What a look at the outbox found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// No new row.
-    Nothing,
-    /// All there was.
-    All,
-    /// As much as one read may bring: there is more.
-    More,
-}
-
-/// What becomes of the rows of an answer.
-#[derive(Debug)]
-pub struct Accepted {
-    /// In the order of the rows; none for a row that is not to be published: it was before, or its turn comes later.
-    pub tickets: Vec<Option<Ticket>>,
-    /// How many of the rows to be published had committed late.
-    pub late: usize,
-    /// What that amounts to.
-    pub found: Found,
-}
-
-/// A read that is under way in parts.
-#[derive(Debug)]
-struct Rest {
-    after: i64,
-    through: Snapshot,
-    lanes: Vec<i16>,
-}
-
 /// All lanes of a relay.
 #[derive(Debug, Default)]
 pub struct HeldLanes {
     lanes: [Option<HeldLane>; LANES],
     /// The snapshot of the last read, when that read found all there was.
     exhausted: Option<Snapshot>,
-    rest: Option<Rest>,
+    detours: Detours,
+    /// Parts of detours and other reads take turns.
+    part_is_next: bool,
+    /// Rows of the last part: the next one waits until half of them are acknowledged, so that no new row waits behind many of them.
+    part_rows: usize,
 }
 
 impl HeldLanes {
+    /// No lanes yet.
+    #[must_use]
+    pub fn new(limits: DetourLimits) -> Self {
+        Self { detours: Detours::new(limits), ..Self::default() }
+    }
+
     /// Adds a lane that was taken.
     pub fn insert(&mut self, lane: HeldLane) {
         self.exhausted = None;
-        self.leave_rest(lane.lane);
+        self.detours.leave(lane.lane);
         if let Some(slot) = self.lanes.get_mut(index(lane.lane)) {
             *slot = Some(lane);
         }
@@ -123,35 +63,23 @@ impl HeldLanes {
 
     /// Forgets a lane that was given back.
     pub fn remove(&mut self, lane: i16) {
-        self.leave_rest(lane);
+        self.detours.leave(lane);
         if let Some(slot) = self.lanes.get_mut(index(lane)) {
             *slot = None;
         }
     }
 
-    /// A lane that is given back between two parts of a read, and perhaps taken again, starts from its settled cursor: it has seen
-    /// none of the earlier parts, and taking part in the last one would make it believe that it has.
-    fn leave_rest(&mut self, lane: i16) {
-        if let Some(rest) = &mut self.rest {
-            rest.lanes.retain(|other| *other != lane);
-            if rest.lanes.is_empty() {
-                self.rest = None;
-            }
-        }
-    }
-
-    /// Whether a read is under way in parts.
+    /// Whether a read is under way in parts: a detour has not ended.
     #[must_use]
-    pub const fn is_amid_read(&self) -> bool {
-        self.rest.is_some()
+    pub fn is_amid_read(&self) -> bool {
+        !self.detours.is_empty()
     }
 
-    /// Whether a lane can be given back without a repeat: all of it is acknowledged, and its settled cursor tells of all of it. Amid a read
-    /// in parts it does not: whoever takes the lane would publish the earlier parts again.
+    /// Whether a lane can be given back without a repeat: all of it is acknowledged, and its settled cursor tells of all of it. On a detour
+    /// it does not: the relay that takes the lane would publish what was published since the detour began again.
     #[must_use]
     pub fn can_be_given_back(&self, lane: &HeldLane) -> bool {
-        let amid_read = self.rest.as_ref().is_some_and(|rest| rest.lanes.contains(&lane.lane));
-        lane.progress.in_flight() == 0 && !amid_read
+        lane.progress.in_flight() == 0 && !self.detours.contains(lane.lane)
     }
 
     /// The lanes.
@@ -194,72 +122,137 @@ impl HeldLanes {
         self.exhausted.as_ref()
     }
 
-    /// What to read next; none without a lane to read.
+    /// What to do next; none if there is no lane to read, or only acknowledgements can be waited for.
+    pub fn next_step(&mut self) -> Option<Step> {
+        if let Some(find) = self.detours.to_find() {
+            return Some(Step::Find(find));
+        }
+        let is_turn = std::mem::replace(&mut self.part_is_next, false);
+        let read = (!self.detours.block_reads()).then(|| self.plan()).flatten();
+        if (is_turn || read.is_none())
+            && self.has_part()
+            && let Some(part) = self.detours.part()
+        {
+            return Some(Step::Part(part));
+        }
+        self.part_is_next = true;
+        read.map(Step::Read)
+    }
+
+    /// Whether there is a detour whose next part does not have to wait for acknowledgements.
     #[must_use]
-    pub fn plan(&self) -> Option<ReadPlan> {
-        let lanes: Vec<(i16, i64)> = self.readable().map(|lane| (lane.lane, lane.read.position)).collect();
+    pub fn has_part(&self) -> bool {
+        let in_flight = || self.iter().map(|lane| lane.progress.detour_in_flight()).sum::<usize>();
+        !self.detours.is_empty() && in_flight() * 2 <= self.part_rows
+    }
+
+    /// What to read next; none without a lane to read.
+    fn plan(&self) -> Option<ReadPlan> {
+        let readable = || self.iter().filter(|lane| !lane.draining);
+        let lanes: Vec<(i16, i64)> = readable().map(|lane| (lane.lane, lane.read.position)).collect();
         if lanes.is_empty() {
             return None;
         }
-        let seen = || self.readable().filter_map(|lane| lane.read.seen.as_deref());
+        let seen = || readable().filter_map(|lane| lane.read.seen.as_deref());
         let late_from = seen().map(Snapshot::xmax).min().unwrap_or(i64::MAX);
         let mut late_running: Vec<i64> =
             seen().flat_map(Snapshot::xip).copied().filter(|txid| *txid < late_from).collect();
         late_running.sort_unstable();
         late_running.dedup();
-        let rest = self.rest.as_ref().map(|rest| (rest.after, rest.through.clone()));
-        Some(ReadPlan { lanes, late_from, late_running, rest })
-    }
-
-    /// The lanes that take part in the next read: those of a read that is under way must see it through.
-    fn readable(&self) -> impl Iterator<Item = &HeldLane> {
-        let only = self.rest.as_ref().map(|rest| &rest.lanes);
-        self.iter().filter(move |lane| only.map_or(!lane.draining, |only| only.contains(&lane.lane)))
+        Some(ReadPlan { lanes, late_from, late_running, with_hashes: !self.detours.is_empty() })
     }
 
     /// Takes an answer to the plan just made: says which rows are to be published, in their order, and notes where the lanes stand.
     pub fn accept(&mut self, plan: &ReadPlan, answer: &Answer<'_>) -> Accepted {
-        let (elders, fresh) = answer.rows.split_at(answer.late.min(answer.rows.len()));
-        let more = answer.late_cut || answer.fresh_cut || self.rest.is_some();
-        // Going on with a read means to read as of its own snapshot.
-        let seen = Arc::new(self.rest.take().map_or_else(|| answer.snapshot.clone(), |rest| rest.through));
+        let seen = Arc::new(answer.snapshot.clone());
         if answer.late_cut {
-            let after = elders.last().map_or(0, |row| row.id);
-            let lanes = plan.lanes.iter().map(|(lane, _)| *lane).collect();
-            self.rest = Some(Rest { after, through: seen.as_ref().clone(), lanes });
+            self.begin_detour(plan, &seen);
+            return Accepted { tickets: vec![None; answer.rows.len()], late: 0, found: Found::More };
         }
-        self.exhausted = (!more).then(|| seen.as_ref().clone());
-
+        self.exhausted = (!answer.fresh_cut).then(|| answer.snapshot.clone());
+        let (elders, fresh) = answer.rows.split_at(answer.late.min(answer.rows.len()));
         let mut tickets = Vec::with_capacity(answer.rows.len());
         for row in elders {
-            let lane = self.get_mut(index(row.lane)).filter(|lane| !lane.read.covers(row.id, row.txid));
-            tickets
-                .push(lane.map(|lane| Ticket::new(index(row.lane), lane.progress.push_late(row.id, row.occurred_us))));
+            tickets.push(self.accept_late(row));
         }
-        let published_late = tickets.iter().flatten().count();
-        if answer.late_cut {
-            // The new rows of this read are read again once the late ones are through: of one key, late rows come before new ones. The
-            // cursors stay, and with them the old snapshot, which tells the rest of the late rows from those that were published.
-            tickets.resize(answer.rows.len(), None);
-        } else {
-            for row in fresh {
-                let lane = self.get_mut(index(row.lane));
-                tickets.push(lane.map(|lane| {
-                    lane.read.position = row.id;
-                    Ticket::new(index(row.lane), lane.progress.push_fresh(row.id, row.occurred_us))
-                }));
-            }
-            for (number, _) in &plan.lanes {
-                let Some(lane) = self.get_mut(index(*number)) else { continue };
-                lane.read.seen = Some(Arc::clone(&seen));
-                lane.progress.end_read(lane.read.clone());
-            }
+        let late = tickets.iter().flatten().count();
+        for row in fresh {
+            tickets.push(self.accept_fresh(row));
         }
-        let found = match (more, tickets.iter().any(Option::is_some)) {
+        for (number, _) in &plan.lanes {
+            let Some(lane) = self.get_mut(index(*number)) else { continue };
+            lane.read.seen = Some(Arc::clone(&seen));
+            lane.progress.end_read(lane.read.clone());
+        }
+        let found = match (answer.fresh_cut, tickets.iter().any(Option::is_some)) {
             (true, _) => Found::More,
             (false, true) => Found::All,
             (false, false) => Found::Nothing,
         };
-        Accepted { tickets, late: published_late, found }
+        Accepted { tickets, late, found }
+    }
+
+    fn accept_late(&mut self, row: &RowKey) -> Option<Ticket> {
+        let lane = self.lanes.get_mut(index(row.lane))?.as_mut().filter(|lane| !lane.read.covers(row.id, row.txid))?;
+        if self.detours.hold_back(row) {
+            return None;
+        }
+        Some(Ticket::new(index(row.lane), lane.progress.push_late(row.id, row.occurred_us)))
+    }
+
+    fn accept_fresh(&mut self, row: &RowKey) -> Option<Ticket> {
+        let lane = self.lanes.get_mut(index(row.lane))?.as_mut()?;
+        lane.read.position = row.id;
+        if self.detours.hold_back(row) {
+            return None;
+        }
+        Some(Ticket::new(index(row.lane), lane.progress.push_fresh(row.id, row.occurred_us)))
+    }
+
+    /// The late rows of this read become a detour, and the lanes go on as if they had been read. Its new rows are read again after the
+    /// aggregates of the detour are known.
+    fn begin_detour(&mut self, plan: &ReadPlan, seen: &Arc<Snapshot>) {
+        let lane = |number: i16| self.lanes.get(index(number)).and_then(Option::as_ref);
+        let cursors =
+            plan.lanes.iter().filter_map(|(number, _)| Some((*number, lane(*number)?.read.clone()))).collect();
+        if !self.detours.begin(plan, seen, cursors) {
+            return;
+        }
+        self.exhausted = None;
+        for (number, _) in &plan.lanes {
+            let Some(lane) = self.get_mut(index(*number)) else { continue };
+            lane.read.seen = Some(Arc::clone(seen));
+            lane.progress.begin_detour(lane.read.clone());
+        }
+    }
+
+    /// Some rows that the find just planned has brought: the hashes of their aggregates, and their transactions.
+    pub fn found(&mut self, key_hashes: &[i64], transactions: &[i64]) {
+        self.detours.found(key_hashes, transactions);
+    }
+
+    /// The find just planned has brought all rows.
+    pub fn all_found(&mut self) {
+        self.detours.all_found();
+    }
+
+    /// Takes an answer to the part just planned: says which rows are to be published, in their order.
+    pub fn accept_part(&mut self, answer: &PartAnswer<'_>) -> Accepted {
+        let mut tickets = Vec::with_capacity(answer.rows.len());
+        for row in answer.rows {
+            let is_of_part = self.detours.is_of_part(row);
+            let lane = self.get_mut(index(row.lane)).filter(|_| is_of_part);
+            tickets.push(
+                lane.map(|lane| Ticket::new(index(row.lane), lane.progress.push_detour(row.id, row.occurred_us))),
+            );
+        }
+        for number in self.detours.advance(answer.rows, answer.cut).unwrap_or_default() {
+            if let Some(lane) = self.get_mut(index(number)) {
+                lane.progress.end_detour();
+            }
+        }
+        let late = tickets.iter().flatten().count();
+        self.part_rows = late;
+        Accepted { tickets, late, found: Found::More }
     }
 }

@@ -3,7 +3,9 @@
 //! A lane's rows are handed to the producer in reads, each late rows first and then new ones. The settleable cursor moves only
 //! over a contiguous run of acknowledged rows:
 //! - inside the late rows of a read it stays at the end of the read before: the new snapshot would call the rest of them seen;
-//! - inside the new rows it is (id of the last acknowledged one, the read's snapshot): rows beyond it will be read as new ones.
+//! - inside the new rows it is (id of the last acknowledged one, the read's snapshot): rows beyond it will be read as new ones;
+//! - from a detour on (see [`super::detour`]) it stays where it is until all rows of the detour are acknowledged, and all that were held
+//!   back because of it: the snapshots of the reads after the detour began call them seen.
 //!
 //! After a crash the lane goes on from there: rows acknowledged beyond it are published a second time, with the same event ids.
 
@@ -21,12 +23,35 @@ pub struct Progress {
     reads: VecDeque<Read>,
     /// Sequence number of the first new row of the read under way.
     fresh: Option<u64>,
+    /// Id of the last new row in the contiguous run of acknowledged ones.
+    position: i64,
+    detours: Detours,
+}
+
+/// Detours by their numbers from 1, in the order in which they begin and end.
+#[derive(Debug, Default)]
+struct Detours {
+    begun: u64,
+    /// How many are acknowledged.
+    done: u64,
+    /// Of those that were handed out to their end, and are not acknowledged: the sequence number after their last row.
+    ends: VecDeque<u64>,
+    /// Rows that are not acknowledged.
+    in_flight: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Late,
+    Fresh,
+    Detour,
 }
 
 #[derive(Debug)]
 struct Slot {
     id: i64,
     occurred_us: i64,
+    kind: Kind,
     acknowledged: bool,
 }
 
@@ -38,37 +63,70 @@ struct Read {
     end: u64,
     /// The cursor when all of it is acknowledged.
     cursor: Cursor,
+    /// How many detours must be acknowledged first.
+    detours: u64,
 }
 
 impl Progress {
     /// The progress of a lane that was taken at `cursor`.
     #[must_use]
-    pub const fn new(cursor: Cursor) -> Self {
-        Self { cursor, base: 0, slots: VecDeque::new(), reads: VecDeque::new(), fresh: None }
+    pub fn new(cursor: Cursor) -> Self {
+        Self {
+            position: cursor.position,
+            cursor,
+            base: 0,
+            slots: VecDeque::new(),
+            reads: VecDeque::new(),
+            fresh: None,
+            detours: Detours::default(),
+        }
     }
 
     /// A late row of the read under way is about to be handed to the producer. Returns its sequence number.
     pub fn push_late(&mut self, id: i64, occurred_us: i64) -> u64 {
         debug_assert!(self.fresh.is_none(), "of one key, late rows come before new ones");
-        self.push(id, occurred_us)
+        self.push(id, occurred_us, Kind::Late)
     }
 
     /// A new row of the read under way, after its late ones. Returns its sequence number.
     pub fn push_fresh(&mut self, id: i64, occurred_us: i64) -> u64 {
-        let sequence = self.push(id, occurred_us);
+        let sequence = self.push(id, occurred_us, Kind::Fresh);
         self.fresh.get_or_insert(sequence);
         sequence
     }
 
-    fn push(&mut self, id: i64, occurred_us: i64) -> u64 {
-        self.slots.push_back(Slot { id, occurred_us, acknowledged: false });
+    /// A row of a detour, or one that was held back because of it, between two reads. Returns its sequence number.
+    pub fn push_detour(&mut self, id: i64, occurred_us: i64) -> u64 {
+        debug_assert!(self.fresh.is_none(), "a detour goes on between two reads");
+        self.detours.in_flight += 1;
+        self.push(id, occurred_us, Kind::Detour)
+    }
+
+    fn push(&mut self, id: i64, occurred_us: i64, kind: Kind) -> u64 {
+        self.slots.push_back(Slot { id, occurred_us, kind, acknowledged: false });
         self.next() - 1
     }
 
-    /// All rows of the read are known; once they are all acknowledged, the lane is at `cursor`.
+    /// All rows of the read are known; once they are all acknowledged, and so are the detours that have begun, the lane is at `cursor`.
     pub fn end_read(&mut self, cursor: Cursor) {
-        let end = self.next();
-        self.reads.push_back(Read { fresh: self.fresh.take().unwrap_or(end), end, cursor });
+        let (end, detours) = (self.next(), self.detours.begun);
+        // Behind a detour, reads that are acknowledged wait. One of them is enough: the later one tells of the earlier one's rows too.
+        if self.reads.back().is_some_and(|last| last.end <= self.base && last.detours == detours) {
+            self.reads.pop_back();
+        }
+        self.reads.push_back(Read { fresh: self.fresh.take().unwrap_or(end), end, cursor, detours });
+        self.advance();
+    }
+
+    /// The late rows of a read become a detour, which the reads from here on leave out. Once it is acknowledged, the lane is at `cursor`.
+    pub fn begin_detour(&mut self, cursor: Cursor) {
+        self.detours.begun += 1;
+        self.end_read(cursor);
+    }
+
+    /// All rows of the first detour that has not ended were handed to the producer, and all that were held back because of it.
+    pub fn end_detour(&mut self) {
+        self.detours.ends.push_back(self.next());
         self.advance();
     }
 
@@ -90,6 +148,9 @@ impl Progress {
         let slot = self.slots.get_mut(index).filter(|slot| !slot.acknowledged)?;
         slot.acknowledged = true;
         let occurred_us = slot.occurred_us;
+        if slot.kind == Kind::Detour {
+            self.detours.in_flight = self.detours.in_flight.saturating_sub(1);
+        }
         if index == 0 {
             self.advance();
         }
@@ -102,6 +163,12 @@ impl Progress {
         self.slots.len()
     }
 
+    /// How many rows of detours have not been acknowledged.
+    #[must_use]
+    pub const fn detour_in_flight(&self) -> usize {
+        self.detours.in_flight
+    }
+
     /// The cursor that may be settled.
     #[must_use]
     pub const fn cursor(&self) -> &Cursor {
@@ -109,20 +176,25 @@ impl Progress {
     }
 
     fn advance(&mut self) {
-        let mut last = None;
-        while self.slots.front().is_some_and(|slot| slot.acknowledged) {
-            last = self.slots.pop_front().map(|slot| slot.id);
+        while let Some(slot) = self.slots.pop_front_if(|slot| slot.acknowledged) {
             self.base += 1;
+            if slot.kind == Kind::Fresh {
+                self.position = slot.id;
+            }
         }
-        while let Some(read) = self.reads.front() {
+        while self.detours.ends.front().is_some_and(|end| *end <= self.base) {
+            self.detours.ends.pop_front();
+            self.detours.done += 1;
+        }
+        while let Some(read) = self.reads.front().filter(|read| read.detours <= self.detours.done) {
             if self.base >= read.end {
                 self.cursor = self.reads.pop_front().map_or(Cursor::START, |read| read.cursor);
                 continue;
             }
             if self.base >= read.fresh {
-                // With none of its new rows acknowledged, the position is still that of the read before.
-                let position =
-                    if self.base > read.fresh { last.unwrap_or(self.cursor.position) } else { self.cursor.position };
+                // With none of its new rows acknowledged, the position is still that of the read before, which may have ended in a row that
+                // was held back.
+                let position = self.position.max(self.cursor.position);
                 self.cursor = Cursor { position, seen: read.cursor.seen.clone() };
             }
             break;
@@ -227,5 +299,60 @@ mod tests {
         assert_eq!(progress.cursor(), &at(0, 20));
         progress.acknowledge(0);
         assert_eq!((progress.cursor(), progress.in_flight()), (&at(4, 30), 0));
+    }
+
+    #[test]
+    fn behind_a_detour_nothing_moves_until_all_of_it_is_acknowledged() {
+        let mut progress = Progress::new(at(9, 10));
+        let before = progress.begin_read(&[], &[10], at(10, 20));
+        progress.begin_detour(at(10, 25));
+        let part = progress.push_detour(3, 0);
+        let fresh = progress.begin_read(&[], &[11, 12], at(12, 30));
+        progress.acknowledge(before);
+        progress.acknowledge(part);
+        progress.acknowledge(fresh);
+        progress.acknowledge(fresh + 1);
+        assert_eq!((progress.cursor(), progress.in_flight()), (&at(10, 20), 0), "row 5 is still to come");
+        let part = progress.push_detour(5, 0);
+        progress.begin_read(&[], &[13], at(13, 40));
+        progress.end_detour();
+        assert_eq!(progress.detour_in_flight(), 1);
+        progress.acknowledge(part);
+        // Row 13 was handed out before the detour had ended, so it is waited for as well.
+        assert_eq!((progress.cursor(), progress.detour_in_flight()), (&at(10, 20), 0));
+        progress.acknowledge(part + 1);
+        assert_eq!(progress.cursor(), &at(13, 40));
+    }
+
+    #[test]
+    fn after_a_detour_the_cursor_moves_over_new_rows_again_and_never_back() {
+        let mut progress = Progress::new(at(9, 10));
+        progress.begin_detour(at(9, 15));
+        // The last row of the next read, 20, is held back: no slot is given to it yet.
+        progress.begin_read(&[], &[], at(20, 20));
+        let held = progress.push_detour(20, 0);
+        progress.end_detour();
+        let next = progress.begin_read(&[], &[21, 22], at(22, 30));
+        assert_eq!(progress.cursor(), &at(9, 10));
+        progress.acknowledge(held);
+        assert_eq!(progress.cursor(), &at(20, 30));
+        progress.acknowledge(next);
+        assert_eq!(progress.cursor(), &at(21, 30));
+    }
+
+    #[test]
+    fn detours_end_in_their_order() {
+        let mut progress = Progress::new(at(9, 10));
+        progress.begin_detour(at(9, 20));
+        progress.begin_detour(at(9, 30));
+        let first = progress.push_detour(3, 0);
+        progress.end_detour();
+        let second = progress.push_detour(4, 0);
+        progress.acknowledge(second);
+        assert_eq!(progress.cursor(), &at(9, 10));
+        progress.acknowledge(first);
+        assert_eq!(progress.cursor(), &at(9, 20), "the second one has not ended");
+        progress.end_detour();
+        assert_eq!(progress.cursor(), &at(9, 30));
     }
 }

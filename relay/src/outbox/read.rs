@@ -5,13 +5,13 @@ use sqlx::{PgConnection, Row};
 
 use super::rows::{self, row_columns};
 use crate::batch::Batch;
-use crate::lanes::held::ReadPlan;
+use crate::lanes::plan::ReadPlan;
 use crate::lanes::{LANES, index};
 
 /// How much one read may bring.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadLimits {
-    /// Late rows, of all lanes.
+    /// Late rows, of all lanes. If there are more, none is read.
     pub late_rows: i64,
     /// New rows of each lane.
     pub lane_rows: i64,
@@ -28,54 +28,65 @@ pub struct ReadAnswer {
     pub batch: Batch,
     /// How many of the first kind. Which of them are late indeed is for the caller to say, by each lane's own snapshot.
     pub late: usize,
-    /// Whether there may be more of the first kind.
+    /// Whether there are more of the first kind than one read may bring. What was read is of no use then.
     pub late_cut: bool,
     /// Whether there may be more of the second kind.
     pub fresh_cut: bool,
 }
 
-// Part 0 is the snapshot, in the place of the aggregate type. Part 1 goes over (txid, id): its two branches are a range and a few
-// equalities of txid, and each row is in one of them. Rows above the highest position are left out by the index, and partitions above it
-// are not looked into; `id + 0` keeps the planner from (lane, id), which would be walked whole. Only ids are sorted and limited: the rows
-// are then fetched one by one, in that order, because of OFFSET 0. Part 2 is one short range of (lane, id) a lane. All three see the same
-// snapshot: this is one statement in READ COMMITTED. No lock is taken.
+// Part 0 is the snapshot, in the place of the aggregate type, and how many late rows there are, in that of the id. Late rows are found
+// over (txid, id): the two branches are a range of txid and a few single ones, and each row is in one of them. Rows above the highest
+// position are left out by the index, and partitions above it are not looked into; `id + 0` keeps the planner from (lane, id), which would
+// be walked whole. ORDER BY keeps it from a walk over the table: with a LIMIT alone it expects to come upon enough late rows soon, and
+// there are none. Only their ids are limited and sorted. Part 1 is the rows themselves, one by one and in that order because of OFFSET 0.
+// With one late row too many, there is no part 1 and no part 2. Part 2 is one short range of (lane, id) a lane. All see the same snapshot:
+// this is one statement in READ COMMITTED. No lock is taken.
 //
 // Not one of the checked queries: those give each text a String of its own, which is six allocations a row.
 const READ_LANES: &str = concat!(
     "-- read_lanes
-SELECT 0::smallint, NULL::bigint, NULL::bigint, NULL::smallint, NULL::uuid, NULL::bigint, NULL::timestamptz,
-    pg_current_snapshot()::text, NULL::text, NULL::text, NULL::json, NULL::jsonb, NULL::integer, NULL::integer
+WITH late AS MATERIALIZED (
+    (SELECT a.lane, a.id FROM outbox a
+    WHERE a.txid >= $1 AND a.id <= $4 AND a.id + 0 <= ($3::bigint[])[a.lane + 1]
+    ORDER BY a.txid, a.id
+    LIMIT $5 + 1)
+    UNION ALL
+    SELECT b.lane, b.id
+    FROM UNNEST($2::bigint[]) running (txid)
+    CROSS JOIN LATERAL (
+        SELECT b.lane, b.id FROM outbox b
+        WHERE b.txid = running.txid AND b.id <= $4 AND b.id + 0 <= ($3::bigint[])[b.lane + 1]
+        ORDER BY b.id
+        LIMIT $5 + 1
+    ) b
+    LIMIT $5 + 1
+)
+SELECT 0::smallint, (SELECT count(*) FROM late), NULL::bigint, NULL::smallint, NULL::uuid, NULL::bigint, NULL::timestamptz,
+    pg_current_snapshot()::text, NULL::text, NULL::text, NULL::json, NULL::jsonb, NULL::integer, NULL::integer, NULL::bigint
 UNION ALL
-(SELECT 1::smallint, late.*
-FROM (
-    SELECT n.lane, n.id
-    FROM (
-        SELECT a.lane, a.id, a.txid FROM outbox a
-        WHERE a.txid >= $1 AND a.id <= $9 AND a.id + 0 <= ($3::bigint[])[a.lane + 1]
-        UNION ALL
-        SELECT b.lane, b.id, b.txid FROM outbox b
-        WHERE b.txid < $1 AND b.txid = ANY ($2::bigint[]) AND b.id <= $9 AND b.id + 0 <= ($3::bigint[])[b.lane + 1]
-    ) n
-    WHERE n.id + 0 > $4
-        AND ($5::text IS NULL OR pg_visible_in_snapshot(n.txid::text::xid8, $5::text::pg_snapshot))
-    ORDER BY n.id
-    LIMIT $6
-) n
-CROSS JOIN LATERAL (SELECT ",
-    row_columns!(),
-    " FROM outbox o WHERE o.lane = n.lane AND o.id = n.id OFFSET 0) late
-ORDER BY n.id)
-UNION ALL
-SELECT 2::smallint, fresh.*
-FROM UNNEST($7::smallint[]) held (lane)
+(SELECT 1::smallint, late_row.*
+FROM (SELECT lane, id FROM late WHERE (SELECT count(*) FROM late) <= $5 ORDER BY id) n
 CROSS JOIN LATERAL (
     SELECT ",
     row_columns!(),
-    " FROM outbox o
+    ", CASE WHEN $8 THEN hashtextextended(o.aggregate_type || '/' || o.aggregate_id, 0) END
+    FROM outbox o WHERE o.lane = n.lane AND o.id = n.id
+    OFFSET 0
+) late_row
+ORDER BY n.id)
+UNION ALL
+SELECT 2::smallint, fresh.*
+FROM UNNEST($6::smallint[]) held (lane)
+CROSS JOIN LATERAL (
+    SELECT ",
+    row_columns!(),
+    ", CASE WHEN $8 THEN hashtextextended(o.aggregate_type || '/' || o.aggregate_id, 0) END
+    FROM outbox o
     WHERE o.lane = held.lane AND o.id > ($3::bigint[])[held.lane + 1]
     ORDER BY o.id
-    LIMIT $8
-) fresh"
+    LIMIT $7
+) fresh
+WHERE (SELECT count(*) FROM late) <= $5"
 );
 
 /// Reads all the lanes of the plan in one statement, but for large payloads and headers: see [`super::large`]. `batch` is an empty one,
@@ -89,25 +100,17 @@ pub async fn read(
     limits: ReadLimits,
     batch: Batch,
 ) -> Result<ReadAnswer, sqlx::Error> {
-    let mut positions = [-1_i64; LANES];
-    for (lane, position) in &plan.lanes {
-        if let Some(slot) = positions.get_mut(index(*lane)) {
-            *slot = *position;
-        }
-    }
+    let positions = positions(&plan.lanes);
     let lanes: Vec<i16> = plan.lanes.iter().map(|(lane, _)| *lane).collect();
-    let (after, through) = plan.rest.as_ref().map_or((0, None), |(after, through)| (*after, Some(through.as_str())));
-    let lane_rows = if through.is_some() { 0 } else { limits.lane_rows };
     let mut rows = sqlx::query(READ_LANES)
         .bind(plan.late_from)
         .bind(&plan.late_running)
         .bind(positions.as_slice())
-        .bind(after)
-        .bind(through)
+        .bind(positions.iter().copied().max())
         .bind(limits.late_rows)
         .bind(&lanes)
-        .bind(lane_rows)
-        .bind(positions.iter().copied().max())
+        .bind(limits.lane_rows)
+        .bind(plan.with_hashes)
         .fetch(connection);
 
     let mut answer = ReadAnswer { snapshot: String::new(), batch, late: 0, late_cut: false, fresh_cut: false };
@@ -117,14 +120,16 @@ pub async fn read(
         let part: i16 = row.try_get_unchecked(0)?;
         if part == 0 {
             answer.snapshot = row.try_get_unchecked(7)?;
+            answer.late_cut = row.try_get_unchecked::<i64, _>(1)? > limits.late_rows;
             continue;
         }
-        let key = rows::push(&mut answer.batch, &row, 1)?;
+        let key_hash: Option<i64> = row.try_get_unchecked(14)?;
+        let key = rows::push(&mut answer.batch, &row, 1, key_hash.unwrap_or(0))?;
         if part == 1 {
             answer.late += 1;
         } else if let Some(count) = of_lane.get_mut(index(key.lane)) {
             *count += 1;
-            answer.fresh_cut |= *count >= lane_rows;
+            answer.fresh_cut |= *count >= limits.lane_rows;
         }
         if answer.batch.bytes() >= limits.bytes {
             // What the server still sends is thrown away by the next statement. The caller asks for fewer rows then.
@@ -133,6 +138,16 @@ pub async fn read(
             break;
         }
     }
-    answer.late_cut |= i64::try_from(answer.late).is_ok_and(|late| late >= limits.late_rows);
     Ok(answer)
+}
+
+/// The position of each lane in the order of their numbers; none of a lane that is not read is at or below its own.
+pub(super) fn positions(lanes: &[(i16, i64)]) -> [i64; LANES] {
+    let mut positions = [-1; LANES];
+    for (lane, position) in lanes {
+        if let Some(slot) = positions.get_mut(index(*lane)) {
+            *slot = *position;
+        }
+    }
+    positions
 }

@@ -39,11 +39,11 @@ macro_rules! row_columns {
 }
 pub(super) use row_columns;
 
-/// Adds the row to the batch. Its [`row_columns`] begin with column `first`.
+/// Adds the row to the batch. Its [`row_columns`] begin with column `first`; `key_hash` is that of its aggregate, if it was asked for.
 ///
 /// # Errors
 /// When the statement is another one.
-pub(super) fn push(batch: &mut Batch, row: &PgRow, first: usize) -> Result<RowKey, sqlx::Error> {
+pub(super) fn push(batch: &mut Batch, row: &PgRow, first: usize, key_hash: i64) -> Result<RowKey, sqlx::Error> {
     // A timestamptz is sent as microseconds since 2000.
     let (occurred_at, mut fault) = occurred_at(row.try_get_unchecked(first + 5)?);
     let key = RowKey {
@@ -51,6 +51,7 @@ pub(super) fn push(batch: &mut Batch, row: &PgRow, first: usize) -> Result<RowKe
         txid: row.try_get_unchecked(first + 1)?,
         lane: row.try_get_unchecked(first + 2)?,
         occurred_us: occurred_at.timestamp_micros(),
+        key_hash,
     };
     let aggregate_type = bounded(row, first + 6, ("aggregate_type", AGGREGATE_TYPE_BYTES_MAX), &mut fault)?;
     let aggregate_id = bounded(row, first + 7, ("aggregate_id", AGGREGATE_ID_BYTES_MAX), &mut fault)?;

@@ -145,6 +145,9 @@ impl Session<'_> {
     /// When Postgres or Kafka fails meanwhile.
     pub async fn drain(&mut self) -> Result<(), SessionError> {
         let deadline = Instant::now() + self.config.limits.lease_needed_to_send();
+        for lane in self.lanes.iter_mut() {
+            lane.draining = true;
+        }
         while (self.in_flight() > 0 || self.lanes.is_amid_read()) && Instant::now() < deadline {
             if self.lanes.is_amid_read() && !self.is_full() {
                 self.read_and_publish().await?;

@@ -30,22 +30,27 @@ const HISTORIES: u64 = 10_000;
 const HISTORIES_TO_CATCH: u64 = 40_000;
 
 /// What must have happened, or the histories prove nothing.
-const MUST_HAPPEN: [&str; 21] = [
+const MUST_HAPPEN: [&str; 26] = [
     "batch refused",
     "careful session ended",
+    "detour begun",
     "frozen",
+    "held back",
+    "held part",
     "killed",
     "lane given back amid a read",
     "lane handed over",
     "lane lost",
     "lane taken again amid a read",
     "late rows",
+    "late part",
     "late rows cut off",
+    "late rows cut off on a detour",
     "new rows cut off",
     "overtook its elders",
     "parked",
     "partition dropped",
-    "read in parts",
+    "published beside a detour",
     "record of a former owner arrived",
     "record timed out",
     "refused alone",
@@ -137,17 +142,18 @@ fn a_new_snapshot_before_all_late_rows_are_acknowledged_is_caught() {
 }
 
 #[test]
-fn a_forgotten_rest_of_late_rows_is_caught() {
-    must_be_caught(Variant::RestForgotten, &[lost(), reordered(), parked()]);
+fn a_detour_that_ends_with_its_first_part_is_caught() {
+    must_be_caught(Variant::DetourCutShort, &[lost(), reordered(), parked()]);
 }
 
 #[test]
-fn a_lane_that_joins_the_rest_of_a_read_it_has_not_begun_is_caught() {
-    // It is set back to the snapshot of that read, while another relay had read on.
-    must_be_caught(
-        Variant::RestRejoined,
-        &[Violation::WentBack(String::new()), Violation::Repeated(String::new()), lost(), reordered()],
-    );
+fn a_new_row_of_a_detours_aggregate_that_is_sent_too_early_is_caught() {
+    must_be_caught(Variant::AggregatesForgotten, &[reordered(), parked()]);
+}
+
+#[test]
+fn a_part_of_a_detour_in_the_wrong_order_is_caught() {
+    must_be_caught(Variant::PartReversed, &[lost(), reordered(), parked()]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod debezium;
 mod faults;
 mod histories;
 mod holders;
+mod late_bulks;
 mod late_rows;
 mod odd_rows_read;
 mod parking;

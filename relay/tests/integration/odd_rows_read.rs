@@ -112,7 +112,8 @@ async fn large_payloads_and_headers_come_whole_and_in_order() {
     let fixture = Fixture::new("large_payloads_and_headers").await;
     let mut connection = fixture.database.pool.acquire().await.unwrap();
     // Larger together than two reads, and mixed with small ones.
-    let insert = "INSERT INTO outbox (event_id, aggregate_type, aggregate_id, aggregate_version, type, payload, headers)
+    let insert =
+        "INSERT INTO outbox (event_id, aggregate_type, aggregate_id, aggregate_version, type, payload, headers)
         SELECT gen_random_uuid(), $1, 'k' || (i % 10), i / 10 + 1, 'thing.changed',
             to_json(CASE WHEN i % 3 = 0 THEN i::text ELSE i || repeat('x', 120000) END),
             jsonb_build_object('number', CASE WHEN i % 7 = 0 THEN i || repeat('y', 20000) ELSE i::text END)

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use relay::lanes::held::ReadPlan;
-use relay::lanes::{LANES, RowKey, Snapshot, index};
+use relay::lanes::plan::{FindPlan, PartPlan, ReadPlan};
+use relay::lanes::{LANES, RowKey, index};
 
 /// Aggregates, numbered from 0.
 pub const AGGREGATES: usize = 7;
@@ -19,6 +19,11 @@ const FIRST_TXID: i64 = 100;
 /// The lane of an aggregate.
 pub fn lane_of(aggregate: usize) -> i16 {
     LANES_USED[aggregate % LANES_USED.len()]
+}
+
+/// The hash of an aggregate's type and id.
+pub fn hash_of(aggregate: usize) -> i64 {
+    i64::try_from(aggregate).expect("few aggregates") + 1
 }
 
 /// Who refuses a row's record for good.
@@ -156,7 +161,7 @@ impl Database {
         let version = self.versions[aggregate] + i64::try_from(own).expect("few rows") + 1;
         let id = i64::try_from(self.rows.len()).expect("few rows") + 1;
         let txid = transaction.txid.expect("who has locked something has an id");
-        let key = RowKey { id, txid, lane: lane_of(aggregate), occurred_us: 0 };
+        let key = RowKey { id, txid, lane: lane_of(aggregate), occurred_us: 0, key_hash: hash_of(aggregate) };
         self.rows.push(Row { key, aggregate, version, refusal, undone: false });
         self.running[number].ids.push(id);
         id
@@ -221,37 +226,44 @@ impl Database {
         self.row(id).filter(|row| id > self.dropped && self.is_committed(row))
     }
 
-    /// What `relay/src/outbox/read.rs` asks for.
-    pub fn read(&self, plan: &ReadPlan, limits: ReadLimits) -> ReadAnswer {
+    /// Rows at or below the position of their lane.
+    fn below(&self, lanes: &[(i16, i64)]) -> impl Iterator<Item = &Row> {
         let mut positions = [-1_i64; LANES];
-        for (lane, position) in &plan.lanes {
+        for (lane, position) in lanes {
             positions[index(*lane)] = *position;
         }
-        let (after, through) =
-            plan.rest.as_ref().map_or((0, None), |(after, through)| (*after, Some(through.as_str().to_owned())));
-        let through = through.map(|text| Snapshot::parse(text).expect("what was parsed before"));
-        let visible = || self.committed().filter(|row| row.key.id > self.dropped);
-        let position = |row: &Row| positions[index(row.key.lane)];
-        let late = visible()
-            .filter(|row| row.key.txid >= plan.late_from || plan.late_running.contains(&row.key.txid))
-            .filter(|row| row.key.id <= position(row) && row.key.id > after)
-            .filter(|row| through.as_ref().is_none_or(|through| !through.is_late(row.key.txid)))
-            .take(limits.late_rows);
-        let lane_rows = if through.is_some() { 0 } else { limits.lane_rows };
-        let fresh = plan.lanes.iter().flat_map(|(lane, position)| {
-            visible().filter(move |row| row.key.lane == *lane && row.key.id > *position).take(lane_rows)
-        });
+        let visible = self.committed().filter(|row| row.key.id > self.dropped);
+        visible.filter(move |row| row.key.id <= positions[index(row.key.lane)])
+    }
 
+    /// The rows that the plan calls late, by id.
+    fn late(&self, plan: &ReadPlan) -> impl Iterator<Item = &Row> {
+        let is_late = |txid| txid >= plan.late_from || plan.late_running.contains(&txid);
+        self.below(&plan.lanes).filter(move |row| is_late(row.key.txid))
+    }
+
+    /// What `relay/src/outbox/read.rs` asks for.
+    pub fn read(&self, plan: &ReadPlan, limits: ReadLimits) -> ReadAnswer {
+        let late: Vec<&Row> = self.late(plan).collect();
+        let late_cut = late.len() > limits.late_rows;
         let mut answer =
-            ReadAnswer { snapshot: self.snapshot(), rows: Vec::new(), late: 0, late_cut: false, fresh_cut: false };
+            ReadAnswer { snapshot: self.snapshot(), rows: Vec::new(), late: 0, late_cut, fresh_cut: false };
+        if late_cut {
+            return answer;
+        }
+        let fresh = plan.lanes.iter().flat_map(|(lane, position)| {
+            let visible = self.committed().filter(|row| row.key.id > self.dropped);
+            visible.filter(move |row| row.key.lane == *lane && row.key.id > *position).take(limits.lane_rows)
+        });
         let mut of_lane = [0; LANES];
-        for (part, row) in late.map(|row| (1, row)).chain(fresh.map(|row| (2, row))) {
-            answer.rows.push(*row);
+        for (part, row) in late.into_iter().map(|row| (1, row)).chain(fresh.map(|row| (2, row))) {
+            let key_hash = if plan.with_hashes { row.key.key_hash } else { 0 };
+            answer.rows.push(Row { key: RowKey { key_hash, ..row.key }, ..*row });
             if part == 1 {
                 answer.late += 1;
             } else {
                 of_lane[index(row.key.lane)] += 1;
-                answer.fresh_cut |= of_lane[index(row.key.lane)] >= lane_rows;
+                answer.fresh_cut |= of_lane[index(row.key.lane)] >= limits.lane_rows;
             }
             if answer.rows.len() >= limits.rows {
                 answer.late_cut |= part == 1;
@@ -259,8 +271,29 @@ impl Database {
                 break;
             }
         }
-        answer.late_cut |= answer.late >= limits.late_rows;
         answer
+    }
+
+    /// What `relay/src/outbox/detour.rs` finds: hashes of aggregates, and transactions; also of rows that have been committed since.
+    pub fn find(&self, plan: &FindPlan) -> (Vec<i64>, Vec<i64>) {
+        self.late(&plan.read).map(|row| (row.key.key_hash, row.key.txid)).unzip()
+    }
+
+    /// A part of a detour, and whether there may be more than it has brought.
+    pub fn part(&self, plan: &PartPlan, limits: ReadLimits) -> (Vec<Row>, bool) {
+        let (mut rows, rows_max): (Vec<Row>, usize) = match plan {
+            PartPlan::Late { lanes, transactions, after } => {
+                let of_part = |row: &&Row| row.key.id > *after && transactions.contains(&row.key.txid);
+                (self.below(lanes).filter(of_part).take(limits.late_rows).copied().collect(), limits.late_rows)
+            }
+            PartPlan::Held(rows) => {
+                let row = |(_, id): &(i16, i64)| *self.visible(*id).expect("no row is dropped that is not settled");
+                (rows.iter().map(row).collect(), usize::MAX)
+            }
+        };
+        rows.truncate(limits.rows);
+        let cut = rows.len() >= rows_max.min(limits.rows);
+        (rows, cut)
     }
 
     /// The rows of the oldest partition that is still there, once all of its ids are given out; also rows that nobody can see yet.

@@ -52,6 +52,9 @@ impl Relay {
             }
             0..3 if reads_later || session.is_full() || (stopping && !session.lanes.is_amid_read()) => Ok(()),
             0..3 => {
+                if stopping {
+                    session.drain();
+                }
                 let limits = ReadLimits {
                     late_rows: 1 + ground.pick(5),
                     lane_rows: 1 + ground.pick(4),
@@ -100,6 +103,9 @@ impl Relay {
         if let Err(stop) = outcome {
             self.end(ground, stop);
             return true;
+        }
+        if stopping {
+            session.drain();
         }
         if !session.is_full() && (!stopping || session.lanes.is_amid_read()) {
             session.read(ground, ReadLimits { late_rows: 4, lane_rows: 4, rows: 16 });
@@ -171,9 +177,8 @@ impl Relay {
     /// A lane is given back although it takes part in a read that is not through: what the read has brought so far comes again.
     pub fn give_back_amid_read(&mut self, ground: &mut Ground) -> bool {
         let Some(session) = self.session.as_mut().filter(|session| session.reading.is_none()) else { return false };
-        let Some(plan) = session.lanes.plan().filter(|plan| plan.rest.is_some()) else { return false };
-        let takes_part = |lane: i16| plan.lanes.iter().any(|(other, _)| *other == lane);
-        let may = |held: &&HeldLane| takes_part(held.lane) && held.progress.in_flight() == 0;
+        let takes_part = |held: &HeldLane| !session.lanes.can_be_given_back(held);
+        let may = |held: &&HeldLane| held.progress.in_flight() == 0 && takes_part(held);
         let Some(lane) = session.lanes.iter().find(may).map(|held| held.lane) else { return false };
         ground.count("lane given back amid a read");
         ground.disturbed.insert((lane, ground.table.token_of(lane)));

@@ -28,6 +28,13 @@ impl Session {
         Ok(())
     }
 
+    /// Nothing more is read but what is left of detours.
+    pub fn drain(&mut self) {
+        for lane in self.lanes.iter_mut() {
+            lane.draining = true;
+        }
+    }
+
     /// Whether the lane can be given back without a repeat.
     pub fn may_give_back(&self, lane: i16) -> bool {
         self.lanes.iter().any(|held| held.lane == lane && self.lanes.can_be_given_back(held))

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use relay::lanes::held::{Answer, ReadPlan};
-use relay::lanes::{HeldLanes, RowKey, Snapshot, Ticket};
+use relay::lanes::plan::{Accepted, Answer, FindPlan, PartAnswer, PartPlan, ReadPlan, Step};
+use relay::lanes::{DetourLimits, HeldLanes, RowKey, Snapshot, Ticket};
 
 use super::broker::{LEASE_NEEDED, MESSAGE_TIMEOUT, Producer, Queued, Sent};
 use super::database::{ReadAnswer, ReadLimits, Refusal, Row};
@@ -28,6 +28,14 @@ pub enum Work {
     Event(Row, Ticket),
 }
 
+/// A question to the database and its answer.
+#[derive(Debug)]
+pub enum Reading {
+    Read(ReadPlan, ReadAnswer),
+    Find(Vec<i64>, Vec<i64>),
+    Part(PartPlan, Vec<Row>, bool),
+}
+
 #[derive(Debug)]
 struct PutAside {
     ticket: Ticket,
@@ -39,8 +47,8 @@ struct PutAside {
 pub struct Session {
     pub owner: Owner,
     pub lanes: HeldLanes,
-    pub reading: Option<(ReadPlan, ReadAnswer)>,
-    /// The lanes that began a read in parts.
+    pub reading: Option<Reading>,
+    /// The lanes that began a detour.
     pub together: Vec<i16>,
     pub next_balance: Time,
     pub lease_until: Time,
@@ -63,7 +71,7 @@ impl Session {
     pub fn start(ground: &mut Ground, owner: Owner, suspects: HashSet<i64>) -> Result<Self, Stop> {
         let mut session = Self {
             owner,
-            lanes: HeldLanes::default(),
+            lanes: HeldLanes::new(DetourLimits { detours: 2, held_rows: 4, part_rows: 2 }),
             reading: None,
             together: Vec::new(),
             next_balance: 0,
@@ -94,45 +102,87 @@ impl Session {
 
     /// Asks for rows; the answer is taken in another step.
     pub fn read(&mut self, ground: &mut Ground, limits: ReadLimits) {
-        if self.lanes.exhausted().is_some_and(|seen| seen.as_str() == ground.database.snapshot()) {
-            return;
+        self.reading = match self.lanes.next_step() {
+            None => return,
+            Some(Step::Read(plan)) => {
+                if self.lanes.exhausted().is_some_and(|seen| seen.as_str() == ground.database.snapshot()) {
+                    return;
+                }
+                let mut answer = ground.database.read(&plan, limits);
+                ground.variant.distort(&mut answer);
+                Some(Reading::Read(plan, answer))
+            }
+            Some(Step::Find(plan)) => Some(self.find(ground, &plan)),
+            Some(Step::Part(plan)) => {
+                let (mut rows, mut cut) = ground.database.part(&plan, limits);
+                ground.variant.distort_part(&mut rows, &mut cut);
+                Some(Reading::Part(plan, rows, cut))
+            }
+        };
+    }
+
+    fn find(&mut self, ground: &mut Ground, plan: &FindPlan) -> Reading {
+        if !self.together.is_empty() && self.lanes.is_amid_read() {
+            ground.count("detour begun");
         }
-        let Some(plan) = ground.variant.plan(&self.lanes, &self.together) else { return };
-        let mut answer = ground.database.read(&plan, limits);
-        ground.variant.distort(&mut answer);
-        self.reading = Some((plan, answer));
+        let (mut hashes, transactions) = ground.database.find(plan);
+        ground.variant.distort_hashes(&mut hashes);
+        Reading::Find(hashes, transactions)
     }
 
     pub fn accept(&mut self, ground: &mut Ground) {
-        let Some((plan, answer)) = self.reading.take() else { return };
-        let ReadAnswer { snapshot, rows, late, late_cut, fresh_cut } = answer;
-        if plan.rest.is_none() {
-            self.together = plan.lanes.iter().map(|(lane, _)| *lane).collect();
+        match self.reading.take() {
+            None => {}
+            Some(Reading::Find(hashes, transactions)) => {
+                self.lanes.found(&hashes, &transactions);
+                self.lanes.all_found();
+            }
+            Some(Reading::Read(plan, answer)) => self.accept_read(ground, &plan, answer),
+            Some(Reading::Part(plan, rows, cut)) => {
+                let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
+                let accepted = self.lanes.accept_part(&PartAnswer { rows: &keys, cut });
+                ground.note(|| format!("  part {plan:?}: {:?}, cut {cut}", ids(&rows)));
+                ground.count(if matches!(plan, PartPlan::Late { .. }) { "late part" } else { "held part" });
+                self.hand_out(rows, accepted);
+            }
         }
-        if !late_cut {
+        if !self.lanes.is_amid_read() {
             self.together.clear();
         }
+    }
+
+    fn accept_read(&mut self, ground: &mut Ground, plan: &ReadPlan, answer: ReadAnswer) {
+        let ReadAnswer { snapshot, rows, late, late_cut, fresh_cut } = answer;
+        let was_on_detour = self.lanes.is_amid_read();
         let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
         let snapshot = Snapshot::parse(snapshot).expect("the database's own");
-        let accepted = self.lanes.accept(&plan, &Answer { snapshot, rows: &keys, late, late_cut, fresh_cut });
-        let mut events: Vec<(Row, Option<Ticket>)> = rows.into_iter().zip(accepted.tickets).collect();
-        ground.note(|| {
-            let ids: Vec<i64> =
-                events.iter().filter(|(_, ticket)| ticket.is_some()).map(|(row, _)| row.key.id).collect();
-            format!("  read {plan:?}: {ids:?}, late {late}, cut {late_cut} {fresh_cut}")
-        });
+        let accepted = self.lanes.accept(plan, &Answer { snapshot, rows: &keys, late, late_cut, fresh_cut });
+        if late_cut {
+            self.together = plan.lanes.iter().map(|(lane, _)| *lane).collect();
+        }
+        ground.note(|| format!("  read {plan:?}: {:?}, late {late}, cut {late_cut} {fresh_cut}", ids(&rows)));
         for (happened, what) in [
             (accepted.late > 0, "late rows"),
             (late_cut, "late rows cut off"),
+            (late_cut && was_on_detour, "late rows cut off on a detour"),
             (fresh_cut, "new rows cut off"),
-            (plan.rest.is_some(), "read in parts"),
+            (was_on_detour && accepted.tickets.iter().any(Option::is_some), "published beside a detour"),
+            (was_on_detour && !late_cut && accepted.tickets.iter().any(Option::is_none), "held back"),
         ] {
             if happened {
                 ground.count(what);
             }
         }
-        ground.variant.order(&mut events, late);
-        self.pipe.extend(events.into_iter().filter_map(|(row, ticket)| Some(Work::Event(row, ticket?))));
+        let mut rows = rows;
+        let mut accepted = accepted;
+        ground.variant.order(&mut rows, late);
+        ground.variant.order(&mut accepted.tickets, late);
+        self.hand_out(rows, accepted);
+    }
+
+    fn hand_out(&mut self, rows: Vec<Row>, accepted: Accepted) {
+        let events = rows.into_iter().zip(accepted.tickets);
+        self.pipe.extend(events.filter_map(|(row, ticket)| Some(Work::Event(row, ticket?))));
     }
 
     /// The sender takes one piece of work, if it may.
@@ -256,4 +306,8 @@ impl Session {
         }
         Ok(())
     }
+}
+
+fn ids(rows: &[Row]) -> Vec<i64> {
+    rows.iter().map(|row| row.key.id).collect()
 }

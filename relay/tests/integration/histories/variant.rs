@@ -1,7 +1,6 @@
 //! Ways to get it wrong: each is a small change around the relay's core, and each must be caught.
 
-use relay::lanes::held::ReadPlan;
-use relay::lanes::{Cursor, HeldLane, HeldLanes};
+use relay::lanes::{Cursor, HeldLane};
 
 use super::database::{ReadAnswer, Row};
 
@@ -17,10 +16,12 @@ pub enum Variant {
     DropByPositionOnly,
     /// The new snapshot is settled while late rows of its read are not acknowledged.
     NewSnapshotTooEarly,
-    /// That late rows were cut off is forgotten.
-    RestForgotten,
-    /// A lane that was given back and taken again amid a read in parts takes part in the rest of it.
-    RestRejoined,
+    /// A detour ends with its first part.
+    DetourCutShort,
+    /// The aggregates of a detour are not looked for, so that none of their rows is held back.
+    AggregatesForgotten,
+    /// The rows of a part are sent in the wrong order.
+    PartReversed,
     /// That new rows were cut off is forgotten.
     FreshCutForgotten,
     /// The new rows of a read are sent before its late ones.
@@ -39,22 +40,6 @@ impl Variant {
         cursor
     }
 
-    /// What is asked for. `together` are the lanes that began a read in parts.
-    pub fn plan(self, lanes: &HeldLanes, together: &[i16]) -> Option<ReadPlan> {
-        let mut plan = lanes.plan()?;
-        if self == Self::RestRejoined && plan.rest.is_some() {
-            for held in lanes.iter().filter(|held| together.contains(&held.lane)) {
-                if plan.lanes.iter().all(|(lane, _)| *lane != held.lane) {
-                    plan.lanes.push((held.lane, held.read.position));
-                    let Some(seen) = &held.read.seen else { continue };
-                    plan.late_running.extend_from_slice(seen.xip());
-                    plan.late_from = plan.late_from.min(seen.xmax());
-                }
-            }
-        }
-        Some(plan)
-    }
-
     /// What is made of the answer.
     pub fn distort(self, answer: &mut ReadAnswer) {
         match self {
@@ -62,14 +47,29 @@ impl Variant {
                 answer.rows.drain(..answer.late);
                 (answer.late, answer.late_cut) = (0, false);
             }
-            Self::RestForgotten => answer.late_cut = false,
             Self::FreshCutForgotten => answer.fresh_cut = false,
             _ => {}
         }
     }
 
+    /// What is made of a part of a detour.
+    pub fn distort_part(self, rows: &mut [Row], cut: &mut bool) {
+        match self {
+            Self::DetourCutShort => *cut = false,
+            Self::PartReversed => rows.reverse(),
+            _ => {}
+        }
+    }
+
+    /// What is made of the hashes of a detour's aggregates.
+    pub fn distort_hashes(self, hashes: &mut Vec<i64>) {
+        if self == Self::AggregatesForgotten {
+            hashes.clear();
+        }
+    }
+
     /// The order in which the rows of an answer are sent.
-    pub fn order<T>(self, rows: &mut [(Row, T)], late: usize) {
+    pub fn order<T>(self, rows: &mut [T], late: usize) {
         if self == Self::FreshBeforeLate {
             rows.rotate_left(late.min(rows.len()));
         }
