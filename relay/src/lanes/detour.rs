@@ -115,7 +115,9 @@ impl Detours {
     /// Some rows of the newest detour: the hashes of their aggregates, and their transactions. Rows that are not of the set do no harm.
     pub(super) fn found(&mut self, key_hashes: &[i64], transactions: &[i64]) {
         if let (Some(filter), Some(newest)) = (&mut self.filter, self.list.back_mut()) {
-            key_hashes.iter().for_each(|hash| filter.insert(*hash));
+            for hash in key_hashes {
+                filter.insert(*hash);
+            }
             // One that has committed since is another read's.
             newest.transactions.extend(transactions.iter().filter(|txid| !newest.through.is_late(**txid)));
         }

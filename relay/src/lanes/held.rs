@@ -35,7 +35,8 @@ impl HeldLane {
 /// All lanes of a relay.
 #[derive(Debug, Default)]
 pub struct HeldLanes {
-    lanes: [Option<HeldLane>; LANES],
+    /// Not in here, since the session that holds this is moved about.
+    lanes: Box<[Option<HeldLane>; LANES]>,
     /// The snapshot of the last read, when that read found all there was.
     exhausted: Option<Snapshot>,
     detours: Detours,
@@ -180,9 +181,9 @@ impl HeldLanes {
             tickets.push(self.accept_fresh(row));
         }
         for (number, _) in &plan.lanes {
-            let Some(lane) = self.get_mut(index(*number)) else { continue };
-            lane.read.seen = Some(Arc::clone(&seen));
-            lane.progress.end_read(lane.read.clone());
+            let Some(held) = self.get_mut(index(*number)) else { continue };
+            held.read.seen = Some(Arc::clone(&seen));
+            held.progress.end_read(held.read.clone());
         }
         let found = match (answer.fresh_cut, tickets.iter().any(Option::is_some)) {
             (true, _) => Found::More,
@@ -212,17 +213,17 @@ impl HeldLanes {
     /// The late rows of this read become a detour, and the lanes go on as if they had been read. Its new rows are read again after the
     /// aggregates of the detour are known.
     fn begin_detour(&mut self, plan: &ReadPlan, seen: &Arc<Snapshot>) {
-        let lane = |number: i16| self.lanes.get(index(number)).and_then(Option::as_ref);
+        let held = |number: i16| self.lanes.get(index(number)).and_then(Option::as_ref);
         let cursors =
-            plan.lanes.iter().filter_map(|(number, _)| Some((*number, lane(*number)?.read.clone()))).collect();
+            plan.lanes.iter().filter_map(|(number, _)| Some((*number, held(*number)?.read.clone()))).collect();
         if !self.detours.begin(plan, seen, cursors) {
             return;
         }
         self.exhausted = None;
         for (number, _) in &plan.lanes {
-            let Some(lane) = self.get_mut(index(*number)) else { continue };
-            lane.read.seen = Some(Arc::clone(seen));
-            lane.progress.begin_detour(lane.read.clone());
+            let Some(held) = self.get_mut(index(*number)) else { continue };
+            held.read.seen = Some(Arc::clone(seen));
+            held.progress.begin_detour(held.read.clone());
         }
     }
 

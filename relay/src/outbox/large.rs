@@ -1,6 +1,7 @@
 //! Payloads and headers that a read leaves out because they are large.
 
 use futures_util::TryStreamExt;
+use sqlx::error::DatabaseError;
 use sqlx::{PgConnection, Row};
 
 use super::rows;
@@ -11,7 +12,10 @@ use crate::batch::Batch;
 const READ_LARGE: &str = "-- read_large
 SELECT k.number, o.payload, o.headers
 FROM UNNEST($1::integer[], $2::smallint[], $3::bigint[]) k (number, lane, id)
-CROSS JOIN LATERAL (SELECT payload, headers FROM outbox WHERE lane = k.lane AND id = k.id OFFSET 0) o";
+CROSS JOIN LATERAL (
+    SELECT payload, CASE WHEN pg_column_size(headers) <= 32768 THEN headers END AS headers FROM outbox WHERE lane = k.lane AND id = k.id
+    OFFSET 0
+) o";
 
 /// Fetches payload and headers of the rows that are to be published and still wait for them. A row that the server cannot read becomes
 /// one that no record can be made of, and the others come all the same.
@@ -57,8 +61,8 @@ async fn fetch_all(connection: &mut PgConnection, batch: &mut Batch, rows_max: u
     while let Some(row) = rows.try_next().await? {
         let number = usize::try_from(row.try_get_unchecked::<i32, _>(0)?).unwrap_or(usize::MAX);
         let mut fault = None;
-        let payload = rows::json(row.try_get_raw(1)?, &mut fault)?;
-        let headers = rows::jsonb(row.try_get_raw(2)?, &mut fault)?;
+        let payload = rows::json(&row.try_get_raw(1)?, &mut fault)?;
+        let headers = rows::jsonb(&row.try_get_raw(2)?, &mut fault)?;
         match fault {
             None => batch.set_body(number, &payload, &headers),
             Some(reason) => batch.set_fault(number, &reason),
@@ -70,6 +74,6 @@ async fn fetch_all(connection: &mut PgConnection, batch: &mut Batch, rows_max: u
 
 /// Whether the server says this of what a row holds: it is too large for a message (54), does not convert (22), or is damaged (XX001).
 fn is_of_content(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
+    let code = error.as_database_error().and_then(DatabaseError::code);
     code.is_some_and(|code| code.starts_with("54") || code.starts_with("22") || code == "XX001")
 }

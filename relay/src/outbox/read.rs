@@ -62,7 +62,7 @@ WITH late AS MATERIALIZED (
     LIMIT $5 + 1
 )
 SELECT 0::smallint, (SELECT count(*) FROM late), NULL::bigint, NULL::smallint, NULL::uuid, NULL::bigint, NULL::timestamptz,
-    pg_current_snapshot()::text, NULL::text, NULL::text, NULL::json, NULL::jsonb, NULL::integer, NULL::integer, NULL::bigint
+    pg_current_snapshot()::text, NULL::text, NULL::text, NULL::json, NULL::jsonb, NULL::integer, NULL::bigint
 UNION ALL
 (SELECT 1::smallint, late_row.*
 FROM (SELECT lane, id FROM late WHERE (SELECT count(*) FROM late) <= $5 ORDER BY id) n
@@ -123,7 +123,7 @@ pub async fn read(
             answer.late_cut = row.try_get_unchecked::<i64, _>(1)? > limits.late_rows;
             continue;
         }
-        let key_hash: Option<i64> = row.try_get_unchecked(14)?;
+        let key_hash: Option<i64> = row.try_get_unchecked(13)?;
         let key = rows::push(&mut answer.batch, &row, 1, key_hash.unwrap_or(0))?;
         if part == 1 {
             answer.late += 1;

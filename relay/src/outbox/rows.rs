@@ -31,10 +31,8 @@ macro_rules! row_columns {
     CASE WHEN octet_length(o.aggregate_type) <= 200 THEN o.aggregate_type ELSE left(o.aggregate_type, 200) || '...' END,
     CASE WHEN octet_length(o.aggregate_id) <= 1000 THEN o.aggregate_id ELSE left(o.aggregate_id, 1000) || '...' END,
     CASE WHEN octet_length(o.type) <= 250 THEN o.type ELSE left(o.type, 250) || '...' END,
-    CASE WHEN o.payload_bytes <= 4096 AND pg_column_size(o.headers) <= 2048 THEN o.payload END,
-    CASE WHEN o.payload_bytes <= 4096 AND pg_column_size(o.headers) <= 2048 THEN o.headers END,
-    CASE WHEN o.payload_bytes > 4096 OR pg_column_size(o.headers) > 2048 THEN o.payload_bytes END,
-    CASE WHEN o.payload_bytes > 4096 OR pg_column_size(o.headers) > 2048 THEN pg_column_size(o.headers) END"
+    CASE WHEN o.payload_bytes <= 4096 THEN o.payload END, CASE WHEN pg_column_size(o.headers) <= 2048 THEN o.headers END,
+    o.payload_bytes"
     };
 }
 pub(super) use row_columns;
@@ -56,20 +54,17 @@ pub(super) fn push(batch: &mut Batch, row: &PgRow, first: usize, key_hash: i64) 
     let aggregate_type = bounded(row, first + 6, ("aggregate_type", AGGREGATE_TYPE_BYTES_MAX), &mut fault)?;
     let aggregate_id = bounded(row, first + 7, ("aggregate_id", AGGREGATE_ID_BYTES_MAX), &mut fault)?;
     let event_type = bounded(row, first + 8, ("type", TYPE_BYTES_MAX), &mut fault)?;
-    let payload_bytes: Option<i32> = row.try_get_unchecked(first + 11)?;
-    let headers_bytes: Option<i32> = row.try_get_unchecked(first + 12)?;
-    let size = |bytes: Option<i32>| bytes.map_or(0, |bytes| usize::try_from(bytes).unwrap_or(0));
-    let (payload_bytes, headers_bytes) = (size(payload_bytes), size(headers_bytes));
-    let large = payload_bytes > 0;
-    let (payload, headers) = if large {
+    let (payload, headers) = (row.try_get_raw(first + 9)?, row.try_get_raw(first + 10)?);
+    let headers_are_large = headers.is_null();
+    let is_large = payload.is_null() || headers_are_large;
+    let payload_bytes = usize::try_from(row.try_get_unchecked::<i32, _>(first + 11)?).unwrap_or(0);
+    let (payload, headers) = if is_large {
         (Cow::default(), Cow::default())
     } else {
-        (json(row.try_get_raw(first + 9)?, &mut fault)?, jsonb(row.try_get_raw(first + 10)?, &mut fault)?)
+        (json(&payload, &mut fault)?, jsonb(&headers, &mut fault)?)
     };
     if payload_bytes > PAYLOAD_BYTES_MAX {
         fault = Some(format!("its payload has {payload_bytes} bytes; at most {PAYLOAD_BYTES_MAX} can be published"));
-    } else if headers_bytes > HEADERS_BYTES_MAX {
-        fault = Some(headers_too_long());
     }
     let event = Event {
         event_id: row.try_get_unchecked(first + 3)?,
@@ -82,7 +77,9 @@ pub(super) fn push(batch: &mut Batch, row: &PgRow, first: usize, key_hash: i64) 
         headers: &headers,
         fault: fault.as_deref(),
     };
-    if large && event.fault.is_none() {
+    if is_large && event.fault.is_none() {
+        // Of large headers, no more is known here than how large they may be.
+        let headers_bytes = if headers_are_large { HEADERS_BYTES_MAX } else { 0 };
         batch.push_large(key, &event, payload_bytes + headers_bytes);
     } else {
         batch.push(key, &event);
@@ -94,18 +91,22 @@ pub(super) fn push(batch: &mut Batch, row: &PgRow, first: usize, key_hash: i64) 
 ///
 /// # Errors
 /// When there is none.
-pub(super) fn json<'r>(value: PgValueRef<'r>, fault: &mut Option<String>) -> Result<Cow<'r, str>, sqlx::Error> {
-    utf8(bytes(value)?, "payload", fault)
+pub(super) fn json<'r>(value: &PgValueRef<'r>, fault: &mut Option<String>) -> Result<Cow<'r, str>, sqlx::Error> {
+    Ok(utf8(bytes(value)?, "payload", fault))
 }
 
-/// Headers as JSON text.
+/// Headers as JSON text. The second statement leaves out those that are too long in their stored form already.
 ///
 /// # Errors
-/// When there are none.
-pub(super) fn jsonb<'r>(value: PgValueRef<'r>, fault: &mut Option<String>) -> Result<Cow<'r, str>, sqlx::Error> {
+/// When the server's message cannot be read.
+pub(super) fn jsonb<'r>(value: &PgValueRef<'r>, fault: &mut Option<String>) -> Result<Cow<'r, str>, sqlx::Error> {
+    if value.is_null() {
+        *fault = Some(headers_too_long());
+        return Ok(Cow::default());
+    }
     // The version of the format, 1, and then the text.
     let bytes = bytes(value)?;
-    let text = utf8(bytes.get(1..).unwrap_or_default(), "headers", fault)?;
+    let text = utf8(bytes.get(1..).unwrap_or_default(), "headers", fault);
     if text.len() > HEADERS_BYTES_MAX {
         // A number takes few bytes in jsonb and may take a hundred thousand as text.
         *fault = Some(headers_too_long());
@@ -124,28 +125,25 @@ fn bounded<'r>(
     (name, bytes_max): (&str, usize),
     fault: &mut Option<String>,
 ) -> Result<Cow<'r, str>, sqlx::Error> {
-    let text = utf8(bytes(row.try_get_raw(column)?)?, name, fault)?;
+    let text = utf8(bytes(&row.try_get_raw(column)?)?, name, fault);
     if text.len() > bytes_max {
         *fault = Some(format!("its {name} has more than {bytes_max} bytes"));
     }
     Ok(text)
 }
 
-/// A text that is valid in almost every database; one in SQL_ASCII takes any bytes.
-fn utf8<'r>(bytes: &'r [u8], name: &str, fault: &mut Option<String>) -> Result<Cow<'r, str>, sqlx::Error> {
-    Ok(str::from_utf8(bytes).map_or_else(
+/// A text that is valid in almost every database; one in `SQL_ASCII` takes any bytes.
+fn utf8<'r>(bytes: &'r [u8], name: &str, fault: &mut Option<String>) -> Cow<'r, str> {
+    str::from_utf8(bytes).map_or_else(
         |_| {
             *fault = Some(format!("its {name} is not UTF-8"));
             String::from_utf8_lossy(bytes)
         },
         Cow::Borrowed,
-    ))
+    )
 }
 
-fn bytes(value: PgValueRef<'_>) -> Result<&[u8], sqlx::Error> {
-    if value.is_null() {
-        return Err(sqlx::Error::Decode("a row of the outbox without a value".into()));
-    }
+fn bytes<'r>(value: &PgValueRef<'r>) -> Result<&'r [u8], sqlx::Error> {
     value.as_bytes().map_err(sqlx::Error::Decode)
 }
 
@@ -194,9 +192,9 @@ mod tests {
     #[test]
     fn a_text_that_is_not_utf8_is_a_fault_and_no_error() {
         let mut fault = None;
-        assert_eq!(utf8("\u{e9}".as_bytes(), "type", &mut fault).unwrap(), "\u{e9}");
+        assert_eq!(utf8("\u{e9}".as_bytes(), "type", &mut fault), "\u{e9}");
         assert_eq!(fault, None);
-        assert_eq!(utf8(b"a\xff", "type", &mut fault).unwrap(), "a\u{fffd}");
+        assert_eq!(utf8(b"a\xff", "type", &mut fault), "a\u{fffd}");
         assert_eq!(fault.unwrap(), "its type is not UTF-8");
     }
 }

@@ -44,9 +44,9 @@ impl Session<'_> {
     pub async fn read_and_publish(&mut self) -> Result<Found, SessionError> {
         let found = match self.lanes.next_step() {
             None => Found::Nothing,
-            Some(Step::Find(plan)) => self.find(&plan).await?,
-            Some(Step::Part(plan)) => self.read_part(&plan).await?,
-            Some(Step::Read(plan)) => self.read(&plan).await?,
+            Some(Step::Find(plan)) => Box::pin(self.find(&plan)).await?,
+            Some(Step::Part(plan)) => Box::pin(self.read_part(&plan)).await?,
+            Some(Step::Read(plan)) => Box::pin(self.read(&plan)).await?,
         };
         // While there is a detour, there is always more; but its next part may have to wait for acknowledgements.
         Ok(match found {
