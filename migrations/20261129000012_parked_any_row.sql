@@ -13,6 +13,8 @@ AS $$
         || lpad(to_hex(hashtextextended(octet_length(aggregate_type)::text || ':' || aggregate_type || aggregate_id, 2)), 16, '0'))::uuid
 $$;
 COMMENT ON FUNCTION relay_key_hash IS 'Hash of a key, for indexes: 128 bits of aggregate type and id. Look for a key by its lane, this, and both texts.';
+-- Relays and operators call it, whatever default privileges an administrator has set.
+GRANT EXECUTE ON FUNCTION relay_key_hash TO PUBLIC;
 
 ALTER TABLE relay_parked
     ADD COLUMN key_hash uuid NOT NULL GENERATED ALWAYS AS (relay_key_hash(aggregate_type, aggregate_id)) STORED,

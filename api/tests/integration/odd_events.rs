@@ -8,7 +8,7 @@ use crate::watcher::Watcher;
 #[tokio::test]
 async fn an_event_at_an_odd_time_does_not_end_the_streams_of_others() {
     let database = TestDatabase::create("an_event_at_an_odd_time").await;
-    execute(&database, "ALTER TABLE outbox DROP CONSTRAINT outbox_occurred_at_years").await;
+    execute(&database, "ALTER TABLE outbox DROP CONSTRAINT outbox_bounds").await;
     let api = Api::start(&database).await;
     let mut watcher = Watcher::open(api.address, "/orders/events", None).await;
     execute(

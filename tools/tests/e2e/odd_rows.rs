@@ -15,7 +15,7 @@ use super::command_line::{operator, outrider, said, well};
 
 /// A key of 5,000 random bytes, an event at infinity and one without its payload; in the outbox, one of each odd time.
 const PLANT: &str = "
-    ALTER TABLE outbox DROP CONSTRAINT outbox_occurred_at_years;
+    ALTER TABLE outbox DROP CONSTRAINT outbox_bounds;
     INSERT INTO outbox (aggregate_type, aggregate_id, aggregate_version, type, payload, occurred_at)
         SELECT 'thing', 'time' || place, 1, 'thing.made', '{}', time
         FROM UNNEST(ARRAY['infinity', '-infinity', '294276-12-31', '0044-03-15 BC']::timestamptz[]) WITH ORDINALITY odd (time, place);

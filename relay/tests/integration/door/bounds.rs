@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::support::Fixture;
 
 /// A column, a value that is just inside of its bound, one that is just outside, and the bound that says so. Values are SQL.
-const BOUNDS: [(&str, &str, &str, &str); 16] = [
+const BOUNDS: [(&str, &str, &str, &str); 18] = [
     ("aggregate_type", "'x'", "''", "outbox_aggregate_type_bytes"),
     ("aggregate_type", "repeat('x', 200)", "repeat('x', 201)", "outbox_aggregate_type_bytes"),
     // Bytes, not characters.
@@ -35,6 +35,8 @@ const BOUNDS: [(&str, &str, &str, &str); 16] = [
         "jsonb_build_object('a', 1e30000, 'b', repeat('x', 250), 'c', 1e3000)",
         "outbox_headers_bytes",
     ),
+    ("headers", "'{}'", "'[]'", "outbox_headers_check"),
+    ("aggregate_version", "1", "0", "outbox_aggregate_version_check"),
     ("occurred_at", "'0001-01-01 00:00:00+00'", "'0001-12-31 23:59:59.999999+00 BC'", "outbox_occurred_at_years"),
     ("occurred_at", "'9999-12-31 23:59:59.999999+00'", "'10000-01-01 00:00:00+00'", "outbox_occurred_at_years"),
     ("occurred_at", "now()", "'infinity'", "outbox_occurred_at_years"),
@@ -44,15 +46,21 @@ const BOUNDS: [(&str, &str, &str, &str); 16] = [
 
 /// Inserts a row with one column as given. The bound that it violates, if any.
 async fn violated(connection: &mut PgConnection, column: &str, value: &str) -> Option<String> {
-    let columns =
-        [("aggregate_type", "'thing'"), ("aggregate_id", "'k'"), ("type", "'thing.changed'"), ("payload", "'{}'")];
+    let columns = [
+        ("aggregate_version", "1"),
+        ("aggregate_type", "'thing'"),
+        ("aggregate_id", "'k'"),
+        ("type", "'thing.changed'"),
+        ("payload", "'{}'"),
+    ];
     let others = columns.into_iter().filter(|(name, _)| *name != column);
     let (names, values): (Vec<&str>, Vec<&str>) = others.chain([(column, value)]).unzip();
     let (names, values) = (names.join(", "), values.join(", "));
-    let sql = format!("INSERT INTO outbox (aggregate_version, {names}) VALUES (1, {values})");
+    let sql = format!("INSERT INTO outbox ({names}) VALUES ({values})");
     let error = sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.err()?;
     let error = error.as_database_error().expect("Postgres refuses");
     assert_eq!(error.code().as_deref(), Some("23514"), "{error}");
+    assert!(error.message().starts_with(&format!("outbox: {column} must ")), "{error}");
     Some(error.constraint().expect("a named constraint").to_owned())
 }
 
@@ -80,6 +88,31 @@ async fn a_partition_that_is_made_later_has_the_same_bounds() {
     }
     let lowest: i64 = sqlx::query_scalar("SELECT min(id) FROM outbox").fetch_one(&mut *connection).await.unwrap();
     assert!(lowest > 15_000_000, "{lowest} is in a partition that was there before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_owner_may_update_a_row_that_is_out_of_bounds_and_only_on_purpose() {
+    let fixture = Fixture::new("only_the_owner_may_update").await;
+    let mut connection = fixture.database.pool.acquire().await.unwrap();
+    connection.close_on_drop();
+    sqlx::raw_sql(
+        "SET outrider.odd_rows = 'keep';
+        INSERT INTO outbox (aggregate_type, aggregate_id, aggregate_version, type, payload) VALUES ('', 'k', 1, 't', '{}');
+        RESET outrider.odd_rows; GRANT UPDATE ON outbox TO outrider_api",
+    )
+    .execute(&mut *connection)
+    .await
+    .unwrap();
+    let update = "UPDATE outbox SET txid = 0";
+    let refused = async |connection: &mut PgConnection| {
+        let error = sqlx::raw_sql(update).execute(connection).await.expect_err("it is out of bounds");
+        assert_eq!(error.as_database_error().unwrap().constraint(), Some("outbox_aggregate_type_bytes"), "{error}");
+    };
+    refused(&mut connection).await;
+    sqlx::raw_sql("SET outrider.odd_rows = 'keep'").execute(&mut *connection).await.unwrap();
+    sqlx::raw_sql(update).execute(&mut *connection).await.unwrap();
+    sqlx::raw_sql("SET ROLE outrider_api").execute(&mut *connection).await.unwrap();
+    refused(&mut connection).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,13 +19,7 @@ pub struct Stage {
 impl Stage {
     pub async fn new(test: &str) -> Self {
         let stage = Self { fixture: Fixture::new(test).await };
-        stage
-            .run(
-                "ALTER TABLE outbox DROP CONSTRAINT outbox_aggregate_type_bytes, DROP CONSTRAINT outbox_aggregate_id_bytes,
-                DROP CONSTRAINT outbox_type_bytes, DROP CONSTRAINT outbox_payload_bytes, DROP CONSTRAINT outbox_headers_bytes,
-                DROP CONSTRAINT outbox_occurred_at_years",
-            )
-            .await;
+        stage.run("ALTER TABLE outbox DROP CONSTRAINT outbox_bounds").await;
         stage
     }
 

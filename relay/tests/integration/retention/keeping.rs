@@ -193,7 +193,7 @@ async fn a_row_that_says_it_is_of_the_future_does_not_keep_its_partition_until_t
         let stage = Stage::new("a_row_that_says_it_is").await;
         stage.fill(99).await;
         stage.run("UPDATE outbox SET occurred_at = now() - interval '25 hours'").await;
-        stage.run("ALTER TABLE outbox DROP CONSTRAINT outbox_occurred_at_years").await;
+        stage.run("ALTER TABLE outbox DROP CONSTRAINT outbox_bounds").await;
         let sql = "UPDATE outbox SET occurred_at = $1::timestamptz WHERE id > 90";
         sqlx::query(sql).bind(time).execute(&stage.database.pool).await.unwrap();
         stage.fill(151).await;
