@@ -11,6 +11,7 @@ mod histories;
 mod holders;
 mod late_rows;
 mod parking;
+mod producers;
 mod publishing;
 mod refusals;
 mod replay;

@@ -11,6 +11,7 @@ mod outages;
 mod parked;
 mod pipeline;
 mod processes;
+mod producer_grants;
 mod producers;
 mod proxy;
 mod replay;
