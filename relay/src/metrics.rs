@@ -17,7 +17,7 @@ use crate::backlog::Look;
 const ROWS: [f64; 9] = [0.0, 1.0, 10.0, 100.0, 1_000.0, 5_000.0, 10_000.0, 20_000.0, 50_000.0];
 
 /// What sessions fail of: see [`crate::session::SessionError`].
-const CLASSES: [&str; 11] = [
+const CLASSES: [&str; 12] = [
     "postgres",
     "standby",
     "postgres_stalled",
@@ -28,6 +28,7 @@ const CLASSES: [&str; 11] = [
     "smaller_batches",
     "thread",
     "other_cluster",
+    "sequence",
     "snapshot",
 ];
 

@@ -8,6 +8,7 @@ pub mod read;
 pub mod replay;
 pub mod retention;
 pub mod routes;
+pub mod sequence;
 pub mod slots;
 pub mod status;
 

@@ -28,6 +28,7 @@ use crate::lanes::HeldLanes;
 use crate::lanes::cursor::BadSnapshot;
 use crate::metrics::Metrics;
 use crate::outbox::parked::RetryRequest;
+use crate::outbox::sequence::SequenceFault;
 use crate::outbox::{self, Server};
 use crate::publisher::destinations::{Denied, Destinations};
 use crate::publisher::outcomes::{Acknowledged, Failure, Outcomes, Refused, is_of_topic};
@@ -86,6 +87,9 @@ pub enum SessionError {
         /// This cluster.
         current: i64,
     },
+    /// Ids of the outbox are not given out in order.
+    #[error(transparent)]
+    Sequence(#[from] SequenceFault),
     /// A snapshot that cannot be read.
     #[error(transparent)]
     Snapshot(#[from] BadSnapshot),
@@ -105,6 +109,7 @@ impl SessionError {
             Self::SmallerBatches(_) => "smaller_batches",
             Self::Thread(_) => "thread",
             Self::OtherCluster { .. } => "other_cluster",
+            Self::Sequence(_) => "sequence",
             Self::Snapshot(_) => "snapshot",
         }
     }
@@ -190,6 +195,7 @@ pub struct Session<'a> {
     lanes: HeldLanes,
     next_balance: Instant,
     next_settle: Instant,
+    next_sequence_check: Instant,
     /// Whether Kafka has acknowledged something since the last settle.
     unsettled: bool,
     /// New rows to ask for of each lane: fewer when they are large.
@@ -254,6 +260,7 @@ impl<'a> Session<'a> {
             lanes: HeldLanes::default(),
             next_balance: now,
             next_settle: now,
+            next_sequence_check: now,
             unsettled: false,
             lane_rows: limits.lane_rows_max,
             begun: now,

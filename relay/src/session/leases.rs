@@ -8,6 +8,9 @@ use super::{Session, SessionError, in_time};
 use crate::lanes::{Cursor, HeldLane, Snapshot, fair_share};
 use crate::outbox::{self, ClaimedLane};
 
+/// How long a change of the sequence may go unnoticed.
+const SEQUENCE_CHECK_INTERVAL: Duration = Duration::from_mins(1);
+
 impl Session<'_> {
     /// Renews, settles and balances, if it is time to.
     ///
@@ -46,6 +49,7 @@ impl Session<'_> {
         // Not moved by a settle between two of these: under load, settles follow each other closely, and lanes would never be balanced.
         self.next_balance = Instant::now() + self.config.limits.renewal();
         let relays = self.renew().await?;
+        self.check_sequence_if_due().await?;
         let routes = in_time(self.config.limits.lease(), outbox::routes::routes(&mut self.connection)).await?;
         self.pipe.send(Work::Routes(self.config.routes.with_table(routes)));
         self.release_drained().await?;
@@ -60,6 +64,17 @@ impl Session<'_> {
         }
         self.metrics.lanes_held.set(i64::try_from(self.lanes.iter().count()).unwrap_or(i64::MAX));
         Ok(())
+    }
+
+    /// Looks whether ids are given out in order, at the start of a session and once a minute.
+    async fn check_sequence_if_due(&mut self) -> Result<(), SessionError> {
+        let now = Instant::now();
+        if now < self.next_sequence_check {
+            return Ok(());
+        }
+        self.next_sequence_check = now + SEQUENCE_CHECK_INTERVAL;
+        let sequence = outbox::sequence::id_sequence(&mut self.connection);
+        Ok(in_time(self.config.limits.lease(), sequence).await?.check()?)
     }
 
     /// Renews the leases and settles the cursors. Returns how many relays are running.

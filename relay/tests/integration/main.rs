@@ -18,6 +18,7 @@ mod replay;
 mod retention;
 mod retries;
 mod routes;
+mod sequence;
 mod sharing;
 mod support;
 mod writing;
