@@ -2,6 +2,7 @@
 //!
 //! Every statement is a transaction of its own, so none is ever open while Kafka answers. The database's clock alone dates leases.
 
+pub mod cluster;
 pub mod holders;
 pub mod parked;
 pub mod read;

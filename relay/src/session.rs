@@ -27,6 +27,7 @@ use crate::config::RelayConfig;
 use crate::lanes::HeldLanes;
 use crate::lanes::cursor::BadSnapshot;
 use crate::metrics::Metrics;
+use crate::outbox::cluster::ForeignCursors;
 use crate::outbox::parked::RetryRequest;
 use crate::outbox::sequence::SequenceFault;
 use crate::outbox::{self, Server};
@@ -76,17 +77,9 @@ pub enum SessionError {
     /// A thread that sends or hears could not be started.
     #[error("no thread for the producer: {0}")]
     Thread(std::io::Error),
-    /// The cursors speak of another Postgres cluster: going on could skip rows. Not cured by trying again.
-    #[error(
-        "the cursors in relay_lanes speak of another Postgres cluster ({stored}, this is {current}): this database was restored from a dump. \
-         Stop all writers and relays, run `SELECT relay_reanchor()` as the owner of the tables, and start again"
-    )]
-    OtherCluster {
-        /// The cluster of the cursors.
-        stored: i64,
-        /// This cluster.
-        current: i64,
-    },
+    /// The cursors do not hold in this Postgres cluster: going on would publish events without end.
+    #[error(transparent)]
+    OtherCluster(#[from] ForeignCursors),
     /// Ids of the outbox are not given out in order.
     #[error(transparent)]
     Sequence(#[from] SequenceFault),
@@ -108,7 +101,7 @@ impl SessionError {
             Self::Topic { .. } => "topic",
             Self::SmallerBatches(_) => "smaller_batches",
             Self::Thread(_) => "thread",
-            Self::OtherCluster { .. } => "other_cluster",
+            Self::OtherCluster(_) => "other_cluster",
             Self::Sequence(_) => "sequence",
             Self::Snapshot(_) => "snapshot",
         }
@@ -214,7 +207,7 @@ impl<'a> Session<'a> {
     /// Opens a session and takes the first lanes.
     ///
     /// # Errors
-    /// When Postgres does not answer, or the cursors speak of another cluster.
+    /// When Postgres does not answer, the cursors do not hold in this cluster, or ids are not given out in order.
     pub async fn start(
         config: &'a RelayConfig,
         pool: &PgPool,

@@ -117,6 +117,9 @@ impl Session<'_> {
         if claimed.is_empty() {
             return Ok(());
         }
+        if claimed.iter().any(|lane| lane.system_identifier != Some(self.system_identifier)) {
+            self.refuse_foreign_cursors(&claimed).await?;
+        }
         let numbers: Vec<i16> = claimed.iter().map(|lane| lane.lane).collect();
         let parked = outbox::parked::parked_keys(&mut self.connection, &numbers);
         let parked = in_time(limits.lease(), parked).await?;
@@ -125,9 +128,26 @@ impl Session<'_> {
             let keys = keys.map(|(_, aggregate_type, id)| (aggregate_type.clone(), id.clone())).collect();
             // The sender knows the lane's parked keys before it sees its first event.
             self.pipe.send(Work::Lane(lane.lane, keys));
-            self.lanes.insert(held_lane(lane, self.system_identifier)?);
+            self.lanes.insert(held_lane(lane)?);
         }
         tracing::info!(relay.lanes = ?numbers, "lanes taken");
+        Ok(())
+    }
+
+    /// Looks whether cursors that were not settled in this cluster hold in it. They do after `pg_upgrade`: transaction ids have gone on.
+    async fn refuse_foreign_cursors(&mut self, claimed: &[ClaimedLane]) -> Result<(), SessionError> {
+        let foreign = outbox::cluster::foreign_cursors(&mut self.connection);
+        if let Some(foreign) = in_time(self.config.limits.lease(), foreign).await? {
+            return Err(foreign.into());
+        }
+        let here = self.system_identifier;
+        if let Some(stored) = claimed.iter().filter_map(|lane| lane.system_identifier).find(|stored| *stored != here) {
+            tracing::info!(
+                db.system_identifier = here,
+                db.system_identifier.before = stored,
+                "the cursors were settled in another Postgres cluster, whose transaction ids go on in this one: publishing goes on, too"
+            );
+        }
         Ok(())
     }
 
@@ -185,11 +205,8 @@ impl Session<'_> {
     }
 }
 
-/// The lane as it was taken, once it is sure that its cursor speaks of this cluster.
-fn held_lane(lane: ClaimedLane, system_identifier: i64) -> Result<HeldLane, SessionError> {
-    if let Some(stored) = lane.system_identifier.filter(|stored| *stored != system_identifier) {
-        return Err(SessionError::OtherCluster { stored, current: system_identifier });
-    }
+/// The lane as it was taken.
+fn held_lane(lane: ClaimedLane) -> Result<HeldLane, SessionError> {
     let seen = lane.seen.map(Snapshot::parse).transpose()?.map(Arc::new);
     Ok(HeldLane::new(lane.lane, lane.token, Cursor { position: lane.position, seen }))
 }

@@ -5,6 +5,7 @@
 mod appending;
 mod chaos;
 mod clock;
+mod clusters;
 mod debezium;
 mod faults;
 mod histories;
