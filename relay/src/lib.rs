@@ -39,7 +39,7 @@ pub const KAFKA: &str = "kafka";
 ///
 /// # Errors
 /// When the admin port is taken, the schema is too old, Postgres refuses us for good, or the database is a restored copy whose
-/// cursors speak of another cluster.
+/// cursors do not hold in this cluster.
 pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let readiness = Readiness::waiting_for(&[POSTGRES, KAFKA]);
     let mut registry = Registry::default();

@@ -18,7 +18,7 @@ use crate::backlog::Look;
 const ROWS: [f64; 9] = [0.0, 1.0, 10.0, 100.0, 1_000.0, 5_000.0, 10_000.0, 20_000.0, 50_000.0];
 
 /// What sessions fail of: see [`crate::session::SessionError`].
-const CLASSES: [&str; 9] = [
+const CLASSES: [&str; 10] = [
     "postgres",
     "standby",
     "postgres_stalled",
@@ -27,6 +27,7 @@ const CLASSES: [&str; 9] = [
     "producer",
     "thread",
     "other_cluster",
+    "sequence",
     "snapshot",
 ];
 

@@ -2,6 +2,7 @@
 //!
 //! Every statement is a transaction of its own, so none is ever open while Kafka answers. The database's clock alone dates leases.
 
+pub mod cluster;
 pub mod detour;
 pub mod holders;
 pub mod large;
@@ -11,6 +12,7 @@ pub mod replay;
 pub mod retention;
 pub mod routes;
 pub mod rows;
+pub mod sequence;
 pub mod slots;
 pub mod status;
 pub mod waiting;

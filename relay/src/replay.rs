@@ -21,6 +21,7 @@ use crate::config::RelayConfig;
 use crate::lanes::cursor::BadSnapshot;
 use crate::lanes::plan::ReadPlan;
 use crate::lanes::{Cursor, RowKey, Snapshot, Ticket};
+use crate::outbox::cluster::ForeignCursors;
 use crate::outbox::read::ReadLimits;
 use crate::outbox::{self, Server};
 use crate::publisher::destinations::{self, Destination, Destinations};
@@ -94,9 +95,9 @@ pub enum ReplayError {
     /// A cursor that cannot be read.
     #[error(transparent)]
     Snapshot(#[from] BadSnapshot),
-    /// The cursors are of another cluster.
-    #[error("the cursors in relay_lanes speak of another Postgres cluster: run `SELECT relay_reanchor()` first")]
-    OtherCluster,
+    /// The cursors do not hold in this cluster.
+    #[error(transparent)]
+    OtherCluster(#[from] ForeignCursors),
     /// Kafka did not take a record.
     #[error("Kafka did not take a record: {0}")]
     Kafka(KafkaError),
@@ -154,10 +155,13 @@ impl Replay {
             return Err(ReplayError::Standby);
         }
         let mut cursors = Vec::new();
-        for lane in outbox::replay::settled(&mut connection).await? {
-            if lane.system_identifier.is_some_and(|stored| stored != system_identifier) {
-                return Err(ReplayError::OtherCluster);
-            }
+        let settled = outbox::replay::settled(&mut connection).await?;
+        if settled.iter().any(|lane| lane.system_identifier != Some(system_identifier))
+            && let Some(foreign) = outbox::cluster::foreign_cursors(&mut connection).await?
+        {
+            return Err(foreign.into());
+        }
+        for lane in settled {
             let seen = lane.seen.map(Snapshot::parse).transpose()?.map(Arc::new);
             cursors.push((lane.lane, Cursor { position: lane.position, seen }));
         }

@@ -31,8 +31,10 @@ use crate::config::RelayConfig;
 use crate::lanes::cursor::BadSnapshot;
 use crate::lanes::{HeldLanes, TypeIndex, TypeNames};
 use crate::metrics::Metrics;
+use crate::outbox::cluster::ForeignCursors;
 use crate::outbox::detour::Finding;
 use crate::outbox::parked::RetryRequest;
+use crate::outbox::sequence::SequenceFault;
 use crate::outbox::{self, Server};
 use crate::publisher::Unmade;
 use crate::publisher::outcomes::Acknowledged;
@@ -69,17 +71,12 @@ pub enum SessionError {
     /// A thread that sends or hears could not be started.
     #[error("no thread for the producer: {0}")]
     Thread(std::io::Error),
-    /// The cursors speak of another Postgres cluster: going on could skip rows. Not cured by trying again.
-    #[error(
-        "the cursors in relay_lanes speak of another Postgres cluster ({stored}, this is {current}): this database was restored from a dump. \
-         Stop all writers and relays, run `SELECT relay_reanchor()` as the owner of the tables, and start again"
-    )]
-    OtherCluster {
-        /// The cluster of the cursors.
-        stored: i64,
-        /// This cluster.
-        current: i64,
-    },
+    /// The cursors do not hold in this Postgres cluster: going on would publish events without end.
+    #[error(transparent)]
+    OtherCluster(#[from] ForeignCursors),
+    /// Ids of the outbox are not given out in order.
+    #[error(transparent)]
+    Sequence(#[from] SequenceFault),
     /// A snapshot that cannot be read.
     #[error(transparent)]
     Snapshot(#[from] BadSnapshot),
@@ -96,7 +93,8 @@ impl SessionError {
             Self::Delivery(_) => "delivery",
             Self::Producer(_) => "producer",
             Self::Thread(_) => "thread",
-            Self::OtherCluster { .. } => "other_cluster",
+            Self::OtherCluster(_) => "other_cluster",
+            Self::Sequence(_) => "sequence",
             Self::Snapshot(_) => "snapshot",
         }
     }
@@ -131,6 +129,7 @@ pub struct Session<'a> {
     reads_rest_until: Instant,
     next_balance: Instant,
     next_settle: Instant,
+    next_sequence_check: Instant,
     /// Whether Kafka has acknowledged something since the last settle.
     unsettled: bool,
     sizes: ReadSizes,
@@ -151,7 +150,7 @@ impl<'a> Session<'a> {
     /// Opens a session and takes the first lanes.
     ///
     /// # Errors
-    /// When Postgres does not answer, or the cursors speak of another cluster.
+    /// When Postgres does not answer, the cursors do not hold in this cluster, or ids are not given out in order.
     pub async fn start(
         config: &'a RelayConfig,
         pool: &PgPool,
@@ -187,6 +186,7 @@ impl<'a> Session<'a> {
             reads_rest_until: now,
             next_balance: now,
             next_settle: now,
+            next_sequence_check: now,
             unsettled: false,
             sizes: ReadSizes::new(config.limits.lane_rows_max),
             finding: None,

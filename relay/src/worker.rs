@@ -14,6 +14,7 @@ use sqlx::PgPool;
 use crate::config::RelayConfig;
 use crate::lanes::plan::Found;
 use crate::metrics::Metrics;
+use crate::outbox::cluster::ForeignCursors;
 use crate::session::{PublishConstraints, Served, Session, SessionError};
 use crate::{KAFKA, POSTGRES};
 
@@ -36,7 +37,7 @@ impl Worker {
     /// Works until the shutdown is asked for, then waits for what is in flight and gives its lanes back.
     ///
     /// # Errors
-    /// When going on could lose events: the database is a restored copy whose cursors speak of another cluster.
+    /// When going on would publish events without end: the database is a restored copy whose cursors do not hold in this cluster.
     pub async fn run(&self, shutdown: &Shutdown) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let log = Throttle::new();
@@ -57,7 +58,7 @@ impl Worker {
             self.metrics.lanes_held.set(0);
             match ended {
                 Ok(()) => {}
-                Err(error @ SessionError::OtherCluster { .. }) => return Err(error.into()),
+                Err(error @ SessionError::OtherCluster(ForeignCursors::Restored { .. })) => return Err(error.into()),
                 Err(error) => self.recover(&error, shutdown, (&mut backoff, &log)).await,
             }
         }

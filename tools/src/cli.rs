@@ -10,8 +10,8 @@ use shared::config::{ConfigError, EXIT_CONFIG};
 
 use crate::signals::Interrupted;
 use crate::{
-    api_keys, bench, conformance, dead_letters, migrate, offsets, parked, prepare, replay, seed, stack, status, test,
-    top, trace, up,
+    api_keys, bench, conformance, dead_letters, migrate, offsets, parked, prepare, producers, replay, seed, stack,
+    status, test, top, trace, up,
 };
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
@@ -74,6 +74,11 @@ enum Command {
     ///
     /// The database is that of the environment, as for `migrate`; the role `outrider_operator` has the rights that this needs.
     ApiKeys(api_keys::ApiKeysArgs),
+
+    /// Let roles append events of an aggregate type, or no longer, and show which may
+    ///
+    /// The database is that of the environment, as for `migrate`; the role `outrider_operator` has the rights that this needs.
+    Producers(producers::ProducersArgs),
 
     /// Show where consumer groups stand, and let one go on where its position is lost
     ///
@@ -196,6 +201,7 @@ impl Cli {
             Command::Parked(args) => Box::pin(parked::run(args)),
             Command::DeadLetters(args) => Box::pin(dead_letters::run(args)),
             Command::ApiKeys(args) => Box::pin(api_keys::run(args)),
+            Command::Producers(args) => Box::pin(producers::run(args)),
             Command::Offsets(args) => Box::pin(offsets::run(args)),
             Command::Top(args) => Box::pin(top::run(args)),
             Command::Trace(args) => Box::pin(trace::run(args)),

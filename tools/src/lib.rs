@@ -17,6 +17,7 @@ pub mod offsets;
 pub mod parked;
 pub mod prepare;
 pub mod prerequisites;
+pub mod producers;
 pub mod replay;
 pub mod report;
 pub mod seed;

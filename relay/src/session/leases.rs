@@ -8,6 +8,9 @@ use super::{Session, SessionError, in_time};
 use crate::lanes::{Cursor, HeldLane, Snapshot, fair_share};
 use crate::outbox::{self, ClaimedLane};
 
+/// How long a change of the sequence may go unnoticed.
+const SEQUENCE_CHECK_INTERVAL: Duration = Duration::from_mins(1);
+
 impl Session<'_> {
     /// Renews, settles and balances, if it is time to.
     ///
@@ -46,6 +49,7 @@ impl Session<'_> {
         // Not moved by a settle between two of these: under load, settles follow each other closely, and lanes would never be balanced.
         self.next_balance = Instant::now() + self.streams.config.limits.renewal();
         let relays = self.renew().await?;
+        self.check_sequence_if_due().await?;
         let routes = in_time(self.streams.config.limits.lease(), outbox::routes::routes(&mut self.connection)).await?;
         self.streams.routes = self.streams.config.routes.with_table(routes);
         self.main.pipe.send(Work::Routes(self.streams.routes.clone()));
@@ -61,6 +65,17 @@ impl Session<'_> {
         }
         self.streams.metrics.lanes_held.set(i64::try_from(self.lanes.iter().count()).unwrap_or(i64::MAX));
         Ok(())
+    }
+
+    /// Looks whether ids are given out in order, at the start of a session and once a minute.
+    async fn check_sequence_if_due(&mut self) -> Result<(), SessionError> {
+        let now = Instant::now();
+        if now < self.next_sequence_check {
+            return Ok(());
+        }
+        self.next_sequence_check = now + SEQUENCE_CHECK_INTERVAL;
+        let sequence = outbox::sequence::id_sequence(&mut self.connection);
+        Ok(in_time(self.streams.config.limits.lease(), sequence).await?.check()?)
     }
 
     /// Renews the leases and settles the cursors. Returns how many relays are running.
@@ -107,13 +122,16 @@ impl Session<'_> {
         if claimed.is_empty() {
             return Ok(());
         }
+        if claimed.iter().any(|lane| lane.system_identifier != Some(self.system_identifier)) {
+            self.refuse_foreign_cursors(&claimed).await?;
+        }
         let numbers: Vec<i16> = claimed.iter().map(|lane| lane.lane).collect();
         // The sender knows the lanes' parked keys before it sees their first events.
         for (lane, keys) in self.parked_keys(&numbers).await? {
             self.main.pipe.send(Work::Lane(lane, keys));
         }
         for lane in claimed {
-            self.lanes.insert(held_lane(lane, self.system_identifier)?);
+            self.lanes.insert(held_lane(lane)?);
         }
         self.take_waiting(&numbers).await?;
         tracing::info!(relay.lanes = ?numbers, "lanes taken");
@@ -123,6 +141,23 @@ impl Session<'_> {
     fn can_be_given_back(&self, lane: &HeldLane) -> bool {
         let waiting = self.waiting.values().map(|waiting| waiting.lanes.in_flight_of(lane.lane)).sum::<usize>();
         self.lanes.can_be_given_back(lane) && waiting == 0
+    }
+
+    /// Looks whether cursors that were not settled in this cluster hold in it. They do after `pg_upgrade`: transaction ids have gone on.
+    async fn refuse_foreign_cursors(&mut self, claimed: &[ClaimedLane]) -> Result<(), SessionError> {
+        let foreign = outbox::cluster::foreign_cursors(&mut self.connection);
+        if let Some(foreign) = in_time(self.streams.config.limits.lease(), foreign).await? {
+            return Err(foreign.into());
+        }
+        let here = self.system_identifier;
+        if let Some(stored) = claimed.iter().filter_map(|lane| lane.system_identifier).find(|stored| *stored != here) {
+            tracing::info!(
+                db.system_identifier = here,
+                db.system_identifier.before = stored,
+                "the cursors were settled in another Postgres cluster, whose transaction ids go on in this one: publishing goes on, too"
+            );
+        }
+        Ok(())
     }
 
     async fn release_drained(&mut self) -> Result<(), SessionError> {
@@ -186,11 +221,8 @@ impl Session<'_> {
     }
 }
 
-/// The lane as it was taken, once it is sure that its cursor speaks of this cluster.
-fn held_lane(lane: ClaimedLane, system_identifier: i64) -> Result<HeldLane, SessionError> {
-    if let Some(stored) = lane.system_identifier.filter(|stored| *stored != system_identifier) {
-        return Err(SessionError::OtherCluster { stored, current: system_identifier });
-    }
+/// The lane as it was taken.
+fn held_lane(lane: ClaimedLane) -> Result<HeldLane, SessionError> {
     let seen = lane.seen.map(Snapshot::parse).transpose()?.map(Arc::new);
     Ok(HeldLane::new(lane.lane, lane.token, Cursor { position: lane.position, seen }))
 }

@@ -4,13 +4,17 @@ use std::collections::HashMap;
 
 use shared::testing::PATIENCE;
 use sqlx::pool::PoolConnection;
-use sqlx::{Acquire, AssertSqlSafe, PgConnection, Postgres};
+use sqlx::{Acquire, PgConnection, Postgres};
 use uuid::Uuid;
 
-use crate::support::{Fixture, all_settled, assert_complete_and_in_order};
+use crate::support::{Fixture, all_settled, assert_complete_and_in_order, refused};
 
-/// A connection that may do what a writer may.
+/// A connection that may do what a writer may that was granted the fixture's type and "a".
 async fn writer(fixture: &Fixture) -> PoolConnection<Postgres> {
+    if sqlx::query("SELECT FROM outbox_producers").fetch_all(&fixture.database.pool).await.unwrap().is_empty() {
+        fixture.grant("outrider_writer", &fixture.aggregate_type).await;
+        fixture.grant("outrider_writer", "a").await;
+    }
     let mut connection = fixture.database.pool.acquire().await.unwrap();
     connection.close_on_drop();
     sqlx::query("SET ROLE outrider_writer").execute(&mut *connection).await.unwrap();
@@ -25,13 +29,6 @@ async fn append(connection: &mut PgConnection, fixture: &Fixture, key: &str) -> 
         .fetch_one(connection)
         .await
         .unwrap()
-}
-
-/// SQLSTATE and message of a statement that must fail.
-async fn refused(connection: &mut PgConnection, sql: &str) -> (String, String) {
-    let error = sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.expect_err(sql);
-    let error = error.as_database_error().unwrap();
-    (error.code().unwrap_or_default().into_owned(), error.message().to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +93,7 @@ async fn versions_that_are_given_and_versions_that_are_drawn_follow_each_other()
     let fixture = Fixture::new("versions_that_are_given").await;
     let mut connection = writer(&fixture).await;
     let mut versions = Vec::new();
-    for given in [Some(41), None, None, Some(44), Some(50), None] {
+    for given in [Some(1), None, None, Some(4), Some(5), None] {
         let version: i64 = sqlx::query_scalar(
             "SELECT aggregate_version FROM outbox_append('a', 'k', 't', '1', aggregate_version => $1)",
         )
@@ -106,12 +103,79 @@ async fn versions_that_are_given_and_versions_that_are_drawn_follow_each_other()
         .unwrap();
         versions.push(version);
     }
-    assert_eq!(versions, [41, 42, 43, 44, 50, 51]);
-    for stale in [51, 3] {
+    assert_eq!(versions, [1, 2, 3, 4, 5, 6]);
+    for stale in [6, 3] {
         let sql = format!("SELECT outbox_append('a', 'k', 't', '1', aggregate_version => {stale})");
         let (state, message) = refused(&mut connection, &sql).await;
         assert_eq!(state, "22023");
-        assert_eq!(message, format!("outbox_append: version {stale} was given, but a k has had version 51 already"));
+        assert_eq!(message, format!("outbox_append: version {stale} was given, but a k has had version 6 already"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_that_are_given_never_leap() {
+    let fixture = Fixture::new("versions_that_are_given_never_leap").await;
+    let mut connection = writer(&fixture).await;
+    for (last, leaps) in [(0, [2, i64::MAX]), (1, [3, i64::MAX])] {
+        for leap in leaps {
+            let sql = format!("SELECT outbox_append('a', 'k', 't', '1', aggregate_version => {leap})");
+            let (state, message) = refused(&mut connection, &sql).await;
+            assert_eq!(state, "22023");
+            assert_eq!(
+                message,
+                format!("outbox_append: version {leap} was given, but the next one of a k is {}", last + 1)
+            );
+        }
+        // A refused leap leaves no trace: the counter goes on where it was.
+        let sql = "SELECT aggregate_version FROM outbox_append('a', 'k', 't', '1')";
+        let drawn: i64 = sqlx::query_scalar(sql).fetch_one(&mut *connection).await.unwrap();
+        assert_eq!(drawn, last + 1);
+    }
+}
+
+/// The longest of each argument goes through, to the topic; a byte more is refused before any index or constraint sees it.
+#[tokio::test(flavor = "multi_thread")]
+async fn arguments_are_bounded_in_bytes() {
+    let fixture = Fixture::new("arguments_are_bounded_in_bytes").await;
+    let longest = "é".repeat(100);
+    fixture.grant("outrider_writer", &longest).await;
+    let mut connection = writer(&fixture).await;
+    let sql = "SELECT outbox_append($1, $2, $3, $4::json, $5::jsonb)";
+    // Random, so that nothing of it is compressed away.
+    let id: String = std::iter::repeat_with(|| char::from(rand::random_range(b'a'..=b'z'))).take(1_001).collect();
+    let headers = |bytes: usize| format!("{{\"a\": \"{}\"}}", "x".repeat(bytes - 9));
+    let payload = |bytes: usize| format!("\"{}\"", "x".repeat(bytes - 2));
+    let (most, kind) = (16_777_216, "t".repeat(250));
+    let (fits, event) = (payload(most), headers(32_768));
+    sqlx::query(sql)
+        .bind(&longest)
+        .bind(&id[..1_000])
+        .bind(&kind)
+        .bind(&fits)
+        .bind(&event)
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+    let long_type = format!("{longest}a");
+    let long_kind = format!("{kind}t");
+    for (arguments, column, found, allowed) in [
+        ([long_type.as_str(), "k", "t", "1", "{}"], "aggregate_type", 201, 200),
+        (["a", id.as_str(), "t", "1", "{}"], "aggregate_id", 1_001, 1_000),
+        (["a", "k", long_kind.as_str(), "1", "{}"], "type", 251, 250),
+        (["a", "k", "t", payload(most + 1).as_str(), "{}"], "payload", most + 1, most),
+        (["a", "k", "t", "1", headers(32_769).as_str()], "headers", 32_769, 32_768),
+    ] {
+        let mut query = sqlx::query(sql);
+        for argument in arguments {
+            query = query.bind(argument.to_owned());
+        }
+        let error = query.execute(&mut *connection).await.unwrap_err();
+        let error = error.as_database_error().unwrap().downcast_ref::<sqlx::postgres::PgDatabaseError>();
+        assert_eq!((error.code(), error.column()), ("22023", Some(column)));
+        assert_eq!(
+            error.message(),
+            format!("outbox_append: {column} has {found} bytes, and at most {allowed} are allowed")
+        );
     }
 }
 
@@ -121,6 +185,7 @@ async fn versions_that_are_given_and_versions_that_are_drawn_follow_each_other()
 async fn versions_are_contiguous_and_in_the_order_of_ids_whatever_the_writers_do() {
     const KEYS: usize = 3;
     let fixture = Fixture::new("versions_are_contiguous").await;
+    fixture.grant("outrider_writer", &fixture.aggregate_type).await;
     let relay = fixture.relay(&[("RELAY_LANE_ROWS_MAX", "20"), ("RELAY_LATE_ROWS_MAX", "10")]);
     let mut writers = Vec::new();
     let (options, aggregate_type) = (fixture.database.pool.connect_options(), fixture.aggregate_type.clone());

@@ -7,6 +7,7 @@ use crate::support::{Fixture, assert_complete_and_in_order, published};
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_in_debeziums_columns_are_published_to_debeziums_topic() {
     let fixture = Fixture::new("rows_in_debeziums_columns").await;
+    fixture.grant("outrider_writer", &fixture.aggregate_type).await;
     let mut connection = fixture.database.pool.acquire().await.unwrap();
     sqlx::query("SET ROLE outrider_writer").execute(&mut *connection).await.unwrap();
     // The payload as each of the types that such tables have; what is json or text keeps its bytes.

@@ -105,9 +105,9 @@ async fn a_restored_database_is_refused_until_it_is_reanchored() {
         sqlx::query(sql).execute(&fixture.database.pool).await.unwrap();
     }
     let error = fixture.relay(&[]).task.await.unwrap().unwrap_err().to_string();
-    assert!(error.contains("SELECT relay_reanchor()"), "{error}");
+    assert!(error.contains("CALL relay_reanchor()"), "{error}");
 
-    sqlx::query("SELECT relay_reanchor()").execute(&fixture.database.pool).await.unwrap();
+    sqlx::query("CALL relay_reanchor()").execute(&fixture.database.pool).await.unwrap();
     let relay = fixture.relay(&[]);
     fixture.insert_all(&k, 8, 9).await;
     let records = fixture.published(10).await;

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use shared::config::Env;
 use shared::shutdown::Shutdown;
 use shared::testing::{PATIENCE, TestDatabase, eventually, kafka_brokers, unique};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -110,6 +110,19 @@ impl Fixture {
         published(&self.topic(), distinct).await
     }
 
+    /// Lets `role` append events of a type by `outbox_append`.
+    pub async fn grant(&self, role: &str, aggregate_type: &str) {
+        sqlx::query(
+            "INSERT INTO outbox_producers (role_name, aggregate_type, role_oid, system_identifier, granted_by)
+             SELECT rolname, $2, oid, (SELECT system_identifier FROM pg_control_system()), 'test' FROM pg_roles WHERE rolname = $1",
+        )
+        .bind(role)
+        .bind(aggregate_type)
+        .execute(&self.database.pool)
+        .await
+        .expect("the owner may grant");
+    }
+
     /// How many lanes each relay holds, by its name.
     pub async fn lanes_by_owner(&self) -> HashMap<String, i64> {
         sqlx::query_as::<_, (String, i64)>(
@@ -142,6 +155,24 @@ pub async fn insert(
     .fetch_one(connection)
     .await
     .expect("the row is inserted")
+}
+
+/// SQLSTATE and message of a statement that must fail.
+pub async fn refused(connection: &mut PgConnection, sql: &str) -> (String, String) {
+    let error = sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.expect_err(sql);
+    let error = error.as_database_error().expect("the server refuses it");
+    (error.code().unwrap_or_default().into_owned(), error.message().to_owned())
+}
+
+/// Takes something out of a function of the database, as if somebody had forgotten it.
+pub async fn forget(pool: &PgPool, function: &str, what: &str, instead: &str) {
+    let sql: String = sqlx::query_scalar("SELECT pg_get_functiondef($1::regproc)")
+        .bind(function)
+        .fetch_one(pool)
+        .await
+        .expect("there is such a function");
+    assert!(sql.contains(what), "{function} has no '{what}'");
+    sqlx::raw_sql(AssertSqlSafe(sql.replace(what, instead))).execute(pool).await.expect("the function is replaced");
 }
 
 pub struct InProcess {

@@ -27,14 +27,14 @@ const WRITERS: usize = 4;
 const KEYS: usize = 6;
 
 /// A relay inside of this process.
-struct Relay {
+pub(super) struct Relay {
     admin_port: u16,
     shutdown: Shutdown,
-    task: JoinHandle<Result<()>>,
+    pub(super) task: JoinHandle<Result<()>>,
 }
 
 impl Relay {
-    fn start(url: &str) -> Result<Self> {
+    pub(super) fn start(url: &str) -> Result<Self> {
         let (admin_port, brokers) = (free_port()?, kafka_brokers());
         let admin = format!("127.0.0.1:{admin_port}");
         let settings = [
@@ -70,7 +70,7 @@ impl Relay {
         .await;
     }
 
-    async fn stop(self) -> Result<()> {
+    pub(super) async fn stop(self) -> Result<()> {
         self.shutdown.request();
         self.task.await?
     }

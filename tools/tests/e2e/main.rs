@@ -2,6 +2,7 @@
 
 mod alerts;
 mod api_keys;
+mod clusters;
 mod command_line;
 mod dead_letters;
 mod failover;
@@ -12,6 +13,7 @@ mod outages;
 mod parked;
 mod pipeline;
 mod processes;
+mod producer_grants;
 mod producers;
 mod proxy;
 mod replay;

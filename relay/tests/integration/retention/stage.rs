@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use relay::outbox::retention::{Attempt, Outcome, drop_oldest_partition};
 use shared::testing::{PATIENCE, TestDatabase};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
+
+use crate::support::forget;
 
 /// A database whose outbox has partitions for ids 1 to 100, 101 to 200, and 201 to ten million, and lanes that are settled by hand.
 pub struct Stage {
@@ -63,14 +65,7 @@ impl Stage {
 
     /// Takes something out of one of the functions, as if somebody had forgotten it.
     pub async fn forget(&self, function: &str, what: &str, instead: &str) {
-        let sql: String = sqlx::query_scalar("SELECT pg_get_functiondef($1::regproc)")
-            .bind(function)
-            .fetch_one(&self.database.pool)
-            .await
-            .expect("there is such a function");
-        assert!(sql.contains(what), "{function} has no '{what}'");
-        let sql = AssertSqlSafe(sql.replace(what, instead));
-        sqlx::raw_sql(sql).execute(&self.database.pool).await.expect("the function is replaced");
+        forget(&self.database.pool, function, what, instead).await;
     }
 }
 
