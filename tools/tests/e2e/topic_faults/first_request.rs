@@ -1,0 +1,151 @@
+//! A broker refuses a producer's first request to a partition and takes the second one, which was on its way (KAFKA-15591). librdkafka then
+//! reports the records of the first as delivered, and no broker has them.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use shared::testing::eventually_within;
+use tokio::time::sleep;
+
+use crate::harness::broker::BrokerOptions;
+use crate::harness::scene::Scene;
+use crate::harness::trouble::PARTITIONS;
+use crate::harness::writer::{Load, Writer, together};
+
+const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
+const NOT_LEADER_OR_FOLLOWER: i16 = 6;
+const INVALID_RECORD: i16 = 87;
+
+/// Events a second: each partition must have a second request on its way while the first one is held.
+const PER_SEC: u64 = 1_500;
+
+/// How long all events may take to arrive.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn scene(test: &str, settings: &[(&'static str, &'static str)]) -> Result<Scene> {
+    Scene::start(test, &BrokerOptions { settings: settings.to_vec(), proxied: true, second: false }).await
+}
+
+/// The proxy held a first request, and refused it.
+async fn refused_some(scene: &Scene, before: u64) -> Result<()> {
+    let proxy = scene.broker.proxy()?;
+    eventually_within(PATIENCE, "first requests are refused", async || {
+        let counts = proxy.counts();
+        (counts.second_passed + counts.alone > before).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+fn refused(scene: &Scene) -> Result<u64> {
+    let counts = scene.broker.proxy()?.counts();
+    Ok(counts.second_passed + counts.alone)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_request_that_a_new_topic_refuses_is_lost_nowhere() -> Result<()> {
+    let scene = scene("a_first_request_that_a_new_topic", &[]).await?;
+    scene.broker.proxy()?.refuse_first(&["new"], UNKNOWN_TOPIC_OR_PARTITION);
+    let mut relay = scene.relay("relay", &[]).await?;
+    let mut written = Vec::new();
+    for types in [["new-a", "new-b"], ["new-c", "new-d"]] {
+        let before = refused(&scene)?;
+        let writer = Writer::start(&scene.database.pool, Load::new(&types, PER_SEC));
+        refused_some(&scene, before).await?;
+        scene.flows(&format!("{}s", types[1]), 500).await;
+        written.push(writer.stop().await?);
+    }
+    scene.complete_within(PATIENCE, "new topics", &together(written)).await;
+    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    relay.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_request_that_is_refused_after_a_restart_is_lost_nowhere() -> Result<()> {
+    let scene = scene("a_first_request_after_a_restart", &[]).await?;
+    scene.broker.create_topic("olds", PARTITIONS, 1).await?;
+    let writer = Writer::start(&scene.database.pool, Load::new(&["old"], PER_SEC));
+    for round in 0..4 {
+        let before = refused(&scene)?;
+        scene.broker.proxy()?.refuse_first(&["old"], NOT_LEADER_OR_FOLLOWER);
+        let events = scene.reader.figures("olds", 0..i64::MAX).events;
+        let mut relay = scene.relay(&format!("relay-{round}"), &[]).await?;
+        refused_some(&scene, before).await?;
+        scene.flows("olds", events + 1_000).await;
+        scene.broker.proxy()?.refuse_no_more();
+        assert!(relay.stop().await?.success());
+    }
+    let mut relay = scene.relay("relay-last", &[]).await?;
+    let written = writer.stop().await?;
+    scene.complete_within(PATIENCE, "a topic that was there before", &written).await;
+    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    relay.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_request_to_a_broker_that_forgot_the_idle_producer_is_lost_nowhere() -> Result<()> {
+    let forget = [("producer.id.expiration.ms", "1000"), ("producer.id.expiration.check.interval.ms", "300")];
+    let scene = scene("a_broker_that_forgot", &forget).await?;
+    scene.broker.create_topic("idles", PARTITIONS, 1).await?;
+    let mut relay = scene.relay("relay", &[]).await?;
+    for round in 0..3 {
+        sleep(Duration::from_millis(2_500)).await;
+        let before = refused(&scene)?;
+        scene.broker.proxy()?.refuse_first(&["idle"], NOT_LEADER_OR_FOLLOWER);
+        let load = Load { key_prefix: format!("{round}-"), ..Load::new(&["idle"], PER_SEC) };
+        let writer = Writer::start(&scene.database.pool, load);
+        refused_some(&scene, before).await?;
+        sleep(Duration::from_millis(500)).await;
+        let of_round = writer.stop().await?;
+        scene.complete_within(PATIENCE, "after an idle time", &of_round).await;
+    }
+    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    relay.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_request_that_is_refused_after_records_went_one_at_a_time_is_lost_nowhere() -> Result<()> {
+    let scene = scene("one_at_a_time", &[]).await?;
+    scene.broker.create_topic("singles", PARTITIONS, 1).await?;
+    let mut relay = scene.relay("relay", &[]).await?;
+    let writer = Writer::start(&scene.database.pool, Load::new(&["single"], PER_SEC));
+    let mut events = 0;
+    for _ in 0..4 {
+        scene.flows("singles", events + 1_000).await;
+        let before = refused(&scene)?;
+        scene.broker.proxy()?.refuse_first(&["single"], NOT_LEADER_OR_FOLLOWER);
+        // One record of this request may be to blame: they are sent again one at a time, none of them is refused, then all others follow.
+        scene.broker.proxy()?.answer("singles", INVALID_RECORD, 1);
+        refused_some(&scene, before).await?;
+        events = scene.reader.figures("singles", 0..i64::MAX).events;
+    }
+    let written = writer.stop().await?;
+    scene.complete_within(PATIENCE, "batches after single records", &written).await;
+    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    assert_eq!(scene.parked().await?, 0, "parked events");
+    relay.stop().await?;
+    Ok(())
+}
+
+/// The producer is known to the broker, which refuses the second request as well, since it follows none that it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_requests_that_are_refused_again_and_again_reorder_nothing() -> Result<()> {
+    let scene = scene("again_and_again", &[]).await?;
+    let mut relay = scene.relay("relay", &[]).await?;
+    let writer = Writer::start(&scene.database.pool, Load::new(&["often"], PER_SEC));
+    scene.flows("oftens", 500).await;
+    for _ in 0..20 {
+        let before = refused(&scene)?;
+        scene.broker.proxy()?.refuse_first(&["often"], NOT_LEADER_OR_FOLLOWER);
+        refused_some(&scene, before).await?;
+    }
+    scene.broker.proxy()?.refuse_no_more();
+    let written = writer.stop().await?;
+    scene.complete_within(PATIENCE, "a broker that refuses again and again", &written).await;
+    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    relay.stop().await?;
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! The ways in which one topic has trouble while the others are well, and how each is mended.
+
+use anyhow::Result;
+use tools::stack::throwaway::Supply;
+
+use super::broker::{AUTHORIZER, Broker, BrokerOptions};
+use super::second_broker::NODE;
+
+/// Partitions of a topic that a test makes.
+pub(crate) const PARTITIONS: i32 = 4;
+
+/// A way to break a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// `min.insync.replicas` is above the number of replicas.
+    TooFewReplicas,
+    /// The only broker with its partitions is down.
+    NoLeader,
+    /// The only broker with its partitions stands still, and its connections stay open.
+    FrozenLeader,
+    /// The right to write is taken away.
+    WritesDenied,
+    /// The brokers find the time of each record too old, as with a clock that is wrong.
+    ClockRefused,
+    /// There is no such topic, and the relay may not make it.
+    Missing,
+    /// A broker answers each produce request with this error code of Kafka's.
+    Answered(i16),
+}
+
+impl Trouble {
+    /// What the test's brokers need for it.
+    pub(crate) fn broker_options(self) -> BrokerOptions {
+        let none = BrokerOptions::default();
+        match self {
+            Self::TooFewReplicas | Self::ClockRefused | Self::Missing => none,
+            Self::NoLeader | Self::FrozenLeader => BrokerOptions { second: true, ..none },
+            Self::WritesDenied => BrokerOptions { settings: AUTHORIZER.to_vec(), ..none },
+            Self::Answered(_) => BrokerOptions { proxied: true, ..none },
+        }
+    }
+
+    /// The node that the topic must lie on.
+    pub(crate) fn node(self) -> i32 {
+        if matches!(self, Self::NoLeader | Self::FrozenLeader) { NODE } else { 1 }
+    }
+
+    /// Breaks the topic.
+    pub(crate) async fn begin(self, broker: &mut Broker, supply: &Supply, topic: &str) -> Result<()> {
+        match self {
+            Self::TooFewReplicas => broker.configure_topic(topic, &[("min.insync.replicas", "2")]).await,
+            Self::NoLeader => broker.second()?.stop().await,
+            Self::FrozenLeader => broker.second()?.process()?.freeze(),
+            Self::WritesDenied => broker.allow_writes(supply, topic, false).await,
+            Self::ClockRefused => broker.configure_topic(topic, &[("message.timestamp.before.max.ms", "0")]).await,
+            Self::Missing => Ok(()),
+            Self::Answered(error) => {
+                broker.proxy()?.answer(topic, error, u64::MAX);
+                Ok(())
+            }
+        }
+    }
+
+    /// Mends it.
+    pub(crate) async fn end(self, broker: &mut Broker, supply: &Supply, topic: &str) -> Result<()> {
+        match self {
+            Self::TooFewReplicas | Self::ClockRefused => broker.configure_topic(topic, &[]).await,
+            Self::NoLeader => {
+                broker.second()?.start()?;
+                broker.has_leaders(topic).await
+            }
+            Self::FrozenLeader => {
+                broker.second()?.process()?.thaw()?;
+                broker.has_leaders(topic).await
+            }
+            Self::WritesDenied => broker.allow_writes(supply, topic, true).await,
+            Self::Missing => broker.create_topic(topic, PARTITIONS, 1).await,
+            Self::Answered(_) => {
+                broker.proxy()?.answer_no_more(topic);
+                Ok(())
+            }
+        }
+    }
+}
