@@ -6,3 +6,4 @@ mod new_topics;
 mod quota;
 mod restarts;
 mod start_together;
+mod way_to_broker;

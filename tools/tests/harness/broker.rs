@@ -19,6 +19,9 @@ use super::second_broker::SecondBroker;
 /// How long a broker may take for what an administrator wants.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Partitions of a topic that a test makes.
+const PARTITIONS: i32 = 4;
+
 /// What to start.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BrokerOptions {
@@ -105,12 +108,13 @@ impl Broker {
         client
     }
 
-    /// Makes a topic whose partitions all lie on one node, and waits until they have a leader.
-    pub(crate) async fn create_topic(&self, name: &str, partitions: i32, node: i32) -> Result<()> {
+    /// Makes a topic of four partitions, each with replicas on these nodes, and waits until they have a leader.
+    pub(crate) async fn create_topic(&self, name: &str, nodes: &[i32]) -> Result<()> {
         let admin: AdminClient<DefaultClientContext> = self.client().create()?;
-        let replicas = [node];
-        let assignment = vec![&replicas[..]; usize::try_from(partitions)?];
-        let topic = NewTopic::new(name, partitions, TopicReplication::Variable(&assignment));
+        let replicas = [nodes; PARTITIONS as usize];
+        let topic = NewTopic::new(name, PARTITIONS, TopicReplication::Variable(&replicas));
+        // Without a second replica, this has no effect.
+        let topic = topic.set("min.insync.replicas", "2");
         for created in admin.create_topics([&topic], &options()).await? {
             created.map_err(|(topic, code)| anyhow!("{topic}: {code}"))?;
         }

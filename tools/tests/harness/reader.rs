@@ -1,6 +1,6 @@
 //! A consumer of the test's own: what arrives on every topic, when, how often, and in which order.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,15 +28,39 @@ pub(crate) fn now_us() -> i64 {
 /// What came of one key.
 #[derive(Debug, Default)]
 struct KeyRecords {
-    versions: HashSet<i64>,
-    highest: i64,
+    /// All versions up to this one have come.
+    without_gap: i64,
+    /// Those beyond it that have come.
+    ahead: BTreeSet<i64>,
+}
+
+impl KeyRecords {
+    fn highest(&self) -> i64 {
+        self.ahead.last().copied().unwrap_or(self.without_gap)
+    }
+
+    /// Takes in a record's version. Returns whether it is the event's first one.
+    fn take(&mut self, version: i64) -> bool {
+        if version <= self.without_gap || !self.ahead.insert(version) {
+            return false;
+        }
+        while self.ahead.remove(&(self.without_gap + 1)) {
+            self.without_gap += 1;
+        }
+        true
+    }
+
+    /// How many of the versions up to `highest` have not come.
+    fn missing(&self, highest: i64) -> i64 {
+        let behind_gap = self.ahead.range(..=highest).count();
+        (highest - self.without_gap).max(0) - i64::try_from(behind_gap).unwrap_or(0)
+    }
 }
 
 /// What came on one topic.
 #[derive(Debug, Default)]
 struct TopicRecords {
     keys: HashMap<String, KeyRecords>,
-    records: u64,
     out_of_order: u64,
     /// Of each event, when it was written and when it first arrived.
     arrivals: Vec<(i64, i64)>,
@@ -142,11 +166,8 @@ impl Reader {
         for (of_type, keys) in written {
             let topic = topics.get(&format!("{of_type}s"));
             for (key, highest) in keys {
-                let versions = topic.and_then(|topic| topic.keys.get(key)).map(|records| &records.versions);
-                missing += versions.map_or(*highest, |versions| {
-                    // Its writer may have gone on since.
-                    (1..=*highest).filter(|version| !versions.contains(version)).count() as i64
-                });
+                let records = topic.and_then(|topic| topic.keys.get(key));
+                missing += records.map_or(*highest, |records| records.missing(*highest));
             }
         }
         missing
@@ -155,11 +176,6 @@ impl Reader {
     /// First appearances that came after one of a higher version of their key, on all topics.
     pub(crate) fn out_of_order(&self) -> u64 {
         self.topics().values().map(|topic| topic.out_of_order).sum()
-    }
-
-    /// All records so far, repeats included.
-    pub(crate) fn records(&self) -> u64 {
-        self.topics().values().map(|topic| topic.records).sum()
     }
 }
 
@@ -220,16 +236,29 @@ fn record(topic: &mut TopicRecords, message: &BorrowedMessage<'_>, arrived: i64)
     let version = headers.iter().find(|header| header.key == "aggregate_version").and_then(|header| header.value);
     let version: i64 = str::from_utf8(version.context("a version")?)?.parse()?;
     let Payload { at } = serde_json::from_slice(message.payload().context("a payload")?)?;
-    topic.records += 1;
     let records = topic.keys.entry(key.to_owned()).or_default();
-    if !records.versions.insert(version) {
+    let highest = records.highest();
+    if !records.take(version) {
         topic.repeats.push(at);
         return Ok(());
     }
-    if version < records.highest {
+    if version < highest {
         topic.out_of_order += 1;
     }
-    records.highest = records.highest.max(version);
     topic.arrivals.push((at, arrived));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_tells_repeats_and_gaps() {
+        let mut records = KeyRecords::default();
+        let first: Vec<bool> = [1, 3, 3, 5, 1, 2].into_iter().map(|version| records.take(version)).collect();
+        assert_eq!(first, [true, true, false, true, false, true]);
+        assert_eq!((records.without_gap, records.highest()), (3, 5));
+        assert_eq!([2, 3, 4, 5, 7].map(|highest| records.missing(highest)), [0, 0, 1, 1, 3]);
+    }
 }

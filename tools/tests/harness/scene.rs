@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use shared::testing::{TestDatabase, eventually_within};
+use tokio::time::{Instant, sleep};
 use tools::stack::service::Surroundings;
 use tools::stack::throwaway::Supply;
 use tools::stack::{Kind, Service};
@@ -59,15 +60,20 @@ impl Scene {
     /// # Panics
     /// When they have not in time; the message says how many are missing.
     pub(crate) async fn complete_within(&self, patience: Duration, what: &str, written: &Written) {
-        let mut missing = self.reader.missing(written);
-        let deadline = tokio::time::Instant::now() + patience;
-        while missing > 0 {
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "{what}: {missing} events have not arrived in {patience:?}"
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            missing = self.reader.missing(written);
+        if let Err(missing) = self.arrived_within(patience, written).await {
+            panic!("{what}: {missing} events have not arrived in {patience:?}");
+        }
+    }
+
+    /// Waits until all of these events have arrived, and says how long that took, or how many are missing.
+    pub(crate) async fn arrived_within(&self, patience: Duration, written: &Written) -> Result<Duration, i64> {
+        let begun = Instant::now();
+        loop {
+            match self.reader.missing(written) {
+                0 => return Ok(begun.elapsed()),
+                missing if begun.elapsed() > patience => return Err(missing),
+                _ => sleep(Duration::from_millis(50)).await,
+            }
         }
     }
 

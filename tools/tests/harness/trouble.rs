@@ -6,14 +6,13 @@ use tools::stack::throwaway::Supply;
 use super::broker::{AUTHORIZER, Broker, BrokerOptions};
 use super::second_broker::NODE;
 
-/// Partitions of a topic that a test makes.
-pub(crate) const PARTITIONS: i32 = 4;
-
 /// A way to break a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// `min.insync.replicas` is above the number of replicas.
+    /// One of its two replicas is down, and `min.insync.replicas` is 2.
     TooFewReplicas,
+    /// One of its two replicas stands still: records lie at the leader, and are not acknowledged.
+    FrozenReplica,
     /// The only broker with its partitions is down.
     NoLeader,
     /// The only broker with its partitions stands still, and its connections stay open.
@@ -33,24 +32,29 @@ impl Trouble {
     pub(crate) fn broker_options(self) -> BrokerOptions {
         let none = BrokerOptions::default();
         match self {
-            Self::TooFewReplicas | Self::ClockRefused | Self::Missing => none,
-            Self::NoLeader | Self::FrozenLeader => BrokerOptions { second: true, ..none },
+            Self::ClockRefused | Self::Missing => none,
+            Self::TooFewReplicas | Self::FrozenReplica | Self::NoLeader | Self::FrozenLeader => {
+                BrokerOptions { second: true, ..none }
+            }
             Self::WritesDenied => BrokerOptions { settings: AUTHORIZER.to_vec(), ..none },
             Self::Answered(_) => BrokerOptions { proxied: true, ..none },
         }
     }
 
-    /// The node that the topic must lie on.
-    pub(crate) fn node(self) -> i32 {
-        if matches!(self, Self::NoLeader | Self::FrozenLeader) { NODE } else { 1 }
+    /// The nodes that the topic must lie on, its leader first.
+    pub(crate) fn nodes(self) -> &'static [i32] {
+        match self {
+            Self::TooFewReplicas | Self::FrozenReplica => &[1, NODE],
+            Self::NoLeader | Self::FrozenLeader => &[NODE],
+            _ => &[1],
+        }
     }
 
     /// Breaks the topic.
     pub(crate) async fn begin(self, broker: &mut Broker, supply: &Supply, topic: &str) -> Result<()> {
         match self {
-            Self::TooFewReplicas => broker.configure_topic(topic, &[("min.insync.replicas", "2")]).await,
-            Self::NoLeader => broker.second()?.stop().await,
-            Self::FrozenLeader => broker.second()?.process()?.freeze(),
+            Self::TooFewReplicas | Self::NoLeader => broker.second()?.stop().await,
+            Self::FrozenReplica | Self::FrozenLeader => broker.second()?.process()?.freeze(),
             Self::WritesDenied => broker.allow_writes(supply, topic, false).await,
             Self::ClockRefused => broker.configure_topic(topic, &[("message.timestamp.before.max.ms", "0")]).await,
             Self::Missing => Ok(()),
@@ -64,17 +68,18 @@ impl Trouble {
     /// Mends it.
     pub(crate) async fn end(self, broker: &mut Broker, supply: &Supply, topic: &str) -> Result<()> {
         match self {
-            Self::TooFewReplicas | Self::ClockRefused => broker.configure_topic(topic, &[]).await,
-            Self::NoLeader => {
+            Self::ClockRefused => broker.configure_topic(topic, &[]).await,
+            Self::TooFewReplicas | Self::NoLeader => {
                 broker.second()?.start()?;
+                broker.has_brokers(2).await?;
                 broker.has_leaders(topic).await
             }
-            Self::FrozenLeader => {
+            Self::FrozenReplica | Self::FrozenLeader => {
                 broker.second()?.process()?.thaw()?;
                 broker.has_leaders(topic).await
             }
             Self::WritesDenied => broker.allow_writes(supply, topic, true).await,
-            Self::Missing => broker.create_topic(topic, PARTITIONS, 1).await,
+            Self::Missing => broker.create_topic(topic, &[1]).await,
             Self::Answered(_) => {
                 broker.proxy()?.answer_no_more(topic);
                 Ok(())

@@ -7,14 +7,14 @@ use tokio::time::sleep;
 
 use crate::harness::reader::now_us;
 use crate::harness::scene::Scene;
-use crate::harness::trouble::{PARTITIONS, Trouble};
+use crate::harness::trouble::Trouble;
 use crate::harness::writer::{Load, Writer};
 
 /// Events a second, both topics together.
 const PER_SEC: u64 = 300;
 
 /// How long the topic stays broken: longer than a record may wait, so that waiting alone mends nothing.
-const BROKEN: Duration = Duration::from_secs(8);
+const BROKEN: Duration = Duration::from_secs(7);
 
 /// How long the broken topic's events may take once it is well.
 const RECOVERY: Duration = Duration::from_secs(15);
@@ -22,10 +22,10 @@ const RECOVERY: Duration = Duration::from_secs(15);
 /// Breaks the topic of the type `shaky` and mends it, while the type `steady` has its own.
 async fn one_topic_is_broken(test: &str, trouble: Trouble) -> Result<()> {
     let mut scene = Scene::start(test, &trouble.broker_options()).await?;
-    scene.broker.create_topic("steadys", PARTITIONS, 1).await?;
+    scene.broker.create_topic("steadys", &[1]).await?;
     let missing = trouble == Trouble::Missing;
     if !missing {
-        scene.broker.create_topic("shakys", PARTITIONS, trouble.node()).await?;
+        scene.broker.create_topic("shakys", trouble.nodes()).await?;
     }
     let mut relay = scene.relay("relay", &[("KAFKA_CREATE_TOPICS", "false")]).await?;
     let writer = Writer::start(&scene.database.pool, Load::new(&["steady", "shaky"], PER_SEC));
@@ -61,6 +61,11 @@ async fn one_topic_is_broken(test: &str, trouble: Trouble) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_with_too_few_replicas_delays_only_itself() -> Result<()> {
     one_topic_is_broken("a_topic_with_too_few_replicas", Trouble::TooFewReplicas).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_replica_stands_still_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_whose_replica", Trouble::FrozenReplica).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

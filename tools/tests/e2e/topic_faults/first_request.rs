@@ -9,7 +9,6 @@ use tokio::time::sleep;
 
 use crate::harness::broker::BrokerOptions;
 use crate::harness::scene::Scene;
-use crate::harness::trouble::PARTITIONS;
 use crate::harness::writer::{Load, Writer, together};
 
 const UNKNOWN_TOPIC_OR_PARTITION: i16 = 3;
@@ -37,6 +36,12 @@ async fn refused_some(scene: &Scene, before: u64) -> Result<()> {
     Ok(())
 }
 
+/// What was refused came in order in the end.
+fn well(scene: &Scene) -> Result<()> {
+    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    Ok(())
+}
+
 fn refused(scene: &Scene) -> Result<u64> {
     let counts = scene.broker.proxy()?.counts();
     Ok(counts.second_passed + counts.alone)
@@ -55,8 +60,9 @@ async fn a_first_request_that_a_new_topic_refuses_is_lost_nowhere() -> Result<()
         scene.flows(&format!("{}s", types[1]), 500).await;
         written.push(writer.stop().await?);
     }
+    println!("{:?}", scene.broker.proxy()?.counts());
     scene.complete_within(PATIENCE, "new topics", &together(written)).await;
-    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    well(&scene)?;
     relay.stop().await?;
     Ok(())
 }
@@ -64,7 +70,7 @@ async fn a_first_request_that_a_new_topic_refuses_is_lost_nowhere() -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_request_that_is_refused_after_a_restart_is_lost_nowhere() -> Result<()> {
     let scene = scene("a_first_request_after_a_restart", &[]).await?;
-    scene.broker.create_topic("olds", PARTITIONS, 1).await?;
+    scene.broker.create_topic("olds", &[1]).await?;
     let writer = Writer::start(&scene.database.pool, Load::new(&["old"], PER_SEC));
     for round in 0..4 {
         let before = refused(&scene)?;
@@ -78,8 +84,9 @@ async fn a_first_request_that_is_refused_after_a_restart_is_lost_nowhere() -> Re
     }
     let mut relay = scene.relay("relay-last", &[]).await?;
     let written = writer.stop().await?;
+    println!("{:?}", scene.broker.proxy()?.counts());
     scene.complete_within(PATIENCE, "a topic that was there before", &written).await;
-    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    well(&scene)?;
     relay.stop().await?;
     Ok(())
 }
@@ -88,7 +95,7 @@ async fn a_first_request_that_is_refused_after_a_restart_is_lost_nowhere() -> Re
 async fn a_first_request_to_a_broker_that_forgot_the_idle_producer_is_lost_nowhere() -> Result<()> {
     let forget = [("producer.id.expiration.ms", "1000"), ("producer.id.expiration.check.interval.ms", "300")];
     let scene = scene("a_broker_that_forgot", &forget).await?;
-    scene.broker.create_topic("idles", PARTITIONS, 1).await?;
+    scene.broker.create_topic("idles", &[1]).await?;
     let mut relay = scene.relay("relay", &[]).await?;
     for round in 0..3 {
         sleep(Duration::from_millis(2_500)).await;
@@ -99,9 +106,10 @@ async fn a_first_request_to_a_broker_that_forgot_the_idle_producer_is_lost_nowhe
         refused_some(&scene, before).await?;
         sleep(Duration::from_millis(500)).await;
         let of_round = writer.stop().await?;
+        println!("{:?}", scene.broker.proxy()?.counts());
         scene.complete_within(PATIENCE, "after an idle time", &of_round).await;
     }
-    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    well(&scene)?;
     relay.stop().await?;
     Ok(())
 }
@@ -109,7 +117,7 @@ async fn a_first_request_to_a_broker_that_forgot_the_idle_producer_is_lost_nowhe
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_request_that_is_refused_after_records_went_one_at_a_time_is_lost_nowhere() -> Result<()> {
     let scene = scene("one_at_a_time", &[]).await?;
-    scene.broker.create_topic("singles", PARTITIONS, 1).await?;
+    scene.broker.create_topic("singles", &[1]).await?;
     let mut relay = scene.relay("relay", &[]).await?;
     let writer = Writer::start(&scene.database.pool, Load::new(&["single"], PER_SEC));
     let mut events = 0;
@@ -123,8 +131,9 @@ async fn a_first_request_that_is_refused_after_records_went_one_at_a_time_is_los
         events = scene.reader.figures("singles", 0..i64::MAX).events;
     }
     let written = writer.stop().await?;
+    println!("{:?}", scene.broker.proxy()?.counts());
     scene.complete_within(PATIENCE, "batches after single records", &written).await;
-    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    well(&scene)?;
     assert_eq!(scene.parked().await?, 0, "parked events");
     relay.stop().await?;
     Ok(())
@@ -144,8 +153,9 @@ async fn first_requests_that_are_refused_again_and_again_reorder_nothing() -> Re
     }
     scene.broker.proxy()?.refuse_no_more();
     let written = writer.stop().await?;
+    println!("{:?}", scene.broker.proxy()?.counts());
     scene.complete_within(PATIENCE, "a broker that refuses again and again", &written).await;
-    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    well(&scene)?;
     relay.stop().await?;
     Ok(())
 }

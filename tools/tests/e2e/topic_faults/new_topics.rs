@@ -8,7 +8,6 @@ use tokio::time::sleep;
 use crate::harness::broker::BrokerOptions;
 use crate::harness::reader::now_us;
 use crate::harness::scene::Scene;
-use crate::harness::trouble::PARTITIONS;
 use crate::harness::writer::{Load, Writer, together, write_backlog};
 
 const TYPES: u64 = 300;
@@ -19,7 +18,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 #[tokio::test(flavor = "multi_thread")]
 async fn three_hundred_new_aggregate_types_delay_no_order() -> Result<()> {
     let scene = Scene::start("three_hundred_new_types", &BrokerOptions::default()).await?;
-    scene.broker.create_topic("orders", PARTITIONS, 1).await?;
+    scene.broker.create_topic("orders", &[1]).await?;
     // One partition each: it is the relay's own work that is looked at here.
     let mut relay = scene.relay("relay", &[("KAFKA_TOPIC_PARTITIONS", "1")]).await?;
     let writer = Writer::start(&scene.database.pool, Load::new(&["order"], 150));

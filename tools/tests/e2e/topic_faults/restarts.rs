@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use crate::harness::reader::now_us;
 use crate::harness::scene::Scene;
-use crate::harness::trouble::{PARTITIONS, Trouble};
+use crate::harness::trouble::Trouble;
 use crate::harness::writer::{Load, Writer};
 use crate::pipeline::RELAY_ENV;
 
@@ -26,9 +26,8 @@ const IN_FLIGHT_MAX: u64 = PER_SEC / 2;
 async fn the_relay_ends(test: &str, killed: bool) -> Result<()> {
     let trouble = Trouble::TooFewReplicas;
     let mut scene = Scene::start(test, &trouble.broker_options()).await?;
-    for topic in ["steadys", "shakys"] {
-        scene.broker.create_topic(topic, PARTITIONS, 1).await?;
-    }
+    scene.broker.create_topic("steadys", &[1]).await?;
+    scene.broker.create_topic("shakys", trouble.nodes()).await?;
     let mut relay = scene.relay("relay-1", &RELAY_ENV).await?;
     let writer = Writer::start(&scene.database.pool, Load::new(&["steady", "shaky"], PER_SEC));
     scene.flows("steadys", 200).await;
