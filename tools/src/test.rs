@@ -23,8 +23,8 @@ const SLOW: [&str; 6] = ["--package", "tools", "--features", "slow-tests", "--te
 /// What to test.
 #[derive(Debug, Args)]
 pub struct TestArgs {
-    /// Run the tests that take long, and only those, one after the other: a soak of half an hour (SOAK_SECS in the environment changes
-    /// its length), many fresh starts (FRESH_STARTS), and a large backlog under a quota
+    /// Run the tests that take long, and only those, one after the other: a soak of half an hour (`SOAK_SECS` in the environment changes
+    /// its length), many fresh starts (`FRESH_STARTS`), and a large backlog under a quota
     #[arg(long)]
     slow: bool,
 

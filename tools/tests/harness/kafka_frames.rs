@@ -102,10 +102,9 @@ pub(crate) fn produce(request: &[u8]) -> Result<Option<Produce>> {
     }
     // Acknowledgements and time limit.
     cursor.take(2 + 4)?;
-    let count = |cursor: &mut Cursor<'_>| match flexible {
-        true => cursor.varint(),
-        // A compact array's length is one more than its count.
-        false => Ok(usize::try_from(cursor.int32()?)? + 1),
+    // A compact array's length is one more than its count.
+    let count = |cursor: &mut Cursor<'_>| -> Result<usize> {
+        if flexible { cursor.varint() } else { Ok(usize::try_from(cursor.int32()?)? + 1) }
     };
     let topics = count(&mut cursor)?;
     let topic = if flexible { cursor.compact_string()? } else { cursor.string()? };

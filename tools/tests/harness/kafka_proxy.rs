@@ -183,9 +183,9 @@ impl Shared {
     /// When a throttled frame has passed.
     fn passes_at(&self, bytes: usize) -> Option<Instant> {
         let mut rules = self.rules();
-        let secs = bytes as f64 / rules.bytes_per_sec? as f64;
+        let micros = bytes as u64 * 1_000_000 / rules.bytes_per_sec?;
         let from = rules.free_at.map_or_else(Instant::now, |free| free.max(Instant::now()));
-        let until = from + Duration::from_secs_f64(secs);
+        let until = from + Duration::from_micros(micros);
         rules.free_at = Some(until);
         Some(until)
     }

@@ -82,9 +82,9 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Repeats in percent of the events.
-    pub(crate) fn repeats_percent(&self) -> f64 {
-        if self.events == 0 { 0.0 } else { 100.0 * self.repeats as f64 / self.events as f64 }
+    /// Whether not more than one record in a hundred was a repeat.
+    pub(crate) fn has_few_repeats(&self) -> bool {
+        self.repeats * 100 <= self.events
     }
 }
 

@@ -1,5 +1,6 @@
 //! A second broker (node 2) of a cluster whose first one is also its controller. Topics on it alone have trouble when it does.
 
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -50,7 +51,7 @@ log.dirs={}
             data.display()
         );
         for (name, value) in first.settings.iter().filter(|(name, _)| name != "advertised.listeners") {
-            text += &format!("{name}={value}\n");
+            writeln!(text, "{name}={value}")?;
         }
         let (properties, log) = (folder.join("server.properties"), folder.join("kafka.log"));
         fs::write(&properties, text)?;

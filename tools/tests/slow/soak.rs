@@ -44,17 +44,17 @@ impl Finding {
     fn is_well(&self) -> bool {
         let Figures { p99_ms, .. } = self.healthy;
         let is_prompt = p99_ms < 1_000 || !self.phase.keeps_others_prompt();
-        is_prompt && self.healthy.repeats_percent() < 1.0 && self.recovered.is_some() && self.parked == 0
+        is_prompt && self.healthy.has_few_repeats() && self.recovered.is_some() && self.parked == 0
     }
 
     fn line(&self) -> String {
         let Self { healthy, recovered, parked, .. } = self;
         let recovered = recovered.map_or("never".to_owned(), |after| format!("{:.1} s", after.as_secs_f64()));
         format!(
-            "{:<28} {:>8} {:>8.2} {:>8} {:>8} {:>10} {:>7}{}",
+            "{:<28} {:>8} {:>8} {:>8} {:>8} {:>10} {:>7}{}",
             format!("{:?}", self.phase),
             healthy.events,
-            healthy.repeats_percent(),
+            healthy.repeats,
             healthy.p99_ms,
             healthy.max_ms,
             recovered,
@@ -135,7 +135,7 @@ async fn healthy_topics_notice_nothing_while_others_are_broken_in_turn() -> Resu
 
     let secs = begun.elapsed().as_secs();
     tell(&format!("\n{secs} s, {PER_SEC} events/s; of the healthy topics, the worst:"));
-    tell("phase                          events  repeat%   p99 ms   max ms  recovered  parked");
+    tell("phase                          events  repeats   p99 ms   max ms  recovered  parked");
     for finding in &findings {
         tell(&finding.line());
     }

@@ -26,7 +26,7 @@ pub(super) enum Phase {
 const LATE: &str = "late";
 const BULK: &str = "bulk";
 
-/// All of them, in turn. The numbers are Kafka's: LEADER_NOT_AVAILABLE, NOT_LEADER_OR_FOLLOWER, KAFKA_STORAGE_ERROR.
+/// All of them, in turn. The numbers are Kafka's: 5 is `LEADER_NOT_AVAILABLE`, 6 `NOT_LEADER_OR_FOLLOWER`, 56 `KAFKA_STORAGE_ERROR`.
 pub(super) const PHASES: [Phase; 11] = [
     Phase::Quiet,
     Phase::One("beta", Trouble::WritesDenied),
