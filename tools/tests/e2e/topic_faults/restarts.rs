@@ -46,12 +46,13 @@ async fn the_relay_ends(test: &str, killed: bool) -> Result<()> {
     let begun = now_us();
     sleep(BROKEN).await;
     let meanwhile = writer.written();
-    let steady = scene.reader.figures("steadys", begun..now_us() - 1_000_000);
+    let mended = now_us();
     trouble.end(&mut scene.broker, &scene.supply, "shakys").await?;
     scene.complete_within(RECOVERY, "the topic is well again", &meanwhile).await;
     let written = writer.stop().await?;
     scene.complete_within(RECOVERY, "the writer has ended", &written).await;
 
+    let steady = scene.reader.figures("steadys", begun..mended);
     let all = scene.reader.figures("steadys", 0..i64::MAX);
     println!("killed {killed}: after it, steady {steady}; of all, {all}");
     assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
