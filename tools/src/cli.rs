@@ -155,7 +155,8 @@ const STATUS_EXAMPLES: &str = "Examples:
 const TEST_EXAMPLES: &str = "Examples:
   cargo dev test
   cargo dev test -p relay
-  cargo dev test -p tools --test e2e -- --nocapture";
+  cargo dev test -p tools --test e2e -- --nocapture
+  SOAK_SECS=300 cargo dev test --slow -- healthy_topics";
 
 const PREPARE_EXAMPLES: &str = "Examples:
   cargo dev prepare            write .sqlx anew, after a change of a query or a migration

@@ -17,9 +17,17 @@ use crate::workspace::{Executables, Workspace};
 /// How long cargo may take to end when it is interrupted.
 const CARGO_PATIENCE: Duration = Duration::from_secs(5);
 
+/// What chooses the slow tests for cargo.
+const SLOW: [&str; 6] = ["--package", "tools", "--features", "slow-tests", "--test", "slow"];
+
 /// What to test.
 #[derive(Debug, Args)]
 pub struct TestArgs {
+    /// Run the tests that take long, and only those, one after the other: a soak of half an hour (`SOAK_SECS` in the environment changes
+    /// its length), many fresh starts (`FRESH_STARTS`), and a large backlog under a quota
+    #[arg(long)]
+    slow: bool,
+
     /// Handed on to `cargo test`; `--workspace` is put before them unless they choose packages
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     args: Vec<OsString>,
@@ -53,12 +61,17 @@ async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, a
     };
     // The end-to-end tests run the services, which cargo builds only if the tests of their own packages are built too.
     workspace.cargo().args(["build", "--workspace", "--bins"]).run(&supply.reaper).await?;
-    let whole = if names_packages(&args.args) { None } else { Some("--workspace") };
-    let mut cargo = workspace
-        .cargo()
-        .arg("test")
-        .args(whole)
-        .args(args.args)
+    let chosen: &[&str] = match args.slow {
+        true => &SLOW,
+        false if names_packages(&args.args) => &[],
+        false => &["--workspace"],
+    };
+    let mut cargo = workspace.cargo().arg("test").args(chosen).args(&args.args);
+    if args.slow {
+        // Each of them needs the machine for itself.
+        cargo = cargo.env("RUST_TEST_THREADS", "1");
+    }
+    let mut cargo = cargo
         .env("DATABASE_URL", database_url)
         .env("KAFKA_BROKERS", brokers)
         .end_with(Signal::TERM, CARGO_PATIENCE)

@@ -12,8 +12,8 @@ use tools::http::{NewOrder, OrdersApi, client};
 use tools::stack::service::Surroundings;
 use tools::stack::throwaway::{Supply, Throwaway};
 use tools::stack::{Kind, Service};
-use tools::workspace::Executables;
 
+use super::harness::surroundings;
 use super::supply;
 
 /// Short enough for a test to outlast it several times.
@@ -50,18 +50,7 @@ impl Stage {
 
     async fn around(database: TestDatabase, supply: Supply, mut servers: Throwaway) -> Result<Self> {
         let kafka_brokers = servers.start_kafka(&supply).await?;
-        let outrider = Executables::own()?.outrider().to_owned();
-        // This executable lies in `deps`, one below those of the services.
-        let binaries = outrider.parent().context("a folder")?;
-        let binaries = if binaries.ends_with("deps") { binaries.parent().context("a folder")? } else { binaries };
-        let surroundings = Surroundings {
-            binaries: binaries.to_owned(),
-            logs: servers.folder().to_owned(),
-            database_url: database.url.clone(),
-            kafka_brokers,
-            takes_role: true,
-            env: Vec::new(),
-        };
+        let surroundings = surroundings(&database.url, kafka_brokers, servers.folder().to_owned())?;
         Ok(Self { database, surroundings, supply, servers })
     }
 

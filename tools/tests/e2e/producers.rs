@@ -8,10 +8,9 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use shared::testing::{PATIENCE, TestDatabase, eventually, kafka_brokers};
 use sqlx::{Connection, PgConnection};
-use tools::stack::service::Surroundings;
 use tools::stack::{Kind, Service};
-use tools::workspace::Executables;
 
+use super::harness::surroundings;
 use super::reaper;
 
 const PRODUCERS: &str = include_str!("../../../deploy/PRODUCERS.md");
@@ -34,17 +33,7 @@ async fn the_examples_for_producers_are_published_as_the_documents_say() -> Resu
     }
 
     let logs = tempfile::tempdir()?;
-    let outrider = Executables::own()?.outrider().to_owned();
-    // This executable lies in `deps`, one below those of the services.
-    let binaries = outrider.parent().and_then(|folder| folder.parent()).context("a folder")?;
-    let surroundings = Surroundings {
-        binaries: binaries.to_owned(),
-        logs: logs.path().to_owned(),
-        database_url: database.url.clone(),
-        kafka_brokers: kafka_brokers(),
-        takes_role: true,
-        env: Vec::new(),
-    };
+    let surroundings = surroundings(&database.url, kafka_brokers(), logs.path().to_owned())?;
     let mut relay = Service::start(Kind::Relay, "relay", &surroundings, &[], &reaper()?)?;
     eventually("all is published", async || {
         let sql = "SELECT count(*) FROM outbox o JOIN relay_lanes l USING (lane) WHERE o.id > l.position";

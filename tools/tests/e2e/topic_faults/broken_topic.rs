@@ -1,0 +1,112 @@
+//! One topic is broken in each way, while another one's events must flow as if nothing were.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::sleep;
+
+use crate::harness::reader::now_us;
+use crate::harness::scene::Scene;
+use crate::harness::trouble::Trouble;
+use crate::harness::writer::{Load, Writer};
+
+/// Events a second, both topics together.
+const PER_SEC: u64 = 300;
+
+/// How long the topic stays broken: longer than a record may wait, so that waiting alone mends nothing.
+const BROKEN: Duration = Duration::from_secs(7);
+
+/// How long the broken topic's events may take once it is well.
+const RECOVERY: Duration = Duration::from_secs(15);
+
+/// Breaks the topic of the type `shaky` and mends it, while the type `steady` has its own.
+async fn one_topic_is_broken(test: &str, trouble: Trouble) -> Result<()> {
+    let mut scene = Scene::start(test, &trouble.broker_options()).await?;
+    scene.broker.create_topic("steadys", &[1]).await?;
+    let missing = trouble == Trouble::Missing;
+    if !missing {
+        scene.broker.create_topic("shakys", trouble.nodes()).await?;
+    }
+    let mut relay = scene.relay("relay", &[("KAFKA_CREATE_TOPICS", "false")]).await?;
+    let writer = Writer::start(&scene.database.pool, Load::new(&["steady", "shaky"], PER_SEC));
+    scene.flows("steadys", 200).await;
+    if !missing {
+        scene.flows("shakys", 200).await;
+    }
+
+    trouble.begin(&mut scene.broker, &scene.supply, "shakys").await?;
+    let begun = now_us();
+    sleep(BROKEN / 2).await;
+    let half = now_us();
+    sleep(BROKEN / 2).await;
+    assert_eq!(scene.reader.arrived_since("shakys", half), 0, "the topic is broken, so nothing arrives");
+    assert_eq!(scene.parked().await?, 0, "parked events, of a topic that is to blame itself");
+    let meanwhile = writer.written();
+    trouble.end(&mut scene.broker, &scene.supply, "shakys").await?;
+    scene.complete_within(RECOVERY, "the topic is well again", &meanwhile).await;
+    let ended = now_us();
+
+    let written = writer.stop().await?;
+    scene.complete_within(RECOVERY, "the writer has ended", &written).await;
+    let (steady, shaky) = (scene.reader.figures("steadys", begun..ended), scene.reader.figures("shakys", 0..i64::MAX));
+    println!("{trouble:?}: steady {steady}; shaky {shaky}");
+    assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
+    assert_eq!(scene.parked().await?, 0, "parked events");
+    assert!(steady.events > 500 && steady.p99_ms < 1_000, "the healthy topic: {steady}");
+    assert!(steady.has_few_repeats(), "the healthy topic: {steady}");
+    relay.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_with_too_few_replicas_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_with_too_few_replicas", Trouble::TooFewReplicas).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_replica_stands_still_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_whose_replica", Trouble::FrozenReplica).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_without_a_leader_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_without_a_leader", Trouble::NoLeader).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_broker_stands_still_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_whose_broker_stands_still", Trouble::FrozenLeader).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_may_not_be_written_for_a_while_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_that_may_not_be_written", Trouble::WritesDenied).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_refuses_the_time_of_its_records_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_that_refuses_the_time", Trouble::ClockRefused).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_made_late_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_that_is_made_late", Trouble::Missing).await
+}
+
+/// `LEADER_NOT_AVAILABLE`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_leader_is_not_available_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_whose_leader", Trouble::Answered(5)).await
+}
+
+/// `NOT_LEADER_OR_FOLLOWER`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_broker_says_that_it_does_not_lead_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_whose_broker_says", Trouble::Answered(6)).await
+}
+
+/// `KAFKA_STORAGE_ERROR`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_brokers_disk_has_failed_delays_only_itself() -> Result<()> {
+    one_topic_is_broken("a_topic_whose_brokers_disk", Trouble::Answered(56)).await
+}
