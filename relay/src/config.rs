@@ -197,10 +197,11 @@ impl Limits {
         Duration::from_millis(self.message_timeout_ms)
     }
 
-    /// How long a record may be in flight before its topic is looked into: before it is given up, and long after it should be there.
+    /// How long a record may be in flight before its topic is looked into: far longer than it should be, and before other topics' events
+    /// wait for long, which a broker may answer on the same connection only after this one's.
     #[must_use]
     pub fn slow_after(&self) -> Duration {
-        (self.message_timeout() * 3 / 10).max(Duration::from_secs(1)).min(self.message_timeout() * 2 / 3)
+        (self.message_timeout() / 10).max(Duration::from_millis(500)).min(self.message_timeout() / 3)
     }
 
     /// How much of its lease a lane must still have when a record of it is handed to the producer.

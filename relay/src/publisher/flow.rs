@@ -261,13 +261,22 @@ impl FlowControl {
 
     /// Whether a broker has acknowledged a record of this topic within the last `time`.
     pub(crate) fn flows_to(&self, topic: &str, time: Duration) -> bool {
+        self.topics.get(topic).is_some_and(|range| self.any_flows(range, time))
+    }
+
+    /// Whether one has acknowledged a record of another topic.
+    pub(crate) fn others_flow(&self, but: &str, time: Duration) -> bool {
+        self.topics.iter().any(|(topic, range)| topic != but && self.any_flows(range, time))
+    }
+
+    fn any_flows(&self, range: &Range<usize>, time: Duration) -> bool {
         let now = self.flows.now_ms();
         let recently = |flow: usize| {
             let heard = self.flows.at(flow);
             let since = now.saturating_sub(heard.last_ms.load(Ordering::Relaxed));
             heard.records.load(Ordering::Relaxed) > 0 && u128::from(since) < time.as_millis()
         };
-        self.topics.get(topic).is_some_and(|range| range.clone().any(recently))
+        range.clone().any(recently)
     }
 
     /// Whether nothing is in flight to other topics than these.

@@ -40,6 +40,9 @@ const LOOK_FOR_TROUBLE: Duration = Duration::from_millis(50);
 /// Between two questions to the brokers about a topic that is slow.
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 
+/// Another topic flows if a broker has acknowledged a record of it within this time.
+const OTHERS_FLOW: Duration = Duration::from_millis(250);
+
 /// How long the other topics' records get to be acknowledged before the producer is given up for one topic.
 const OTHERS_END: Duration = Duration::from_millis(300);
 
@@ -470,7 +473,10 @@ impl Feeder {
                 checked.leaderless.filter(|_| now.saturating_duration_since(checked.at) < time)
             });
             match answer {
+                // Some of its partitions flow. What is slow is given up by the producer in the end.
                 Some(0) if self.sender.control.flows_to(&topic, self.sender.slow) => {}
+                // With nothing else to compare it to, all may be slow for a moment.
+                Some(0) if time < self.sender.slow * 2 && !self.sender.control.others_flow(&topic, OTHERS_FLOW) => {}
                 Some(0) => in_trouble.push((topic, time, "its brokers have not acknowledged a record in time".to_owned())),
                 Some(count) => in_trouble.push((topic, time, format!("{count} of its partitions have no leader"))),
                 None => self.check(topic, now),
