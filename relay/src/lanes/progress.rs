@@ -23,7 +23,7 @@ pub struct Progress {
     reads: VecDeque<Read>,
     /// Sequence number of the first new row of the read under way.
     fresh: Option<u64>,
-    /// Id of the last new row in the contiguous run of acknowledged ones.
+    /// Id of the last new row in the contiguous run of acknowledged ones; counting those held back, as soon as their detour is acknowledged.
     position: i64,
     detours: Detours,
 }
@@ -113,8 +113,9 @@ impl Progress {
     pub fn end_read(&mut self, cursor: Cursor) {
         let (end, detours) = (self.next(), self.detours.begun);
         // Behind a detour, reads that are acknowledged wait. One of them is enough: the later one tells of the earlier one's rows too.
-        if self.reads.back().is_some_and(|last| last.end <= self.base && last.detours == detours) {
-            self.reads.pop_back();
+        let waits = |last: &mut Read| last.end <= self.base && last.detours == detours;
+        if let Some(last) = self.reads.pop_back_if(waits) {
+            self.position = self.position.max(last.cursor.position);
         }
         self.reads.push_back(Read { fresh: self.fresh.take().unwrap_or(end), end, cursor, detours });
         self.advance();
