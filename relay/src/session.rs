@@ -40,7 +40,7 @@ use crate::publisher::Unmade;
 use crate::publisher::outcomes::Acknowledged;
 
 use reading::ReadSizes;
-use stream::{Ending, Stream, Streams};
+use stream::{Ending, LOOK_OF_ALL, Stream, Streams};
 use waiting::{Flowed, Waiting};
 
 pub use stream::PublishConstraints;
@@ -171,7 +171,7 @@ impl<'a> Session<'a> {
         let routes = config.routes.with_table(outbox::routes::routes(&mut connection).await?);
         let topics = config.kafka.topics("outrider-relay");
         let streams = Streams { config, metrics, topics, routes, lease_until: now };
-        let main = streams.start(constraints)?;
+        let main = streams.start(constraints, LOOK_OF_ALL)?;
         let mut session = Self {
             connection,
             streams,

@@ -288,6 +288,9 @@ impl KafkaConfig {
 /// How long brokers may take to answer a question about a topic.
 const TOPIC_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long they may take to say what a topic's settings are. Without an answer, what is usual is assumed.
+const SETTINGS_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Looks at topics and makes them. Cheap to clone; all clones share one client.
 #[derive(Clone)]
 pub struct Topics {
@@ -388,7 +391,7 @@ impl Topics {
 
 /// The largest batch that a topic takes. Without the right to ask, its default is assumed by the caller.
 async fn message_bytes_max(admin: &AdminClient<DefaultClientContext>, topic: &str) -> Option<usize> {
-    let options = AdminOptions::new().request_timeout(Some(TOPIC_PATIENCE));
+    let options = AdminOptions::new().request_timeout(Some(SETTINGS_PATIENCE));
     let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.ok()?;
     described.first()?.as_ref().ok()?.get("max.message.bytes")?.value.as_ref()?.parse().ok()
 }

@@ -86,7 +86,9 @@ pub(super) struct Sender {
     pub batch_bytes: usize,
     /// How much of its lease a lane must still have when a record of it is handed over.
     pub lease_needed: Duration,
-    /// How long a record may be in flight before its topic is in trouble.
+    /// How long events of a type are held back while its topic is looked at; then the type waits, and all others go on.
+    pub look_max: Duration,
+    /// How long a record may be in flight before its topic is looked into.
     pub slow: Duration,
     /// Rows (lane and outbox id) of which one or more will be refused: they are sent one at a time.
     pub suspects: HashSet<(i16, i64)>,

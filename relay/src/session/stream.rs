@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shared::ages::Stage;
 use shared::kafka::Topics;
@@ -50,6 +50,10 @@ impl PublishConstraints {
     }
 }
 
+/// How long a stream may take to find out about a topic: one of all events, so that they do not wait, and one of a single type.
+pub(super) const LOOK_OF_ALL: Duration = Duration::from_secs(2);
+pub(super) const LOOK_OF_ONE: Duration = Duration::from_secs(15);
+
 /// What every stream of a session has in common.
 pub(super) struct Streams<'a> {
     pub config: &'a RelayConfig,
@@ -75,7 +79,7 @@ impl Streams<'_> {
     }
 
     /// Makes a producer, which connects by itself, and starts its thread.
-    pub(super) fn start(&self, constraints: &PublishConstraints) -> Result<Stream, SessionError> {
+    pub(super) fn start(&self, constraints: &PublishConstraints, look_max: Duration) -> Result<Stream, SessionError> {
         let limits = &self.config.limits;
         let control = FlowControl::new(limits.message_timeout(), constraints.window);
         let (outcomes, lease, flows) = (Arc::new(Outcomes::default()), Arc::new(Lease::new()), control.flows());
@@ -93,6 +97,7 @@ impl Streams<'_> {
             destinations: Destinations::new(self.config, self.routes.clone()),
             batch_bytes: constraints.batch_bytes,
             lease_needed: limits.lease_needed_to_send(),
+            look_max,
             slow: limits.slow_after(),
             suspects: constraints.suspects.clone(),
             retry_alone: constraints.retry_alone,

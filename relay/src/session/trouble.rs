@@ -6,6 +6,7 @@ use std::time::Duration;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::sender::Work;
+use super::stream::LOOK_OF_ALL;
 use super::waiting::{Waiting, WaitingTopic};
 use super::{Session, SessionError, in_time};
 use crate::lanes::{HeldLane, TypeIndex};
@@ -40,7 +41,7 @@ impl Session<'_> {
                 Vec::new()
             }
         };
-        let next = self.streams.start(&self.constraints)?;
+        let next = self.streams.start(&self.constraints, LOOK_OF_ALL)?;
         let (outcomes, window) = std::mem::replace(&mut self.main, next).close().end().await;
         // Nothing is sent by the old one any more. What it has done is final.
         self.constraints.window = window;

@@ -11,7 +11,7 @@ use shared::spans;
 
 use super::reading::READ_BYTES_MAX;
 use super::sender::Work;
-use super::stream::{Ending, PublishConstraints, Stream};
+use super::stream::{Ending, LOOK_OF_ONE, PublishConstraints, Stream};
 use super::{Session, SessionError, in_time, since_1970};
 use crate::lanes::{Cursor, HeldLane, Snapshot, TypeIndex, WaitingType, index};
 use crate::outbox;
@@ -307,7 +307,7 @@ impl Session<'_> {
                 self.waiting.remove(&type_index);
                 continue;
             }
-            let stream = self.streams.start(&waiting.constraints)?;
+            let stream = self.streams.start(&waiting.constraints, LOOK_OF_ONE)?;
             for (lane, keys) in self.parked_keys(&lanes).await? {
                 stream.pipe.send(Work::Lane(lane, keys));
             }

@@ -358,12 +358,12 @@ pub fn assert_no_repeats(records: &[Record]) {
     assert_eq!(distinct.len(), records.len(), "some events were published twice");
 }
 
-/// Waits until the settled positions have reached the last row.
+/// Waits until the settled positions have reached the last row, and nothing waits for its topic.
 pub async fn all_settled(fixture: &Fixture) {
     eventually("all rows are settled", async || {
         let open: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM outbox o JOIN relay_lanes l USING (lane) WHERE o.id > l.position OR l.seen IS NULL
-                OR NOT pg_visible_in_snapshot(o.txid::text::xid8, l.seen)",
+            "SELECT (SELECT count(*) FROM outbox o JOIN relay_lanes l USING (lane) WHERE o.id > l.position OR l.seen IS NULL
+                OR NOT pg_visible_in_snapshot(o.txid::text::xid8, l.seen)) + (SELECT count(*) FROM relay_waiting)",
         )
         .fetch_one(&fixture.database.pool)
         .await

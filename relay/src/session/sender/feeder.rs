@@ -28,9 +28,6 @@ use crate::routes::Routes;
 /// Topics that are looked at or made at the same time.
 const LOOKS_MAX: usize = 8;
 
-/// How long events of a type are held back while its topic is looked at; then the type waits, and all others go on.
-const LOOK_MAX: Duration = Duration::from_secs(2);
-
 /// Bytes of events that are held back.
 const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -451,7 +448,7 @@ impl Feeder {
         let too_much = self.by_type.bytes() > HELD_BYTES_MAX;
         for type_index in self.by_type.keys() {
             let Some(Route::Asked(since)) = self.routes.get(type_index.place()) else { continue };
-            if !too_much && now.saturating_duration_since(*since) < LOOK_MAX {
+            if !too_much && now.saturating_duration_since(*since) < self.sender.look_max {
                 continue;
             }
             let first = self.by_type.first(type_index).map(|held| held.event().aggregate_type.to_owned());
