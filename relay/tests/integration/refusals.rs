@@ -30,13 +30,18 @@ fn payload_of(bytes: usize) -> String {
     format!("\"{}\"", letters(bytes - 2))
 }
 
-/// Inserts an event that the relay finds small enough and the broker does not: the relay allows 512 bytes for what comes to the payload, and its
-/// type alone is longer.
+/// Inserts an event that a relay with [`long_source`] finds small enough and the broker does not: the relay allows 512 bytes for what comes to
+/// the payload, and the source alone is longer.
 async fn insert_too_large_for_the_broker(fixture: &Fixture, key: &str, version: i64) {
     let sql = "INSERT INTO outbox (event_id, aggregate_type, aggregate_id, aggregate_version, type, payload)
         VALUES (gen_random_uuid(), $1, $2, $3, $4, $5::json)";
     let query = sqlx::query(sql).bind(&fixture.aggregate_type).bind(key).bind(version);
-    query.bind(letters(1_000)).bind(payload_of(19_000)).execute(&fixture.database.pool).await.unwrap();
+    query.bind(letters(250)).bind(payload_of(19_000)).execute(&fixture.database.pool).await.unwrap();
+}
+
+/// A `RELAY_SOURCE` of 750 letters.
+fn long_source() -> String {
+    letters(750)
 }
 
 /// Version, and whether it is itself what was refused, of all that is parked.
@@ -86,7 +91,7 @@ async fn an_event_that_only_the_broker_finds_too_large_parks_its_key_and_not_its
     insert_too_large_for_the_broker(&fixture, "large", 2).await;
     fixture.insert(&mut connection, "large", 3).await;
     fixture.insert(&mut connection, "after", 1).await;
-    let relay = fixture.relay(&[]);
+    let relay = fixture.relay(&[("RELAY_SOURCE", &long_source())]);
     fixture.insert_all("after", 2, 30).await;
     eventually("the large event is parked", async || {
         (parked(&fixture).await == parked_from("large", 2..=3)).then_some(())
@@ -115,7 +120,7 @@ async fn events_that_are_refused_one_after_the_other_are_not_overtaken() {
         insert_too_large_for_the_broker(&fixture, key, 2).await;
         fixture.insert_all(key, 3, 20).await;
     }
-    let relay = fixture.relay(&[]);
+    let relay = fixture.relay(&[("RELAY_SOURCE", &long_source())]);
     all_settled(&fixture).await;
     let expected: Vec<_> = keys.into_iter().flat_map(|key| parked_from(key, 2..=20)).collect();
     assert_eq!(parked(&fixture).await, expected);
