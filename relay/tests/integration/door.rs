@@ -2,7 +2,6 @@
 
 mod arguments;
 mod bounds;
-mod encodings;
 mod parked_rows;
 mod stage;
 mod times;
