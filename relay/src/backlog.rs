@@ -111,7 +111,10 @@ pub async fn look(connection: &mut PgConnection) -> Result<Look, sqlx::Error> {
     let oldest = lanes.iter().filter_map(|lane| lane.oldest_id);
     Ok(Look {
         lowest_id: oldest.chain(late.iter().map(|late| late.oldest_id)).min(),
-        backlogs: lanes.iter().map(|lane| Backlog::of(lane, &late, last_id).with_waiting(lane.lane, &waiting)).collect(),
+        backlogs: lanes
+            .iter()
+            .map(|lane| Backlog::of(lane, &late, last_id).with_waiting(lane.lane, &waiting))
+            .collect(),
         lanes,
         last_id,
         parked,

@@ -268,7 +268,10 @@ mod tests {
         };
         let mut batch = Batch::default();
         for (id, key) in [(5, "7"), (6, "8"), (9, "")] {
-            batch.push(RowKey { id, txid: 1, lane: 2, occurred_us: 0, type_index: TypeIndex::default(), key_hash: 0 }, &event(key));
+            batch.push(
+                RowKey { id, txid: 1, lane: 2, occurred_us: 0, type_index: TypeIndex::default(), key_hash: 0 },
+                &event(key),
+            );
         }
         batch.tickets = vec![Some(Ticket::new(2, 0)), None, Some(Ticket::new(2, 1))];
         let out: Vec<_> = batch.events().collect();
@@ -293,7 +296,11 @@ mod tests {
         };
         let mut batch = Batch::default();
         for (id, aggregate_id) in [(5, "a"), (6, "b"), (7, "c")] {
-            batch.push_large(RowKey { id, txid: 1, lane: 2, occurred_us: 0, type_index: TypeIndex::default(), key_hash: 0 }, &event(aggregate_id), 1_000);
+            batch.push_large(
+                RowKey { id, txid: 1, lane: 2, occurred_us: 0, type_index: TypeIndex::default(), key_hash: 0 },
+                &event(aggregate_id),
+                1_000,
+            );
         }
         assert!(batch.bytes() > 3_000, "what is to come is counted");
         batch.tickets = vec![Some(Ticket::new(2, 0)), None, Some(Ticket::new(2, 1))];

@@ -335,7 +335,8 @@ impl Flight {
             return Err(refused(reason.to_owned()));
         }
         if !self.known.contains_key(event.aggregate_type) {
-            let topic = self.destinations.topic_of(event.aggregate_type).map_err(|illegal| refused(illegal.to_string()))?;
+            let topic =
+                self.destinations.topic_of(event.aggregate_type).map_err(|illegal| refused(illegal.to_string()))?;
             let topic = destinations::open(&self.topics, &topic, self.batch_bytes).await.map_err(failed)?;
             let flows = self.control.of_topic(&topic.name, topic.partitions);
             let to = self.destinations.destination(event.aggregate_type, &topic, flows);
@@ -385,13 +386,17 @@ fn failed(failure: Failure) -> ReplayError {
     match failure {
         Failure::Kafka(error) => ReplayError::Kafka(error),
         Failure::Topics(troubles) => {
-            let (topic, reason) =
-                troubles.into_iter().next().map_or_else(Default::default, |trouble| (trouble.topic.clone(), trouble.reason()));
+            let (topic, reason) = troubles
+                .into_iter()
+                .next()
+                .map_or_else(Default::default, |trouble| (trouble.topic.clone(), trouble.reason()));
             ReplayError::Topic { topic, reason }
         }
         Failure::SmallerBatches(bytes) => ReplayError::Topic {
             topic: String::new(),
-            reason: format!("takes batches of at most {bytes} bytes, which is too few: its max.message.bytes must be at least 1000000"),
+            reason: format!(
+                "takes batches of at most {bytes} bytes, which is too few: its max.message.bytes must be at least 1000000"
+            ),
         },
     }
 }

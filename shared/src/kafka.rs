@@ -219,11 +219,7 @@ impl KafkaConfig {
         self.make_topics(&admin, topics).await
     }
 
-    async fn make_topics(
-        &self,
-        admin: &AdminClient<DefaultClientContext>,
-        topics: &[&str],
-    ) -> Result<(), KafkaError> {
+    async fn make_topics(&self, admin: &AdminClient<DefaultClientContext>, topics: &[&str]) -> Result<(), KafkaError> {
         let wanted: Vec<NewTopic<'_>> = topics
             .iter()
             .map(|topic| NewTopic::new(topic, self.topic_partitions, TopicReplication::Fixed(self.topic_replication)))
@@ -324,6 +320,22 @@ impl Topics {
         }
         let admin = Arc::new(self.config.client(&self.client_id).create::<AdminClient<DefaultClientContext>>()?);
         Ok(Arc::clone(self.admin.get_or_init(|| admin)))
+    }
+
+    /// Asks a broker how many partitions of a topic have no leader; all of them count as one if the topic is not there, or refused to us.
+    ///
+    /// # Errors
+    /// When it does not answer within `patience`. Another one may: each question goes to any of them.
+    pub async fn leaderless(&self, topic: &str, patience: Duration) -> Result<usize, KafkaError> {
+        let (admin, topic) = (self.admin()?, topic.to_owned());
+        let asked = tokio::task::spawn_blocking(move || {
+            let metadata = admin.inner().fetch_metadata(Some(&topic), patience)?;
+            Ok(metadata.topics().first().map_or(1, |topic| {
+                let leaderless = topic.partitions().iter().filter(|partition| partition.leader() < 0).count();
+                leaderless.max(usize::from(topic.partitions().is_empty()))
+            }))
+        });
+        asked.await.map_err(|_| KafkaError::Canceled)?
     }
 
     /// Looks at a topic.

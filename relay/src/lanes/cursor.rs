@@ -133,7 +133,9 @@ mod tests {
     #[test]
     fn a_newer_snapshot_includes_an_older_one() {
         let old = snapshot("10:20:10,14");
-        for (newer, includes) in [("10:20:10,14", true), ("10:21:10,20", true), ("20:20:", true), ("10:20:10,15", false), ("5:19:", false)] {
+        for (newer, includes) in
+            [("10:20:10,14", true), ("10:21:10,20", true), ("20:20:", true), ("10:20:10,15", false), ("5:19:", false)]
+        {
             assert_eq!(snapshot(newer).includes(&old), includes, "{newer}");
         }
     }

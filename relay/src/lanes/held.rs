@@ -30,7 +30,14 @@ impl HeldLane {
     /// A lane as it was taken, at its settled cursor.
     #[must_use]
     pub fn new(lane: i16, token: i64, cursor: Cursor) -> Self {
-        Self { lane, token, read: cursor.clone(), progress: Progress::new(cursor), draining: false, waiting: Vec::new() }
+        Self {
+            lane,
+            token,
+            read: cursor.clone(),
+            progress: Progress::new(cursor),
+            draining: false,
+            waiting: Vec::new(),
+        }
     }
 
     fn waits(&self, row: &RowKey) -> bool {
@@ -264,9 +271,7 @@ impl HeldLanes {
         for row in answer.rows {
             let is_of_part = self.detours.is_of_part(row);
             let lane = self.get_mut(index(row.lane)).filter(|lane| is_of_part && !lane.waits(row));
-            tickets.push(
-                lane.map(|lane| Ticket::new(index(row.lane), lane.progress.push_detour(row))),
-            );
+            tickets.push(lane.map(|lane| Ticket::new(index(row.lane), lane.progress.push_detour(row))));
         }
         for number in self.detours.advance(answer.rows, answer.cut).unwrap_or_default() {
             if let Some(lane) = self.get_mut(index(number)) {

@@ -12,7 +12,7 @@
 //! published again. A broker that throttles would never be done with a full queue. So there is a window of bytes: it is halved when an
 //! acknowledgement takes long, and doubled when it is what limits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -25,9 +25,15 @@ use crate::lanes::ticket::FLOWS;
 const REST: Duration = Duration::from_millis(500);
 
 /// Bytes that may be in flight: at first, at the least, and at the most.
-pub(crate) const WINDOW_FIRST: u64 = 1024 * 1024;
+///
+/// A broker that throttles lets ten seconds' worth of bytes pass and is then silent for as long as what is beyond that would have taken. So
+/// what is in flight at that moment must be little. A megabyte is what brokers take in some ten milliseconds.
+pub(crate) const WINDOW_FIRST: u64 = 512 * 1024;
 const WINDOW_MIN: u64 = 32 * 1024;
-const WINDOW_MAX: u64 = 16 * 1024 * 1024;
+const WINDOW_MAX: u64 = 1024 * 1024;
+
+/// Looks that are remembered: one each 50 ms, so some seconds.
+const MOMENTS_KEPT: usize = 120;
 
 /// An acknowledgement that takes longer than this part of the message time-out halves the window.
 const LONG: u32 = 8;
@@ -37,6 +43,9 @@ const LONG: u32 = 8;
 pub(crate) struct Flows {
     begun: Instant,
     bytes: AtomicU64,
+    /// When the last acknowledgement came, and in how many different milliseconds some did.
+    last_ms: AtomicU32,
+    moments: AtomicU32,
     /// Bytes that may be in flight, for the producer after this one to begin with.
     window: AtomicU64,
     places: Box<[Heard]>,
@@ -52,7 +61,14 @@ struct Heard {
 impl Flows {
     fn new(window: u64) -> Self {
         let places = (0..FLOWS).map(|_| Heard::default()).collect();
-        Self { begun: Instant::now(), bytes: AtomicU64::new(0), window: AtomicU64::new(window), places }
+        Self {
+            begun: Instant::now(),
+            bytes: AtomicU64::new(0),
+            last_ms: AtomicU32::new(0),
+            moments: AtomicU32::new(0),
+            window: AtomicU64::new(window),
+            places,
+        }
     }
 
     /// Bytes that may be in flight now.
@@ -77,7 +93,13 @@ impl Flows {
         if heard.doubted.load(Ordering::Relaxed) {
             return false;
         }
-        heard.last_ms.store(self.now_ms(), Ordering::Relaxed);
+        let now = self.now_ms();
+        heard.last_ms.store(now, Ordering::Relaxed);
+        // Only one thread writes these.
+        if self.last_ms.load(Ordering::Relaxed) != now {
+            self.last_ms.store(now, Ordering::Relaxed);
+            self.moments.fetch_add(1, Ordering::Relaxed);
+        }
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         heard.records.fetch_add(1, Ordering::Release);
         true
@@ -94,6 +116,19 @@ struct Sent {
     probe: Option<(u64, u32)>,
 }
 
+/// A topic of which a record is in flight for long.
+#[derive(Debug)]
+pub(crate) struct Slow {
+    /// Its name.
+    pub topic: String,
+    /// For how long.
+    pub time: Duration,
+    /// In how many different milliseconds brokers have acknowledged other records meanwhile.
+    pub others: u32,
+    /// For how long no broker has acknowledged anything.
+    pub silence: Duration,
+}
+
 /// Decides what may be sent. One for each producer.
 #[derive(Debug)]
 pub(crate) struct FlowControl {
@@ -104,6 +139,8 @@ pub(crate) struct FlowControl {
     bytes: u64,
     shrunk_at_ms: u32,
     long: Duration,
+    /// By time, in how many milliseconds acknowledgements had come until then.
+    moments: VecDeque<(u32, u32)>,
 }
 
 impl FlowControl {
@@ -116,6 +153,7 @@ impl FlowControl {
             bytes: 0,
             shrunk_at_ms: 0,
             long: message_timeout / LONG,
+            moments: VecDeque::new(),
         }
     }
 
@@ -235,25 +273,34 @@ impl FlowControl {
         0..self.sent.len()
     }
 
-    /// Topics of which a record has been in flight for longer than `limit`, each with the longest such time.
-    pub(crate) fn slow_topics(&mut self, limit: Duration) -> Vec<(String, Duration)> {
+    /// Topics of which a record has been in flight for longer than `limit`.
+    pub(crate) fn slow_topics(&mut self, limit: Duration) -> Vec<Slow> {
         let now = self.flows.now_ms();
+        let moments = self.flows.moments.load(Ordering::Relaxed);
+        self.moments.push_back((now, moments));
+        while self.moments.len() > MOMENTS_KEPT {
+            self.moments.pop_front();
+        }
         let mut slow = Vec::new();
         for (topic, range) in &self.topics {
-            let mut longest = Duration::ZERO;
+            let mut longest = 0;
             for flow in range.clone() {
                 let acknowledged = self.flows.at(flow).records.load(Ordering::Acquire);
                 let Some(sent) = self.sent.get_mut(flow) else { continue };
                 match sent.probe {
                     Some((number, sent_ms)) if acknowledged < number => {
-                        longest = longest.max(Duration::from_millis(now.saturating_sub(sent_ms).into()));
+                        longest = longest.max(now.saturating_sub(sent_ms))
                     }
                     // What was sent after it may be in flight: it is as old as this look at the most.
                     _ => sent.probe = (sent.records > acknowledged).then_some((sent.records, now)),
                 }
             }
-            if longest > limit {
-                slow.push((topic.clone(), longest));
+            let time = Duration::from_millis(longest.into());
+            if time > limit {
+                let since = self.moments.iter().find(|(ms, _)| *ms >= now.saturating_sub(longest));
+                let others = since.map_or(0, |(_, then)| moments.saturating_sub(*then));
+                let silence = now.saturating_sub(self.flows.last_ms.load(Ordering::Relaxed));
+                slow.push(Slow { topic: topic.clone(), time, others, silence: Duration::from_millis(silence.into()) });
             }
         }
         slow
@@ -262,11 +309,6 @@ impl FlowControl {
     /// Whether a broker has acknowledged a record of this topic within the last `time`.
     pub(crate) fn flows_to(&self, topic: &str, time: Duration) -> bool {
         self.topics.get(topic).is_some_and(|range| self.any_flows(range, time))
-    }
-
-    /// Whether one has acknowledged a record of another topic.
-    pub(crate) fn others_flow(&self, but: &str, time: Duration) -> bool {
-        self.topics.iter().any(|(topic, range)| topic != but && self.any_flows(range, time))
     }
 
     fn any_flows(&self, range: &Range<usize>, time: Duration) -> bool {

@@ -29,7 +29,6 @@ pub(crate) struct Parked {
     pub reason: Option<String>,
 }
 
-
 /// How a retry of parked rows has ended.
 #[derive(Debug)]
 pub(crate) enum Retried {
@@ -179,8 +178,11 @@ impl Outcomes {
         self.changed.notify_one();
     }
 
-    pub(crate) fn take_set_aside(&self) -> Vec<(TypeIndex, Trouble)> {
-        std::mem::take(&mut self.lock().set_aside)
+    /// Takes at most so many of these.
+    pub(crate) fn take_set_aside(&self, count_max: usize) -> Vec<(TypeIndex, Trouble)> {
+        let mut state = self.lock();
+        let count = state.set_aside.len().min(count_max);
+        state.set_aside.drain(..count).collect()
     }
 
     pub(crate) fn fail(&self, failure: Failure) {

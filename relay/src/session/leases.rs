@@ -117,7 +117,8 @@ impl Session<'_> {
         let limits = &self.streams.config.limits;
         let held: Vec<i16> = self.lanes.iter().map(|lane| lane.lane).collect();
         let count = i64::try_from(count).unwrap_or(i64::MAX);
-        let claimed = outbox::claim_lanes(&mut self.connection, &self.streams.config.relay, limits.lease(), &held, count);
+        let claimed =
+            outbox::claim_lanes(&mut self.connection, &self.streams.config.relay, limits.lease(), &held, count);
         let claimed = in_time(limits.lease(), claimed).await?;
         if claimed.is_empty() {
             return Ok(());
@@ -215,7 +216,8 @@ impl Session<'_> {
     pub async fn leave(&mut self) -> Result<(), SessionError> {
         let numbers: Vec<i16> = self.lanes.iter().map(|lane| lane.lane).collect();
         self.release(&numbers).await?;
-        in_time(self.streams.config.limits.lease(), outbox::leave(&mut self.connection, &self.streams.config.relay)).await?;
+        in_time(self.streams.config.limits.lease(), outbox::leave(&mut self.connection, &self.streams.config.relay))
+            .await?;
         tracing::info!(relay.lanes = ?numbers, "lanes given back");
         Ok(())
     }

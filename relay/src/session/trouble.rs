@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-
 use super::sender::Work;
 use super::stream::LOOK_OF_ALL;
 use super::waiting::{Waiting, WaitingTopic};
@@ -14,8 +12,11 @@ use crate::outbox;
 use crate::outbox::waiting::CursorOfType;
 use crate::publisher::outcomes::{Cause, Failure, Outcomes, Trouble};
 
-/// How long brokers get to answer when a topic has not: if they do not either, it is not the topic.
-const BROKERS_ANSWER: Duration = Duration::from_secs(2);
+/// How long a broker gets to answer when a topic has not: if none does, it is not the topic.
+const BROKER_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Types that are set aside at once: other events wait meanwhile.
+const SET_ASIDE_MAX: usize = 20;
 
 /// Characters of a reason that are kept.
 const REASON_CHARS_MAX: usize = 500;
@@ -23,8 +24,12 @@ const REASON_CHARS_MAX: usize = 500;
 impl Session<'_> {
     /// Lets types wait of which the stream's sender says that their topic takes nothing, and of which nothing is in flight.
     pub(super) async fn set_aside_types(&mut self) -> Result<(), SessionError> {
-        for (type_index, trouble) in self.main.outcomes.take_set_aside() {
-            self.ask_brokers(&trouble).await?;
+        let found = self.main.outcomes.take_set_aside(SET_ASIDE_MAX);
+        let silent = found.iter().map(|(_, trouble)| trouble).find(|of| matches!(of.cause, Cause::TimedOut(_)));
+        if let Some(trouble) = silent {
+            self.ask_brokers(trouble).await?;
+        }
+        for (type_index, trouble) in found {
             self.set_aside(&[type_index], &trouble).await?;
         }
         Ok(())
@@ -57,7 +62,7 @@ impl Session<'_> {
             let types = self.types_of_topic(&trouble.topic);
             self.set_aside(&types, trouble).await?;
             for (_, waiting) in self.waiting.iter_mut().filter(|(of, _)| types.contains(of)) {
-                waiting.look_into(&trouble.cause, &suspects);
+                waiting.suspect(&trouble.cause, &suspects);
             }
         }
         self.lanes.restart();
@@ -73,14 +78,15 @@ impl Session<'_> {
     /// A topic of which nothing was heard may be well, and all brokers away: then nothing waits for the topic, and all begins again.
     async fn ask_brokers(&self, trouble: &Trouble) -> Result<(), SessionError> {
         let Cause::TimedOut(why) = &trouble.cause else { return Ok(()) };
-        match tokio::time::timeout(BROKERS_ANSWER, self.streams.topics.look(&trouble.topic)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(SessionError::Delivery(error)),
-            Err(_) => {
-                tracing::debug!(messaging.destination.name = trouble.topic, why, "no broker answers");
-                Err(SessionError::Delivery(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut)))
-            }
+        let mut answer = self.streams.topics.leaderless(&trouble.topic, BROKER_ANSWERS).await;
+        if answer.is_err() {
+            // It may have been the one broker that is in trouble, and another one answers.
+            answer = self.streams.topics.leaderless(&trouble.topic, BROKER_ANSWERS).await;
         }
+        answer.map(drop).map_err(|error| {
+            tracing::debug!(messaging.destination.name = trouble.topic, why, "no broker answers");
+            SessionError::Delivery(error)
+        })
     }
 
     /// Lets these types wait in all lanes, and writes so into Postgres.
@@ -99,8 +105,7 @@ impl Session<'_> {
             if cursors.is_empty() {
                 continue;
             }
-            let held =
-                outbox::waiting::begin_waiting(&mut self.connection, &cursors, &trouble.topic, &reason);
+            let held = outbox::waiting::begin_waiting(&mut self.connection, &cursors, &trouble.topic, &reason);
             let held = in_time(self.streams.config.limits.lease(), held).await?;
             if let Some(lost) = cursors.iter().find(|cursor| !held.contains(&cursor.lane)) {
                 return Err(SessionError::LaneLost(lost.lane));

@@ -115,12 +115,10 @@ impl Waiting {
         }
     }
 
-    /// Why it waits decides what the first try looks like, and when it is.
-    pub(super) fn look_into(&mut self, cause: &Cause, suspects: &[(i16, i64)]) {
-        match cause {
-            Cause::Refused => self.constraints.suspects.extend(suspects),
-            Cause::Unconfirmed => {}
-            Cause::TimedOut(_) | Cause::Unavailable(_) => self.next_try = Instant::now() + self.backoff.random_delay(),
+    /// If a broker has refused a batch, the next try finds out for which of these rows.
+    pub(super) fn suspect(&mut self, cause: &Cause, rows: &[(i16, i64)]) {
+        if matches!(cause, Cause::Refused) {
+            self.constraints.suspects.extend(rows);
         }
     }
 
@@ -154,7 +152,8 @@ impl Waiting {
     /// Ends the try when it has failed, or has found out which of its suspects are refused.
     fn end_try_if_over(&mut self, outcomes: &Outcomes) {
         let State::Trying(attempt) = &self.state else { return };
-        let set_aside: Vec<Trouble> = outcomes.take_set_aside().into_iter().map(|(_, trouble)| trouble).collect();
+        let set_aside: Vec<Trouble> =
+            outcomes.take_set_aside(usize::MAX).into_iter().map(|(_, trouble)| trouble).collect();
         let failure = outcomes.failure().or_else(|| (!set_aside.is_empty()).then_some(Failure::Topics(set_aside)));
         let is_careful = !self.constraints.suspects.is_empty();
         let is_cleared = is_careful && (outcomes.is_clear() || attempt.begun.elapsed() > SUSPICION_MAX);
@@ -171,9 +170,12 @@ impl Waiting {
             None => self.constraints.suspects.clear(),
             Some(Failure::SmallerBatches(bytes)) => self.constraints.shrink_batches(bytes),
             Some(Failure::Topics(troubles)) => {
+                let suspects: Vec<_> = refused.iter().filter_map(|ticket| self.lanes.row_of(*ticket)).collect();
                 for Trouble { cause, .. } in troubles {
-                    let suspects: Vec<_> = refused.iter().filter_map(|ticket| self.lanes.row_of(*ticket)).collect();
-                    self.look_into(&cause, &suspects);
+                    self.suspect(&cause, &suspects);
+                    if matches!(cause, Cause::TimedOut(_) | Cause::Unavailable(_)) {
+                        self.next_try = Instant::now() + self.backoff.random_delay();
+                    }
                 }
             }
             Some(Failure::Kafka(_)) => self.next_try = Instant::now() + self.backoff.random_delay(),
@@ -363,8 +365,7 @@ impl Session<'_> {
         let complete = in_time(limit, read).await?;
         batch.read_at = Some(spans::now());
         batch.number_types(&mut self.types);
-        batch.tickets =
-            waiting.lanes.accept(&parts, batch.keys(), usize::try_from(lane_rows).unwrap_or(1), complete);
+        batch.tickets = waiting.lanes.accept(&parts, batch.keys(), usize::try_from(lane_rows).unwrap_or(1), complete);
         waiting.unsettled = true;
         if batch.is_empty() {
             attempt.stream.pipe.give_back(batch);
@@ -409,7 +410,10 @@ impl Session<'_> {
             reason = waiting.topic.reason,
             "a topic takes records again: what waited is published, and its events flow with all others"
         );
-        self.flowed.insert(type_index, Flowed { at: Instant::now(), backoff: waiting.backoff, constraints: waiting.constraints.clone() });
+        self.flowed.insert(
+            type_index,
+            Flowed { at: Instant::now(), backoff: waiting.backoff, constraints: waiting.constraints.clone() },
+        );
         self.ending.extend(waiting.close());
         Ok(())
     }

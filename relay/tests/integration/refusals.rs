@@ -182,10 +182,8 @@ async fn a_topic_that_is_denied_for_a_while_parks_nothing_and_flows_again_in_ord
     all_settled(&fixture).await;
     assert_eq!(parked(&fixture).await, []);
     eventually("no type waits any more", async || {
-        let waiting: i64 = sqlx::query_scalar("SELECT count(*) FROM relay_waiting")
-            .fetch_one(&fixture.database.pool)
-            .await
-            .unwrap();
+        let waiting: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM relay_waiting").fetch_one(&fixture.database.pool).await.unwrap();
         (waiting == 0).then_some(())
     })
     .await;

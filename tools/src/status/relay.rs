@@ -247,8 +247,16 @@ mod tests {
             reason: "has no leader".to_owned(),
             age_secs,
         };
-        let topics = waiting_topics(vec![of(1, "a", "t", 9.0), of(2, "a", "t", 9.0), of(1, "b", "t", 5.0), of(1, "c", "u", 1.0)]);
-        let found: Vec<_> = topics.iter().map(|topic| (topic.topic.as_str(), topic.aggregate_types.join(","), topic.age_secs)).collect();
+        let topics = waiting_topics(vec![
+            of(1, "a", "t", 9.0),
+            of(2, "a", "t", 9.0),
+            of(1, "b", "t", 5.0),
+            of(1, "c", "u", 1.0),
+        ]);
+        let found: Vec<_> = topics
+            .iter()
+            .map(|topic| (topic.topic.as_str(), topic.aggregate_types.join(","), topic.age_secs))
+            .collect();
         assert_eq!(found, [("t", "a,b".to_owned(), 9.0), ("u", "c".to_owned(), 1.0)]);
     }
 

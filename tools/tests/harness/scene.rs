@@ -24,6 +24,21 @@ pub(crate) struct Scene {
     pub(crate) broker: Broker,
 }
 
+/// Of a test that fails, what the relay said last.
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let log = std::fs::read_to_string(self.surroundings.logs.join("relay.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        eprintln!(
+            "the relay's last lines:\n{}",
+            lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n")
+        );
+    }
+}
+
 impl Scene {
     pub(crate) async fn start(test: &str, options: &BrokerOptions) -> Result<Self> {
         let supply = supply()?;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender as ChannelSender;
 use std::time::{Duration, Instant, SystemTime};
 
-use shared::kafka::TopicState;
 use shared::spans;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -20,7 +19,7 @@ use crate::batch::{Batch, Event};
 use crate::lanes::{RowKey, Ticket, TypeIndex};
 use crate::publisher::SendError;
 use crate::publisher::destinations::{self, Destination};
-use crate::publisher::flow::FlowControl;
+use crate::publisher::flow::{FlowControl, Slow};
 use crate::publisher::outcomes::{Cause, Failure, Outcomes, Parked, Trouble};
 use crate::publisher::spans::{Origin, PublishSpan};
 use crate::routes::Routes;
@@ -35,10 +34,16 @@ const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const LOOK_FOR_TROUBLE: Duration = Duration::from_millis(50);
 
 /// Between two questions to the brokers about a topic that is slow.
-const CHECK_AGAIN: Duration = Duration::from_secs(1);
+const CHECK_AGAIN: Duration = Duration::from_millis(600);
 
-/// Another topic flows if a broker has acknowledged a record of it within this time.
-const OTHERS_FLOW: Duration = Duration::from_millis(250);
+/// How long a broker may take to answer such a question.
+const CHECK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// For so long a broker that throttles may answer nobody on a connection, with no more in flight than the window allows.
+const THROTTLED: Duration = Duration::from_millis(2_250);
+
+/// Other topics flow if so many acknowledgements come in a second.
+const OTHERS_FLOW_PER_SECOND: f64 = 5.0;
 
 /// How long the other topics' records get to be acknowledged before the producer is given up for one topic.
 const OTHERS_END: Duration = Duration::from_millis(300);
@@ -462,30 +467,46 @@ impl Feeder {
     /// A topic that has acknowledged nothing for long, while brokers answer: the producer is given up for it once the other topics'
     /// records are acknowledged.
     fn look_for_slow_topics(&mut self, now: Instant) -> Result<(), Stop> {
-        let slow = self.sender.control.slow_topics(self.sender.slow);
         let mut in_trouble = Vec::new();
-        for (topic, time) in slow {
-            let answer = self.checked.get(&topic).and_then(|checked| {
+        for slow in self.sender.control.slow_topics(self.sender.slow) {
+            let answer = self.checked.get(&slow.topic).and_then(|checked| {
                 // What was said before the record was sent says nothing.
-                checked.leaderless.filter(|_| now.saturating_duration_since(checked.at) < time)
+                checked.leaderless.filter(|_| now.saturating_duration_since(checked.at) < slow.time)
             });
             match answer {
                 // Some of its partitions flow. What is slow is given up by the producer in the end.
-                Some(0) if self.sender.control.flows_to(&topic, self.sender.slow) => {}
-                // With nothing else to compare it to, all may be slow for a moment.
-                Some(0) if time < self.sender.slow * 2 && !self.sender.control.others_flow(&topic, OTHERS_FLOW) => {}
-                Some(0) => in_trouble.push((topic, time, "its brokers have not acknowledged a record in time".to_owned())),
-                Some(count) => in_trouble.push((topic, time, format!("{count} of its partitions have no leader"))),
-                None => self.check(topic, now),
+                Some(0) if self.sender.control.flows_to(&slow.topic, THROTTLED) => {}
+                Some(0) if slow.time < self.patience(&slow) => {}
+                Some(0) => {
+                    in_trouble.push((slow.topic, "its brokers have not acknowledged a record in time".to_owned()))
+                }
+                Some(count) => in_trouble.push((slow.topic, format!("{count} of its partitions have no leader"))),
+                None => self.check(slow.topic, now),
             }
         }
         if in_trouble.is_empty() {
             return Ok(());
         }
-        let topics: Vec<&str> = in_trouble.iter().map(|(topic, ..)| topic.as_str()).collect();
+        let topics: Vec<&str> = in_trouble.iter().map(|(topic, _)| topic.as_str()).collect();
         self.let_others_end(&topics);
-        let troubles = in_trouble.into_iter().map(|(topic, _, why)| Trouble { topic, cause: Cause::Unavailable(why) });
+        let troubles = in_trouble.into_iter().map(|(topic, why)| Trouble { topic, cause: Cause::Unavailable(why) });
         Err(Stop::Failed(Failure::Topics(troubles.collect())))
+    }
+
+    /// How long a topic may be silent.
+    ///
+    /// While others flow, not for long. With no word from any broker, longer than one that throttles is silent. One that throttles then
+    /// answers a request a second.
+    fn patience(&self, slow: &Slow) -> Duration {
+        let per_second = f64::from(slow.others) / slow.time.as_secs_f64();
+        let factor = if per_second >= OTHERS_FLOW_PER_SECOND {
+            1
+        } else if slow.silence > THROTTLED {
+            5
+        } else {
+            8
+        };
+        self.sender.slow * factor
     }
 
     /// Asks the brokers about a topic that is slow.
@@ -498,11 +519,7 @@ impl Feeder {
         while self.looks.try_join_next().is_some() {}
         self.looks.spawn_on(
             async move {
-                let leaderless = match topics.look(&topic).await {
-                    Ok(TopicState::There { leaderless, .. }) => leaderless,
-                    Ok(TopicState::Missing | TopicState::Refused(_)) => 1,
-                    Err(_) => return,
-                };
+                let Ok(leaderless) = topics.leaderless(&topic, CHECK_PATIENCE).await else { return };
                 let _ = work.send(Work::Checked { topic, leaderless });
             },
             &self.handle,

@@ -161,7 +161,14 @@ impl Database {
         let version = self.versions[aggregate] + i64::try_from(own).expect("few rows") + 1;
         let id = i64::try_from(self.rows.len()).expect("few rows") + 1;
         let txid = transaction.txid.expect("who has locked something has an id");
-        let key = RowKey { id, txid, lane: lane_of(aggregate), occurred_us: 0, type_index: TypeIndex::default(), key_hash: hash_of(aggregate) };
+        let key = RowKey {
+            id,
+            txid,
+            lane: lane_of(aggregate),
+            occurred_us: 0,
+            type_index: TypeIndex::default(),
+            key_hash: hash_of(aggregate),
+        };
         self.rows.push(Row { key, aggregate, version, refusal, undone: false });
         self.running[number].ids.push(id);
         id
