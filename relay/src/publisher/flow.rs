@@ -289,7 +289,7 @@ impl FlowControl {
                 let Some(sent) = self.sent.get_mut(flow) else { continue };
                 match sent.probe {
                     Some((number, sent_ms)) if acknowledged < number => {
-                        longest = longest.max(now.saturating_sub(sent_ms))
+                        longest = longest.max(now.saturating_sub(sent_ms));
                     }
                     // What was sent after it may be in flight: it is as old as this look at the most.
                     _ => sent.probe = (sent.records > acknowledged).then_some((sent.records, now)),

@@ -478,7 +478,7 @@ impl Feeder {
                 Some(0) if self.sender.control.flows_to(&slow.topic, THROTTLED) => {}
                 Some(0) if slow.time < self.patience(&slow) => {}
                 Some(0) => {
-                    in_trouble.push((slow.topic, "its brokers have not acknowledged a record in time".to_owned()))
+                    in_trouble.push((slow.topic, "its brokers have not acknowledged a record in time".to_owned()));
                 }
                 Some(count) => in_trouble.push((slow.topic, format!("{count} of its partitions have no leader"))),
                 None => self.check(slow.topic, now),
