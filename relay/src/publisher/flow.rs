@@ -27,10 +27,10 @@ const REST: Duration = Duration::from_millis(500);
 /// Bytes that may be in flight: at first, at the least, and at the most.
 ///
 /// A broker that throttles lets ten seconds' worth of bytes pass and is then silent for as long as what is beyond that would have taken. So
-/// what is in flight at that moment must be little. A megabyte is what brokers take in some ten milliseconds.
+/// what is in flight at that moment must be little. Two megabytes are what brokers take in some ten milliseconds.
 pub(crate) const WINDOW_FIRST: u64 = 512 * 1024;
 const WINDOW_MIN: u64 = 32 * 1024;
-const WINDOW_MAX: u64 = 1024 * 1024;
+const WINDOW_MAX: u64 = 2 * 1024 * 1024;
 
 /// Looks that are remembered: one each 50 ms, so some seconds.
 const MOMENTS_KEPT: usize = 120;

@@ -117,7 +117,7 @@ async fn temporary_bytes(fixture: &Fixture) -> i64 {
 async fn publish_a_bulk(test: &str, rows: i64, bytes: i64) {
     let fixture = Arc::new(Fixture::new(test).await);
     let bulk = Bulk::begin(&fixture, "b", rows, bytes).await;
-    let relay = fixture.relay(&[("RELAY_LEASE_MS", "10000")]);
+    let relay = fixture.process(&[("RELAY_LEASE_MS", "10000")]);
     let writer = Writer::start(&fixture);
     // Each lane has read beyond the bulk's rows.
     eventually("the lanes are beyond the bulk", async || {
@@ -154,7 +154,7 @@ async fn publish_a_bulk(test: &str, rows: i64, bytes: i64) {
     assert!(meanwhile >= 20, "only {meanwhile} fresh events were published while the bulk was");
     assert!(p99 < 1_000, "p99 {p99} ms");
     all_settled(&fixture).await;
-    relay.stop().await;
+    drop(relay);
     assert_no_repeats(&fixture.published(all).await);
     assert_eq!(temporary_bytes(&fixture).await, 0, "bytes of temporary files");
 }

@@ -218,6 +218,15 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // Of a test that fails, what the relay said last.
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!(
+                "the relay's last lines:\n{}",
+                lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n")
+            );
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
