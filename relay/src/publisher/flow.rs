@@ -141,6 +141,8 @@ pub(crate) struct FlowControl {
     long: Duration,
     /// By time, in how many milliseconds acknowledgements had come until then.
     moments: VecDeque<(u32, u32)>,
+    /// One record at a time goes to each partition.
+    one_at_a_time: bool,
 }
 
 impl FlowControl {
@@ -154,7 +156,15 @@ impl FlowControl {
             shrunk_at_ms: 0,
             long: message_timeout / LONG,
             moments: VecDeque::new(),
+            one_at_a_time: false,
         }
+    }
+
+    /// For a producer that goes on after a refused record. librdkafka does so under a new producer id, which no broker knows: then each
+    /// record has to introduce it.
+    pub(crate) const fn one_at_a_time(mut self, one_at_a_time: bool) -> Self {
+        self.one_at_a_time = one_at_a_time;
+        self
     }
 
     /// What the thread that hears outcomes writes to.
@@ -196,7 +206,7 @@ impl FlowControl {
             }
             return true;
         }
-        acknowledged >= sent.introduced_with
+        !self.one_at_a_time && acknowledged >= sent.introduced_with
     }
 
     /// Whether so many bytes more may be in flight.
@@ -227,6 +237,14 @@ impl FlowControl {
             }
             Some(_) => {}
         }
+    }
+
+    /// The last record that was handed over was sent alone, and a broker has refused it: it is in flight no more.
+    pub(crate) fn refused(&mut self, flow: usize, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
+        let Some(sent) = self.sent.get_mut(flow) else { return };
+        sent.records = sent.records.saturating_sub(1);
+        sent.probe = sent.probe.filter(|(number, _)| *number <= sent.records);
     }
 
     /// An acknowledgement took so long. One that comes after the window was shrunk, but was sent before, says nothing new.
@@ -354,6 +372,25 @@ mod tests {
         assert!(control.is_open(flow));
         control.sent(flow, 10);
         assert!(!control.is_open(flow), "the broker may have forgotten it");
+    }
+
+    #[test]
+    fn a_record_that_is_refused_alone_is_in_flight_no_more() {
+        let mut control = FlowControl::new(Duration::from_secs(5), WINDOW_FIRST).one_at_a_time(true);
+        let flow = control.of_topic("t", 1).start;
+        assert!(control.is_open(flow));
+        control.sent(flow, 10);
+        assert!(!control.is_open(flow));
+        control.refused(flow, 10);
+        assert!(control.is_open(flow) && control.is_idle(control.all()));
+        assert_eq!(control.bytes_in_flight(), 0);
+        assert!(control.slow_topics(Duration::ZERO).is_empty(), "nothing of it is waited for");
+        for offset in 0..3 {
+            control.sent(flow, 10);
+            assert!(!control.is_open(flow), "the producer has a new id");
+            assert!(control.flows().acknowledge(flow, offset, 10));
+            assert!(control.is_open(flow));
+        }
     }
 
     #[test]

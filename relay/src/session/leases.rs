@@ -135,6 +135,7 @@ impl Session<'_> {
             self.lanes.insert(held_lane(lane)?);
         }
         self.take_waiting(&numbers).await?;
+        self.join_waiting(&numbers).await?;
         tracing::info!(relay.lanes = ?numbers, "lanes taken");
         Ok(())
     }

@@ -229,10 +229,10 @@ impl Run {
                 return done;
             }
             Work::Retry(type_index, rows) => return self.feeder.retry(type_index, &rows),
+            Work::Routes(routes) => return self.feeder.reroute(routes),
             Work::Looked(looked) => return self.feeder.looked(looked),
             Work::Checked { topic, leaderless } => self.feeder.checked(topic, leaderless),
             Work::Resume(type_index) => self.feeder.resume(type_index),
-            Work::Routes(routes) => self.feeder.reroute(routes),
             Work::Lane(lane, keys) => self.feeder.take_lane(lane, keys),
             Work::Parked(lane, keys) => self.feeder.add_parked(lane, keys),
             Work::Unpark(lane, key) => self.feeder.unpark(lane, &key),

@@ -81,7 +81,8 @@ impl Streams<'_> {
     /// Makes a producer, which connects by itself, and starts its thread.
     pub(super) fn start(&self, constraints: &PublishConstraints, look_max: Duration) -> Result<Stream, SessionError> {
         let limits = &self.config.limits;
-        let control = FlowControl::new(limits.message_timeout(), constraints.window);
+        let control = FlowControl::new(limits.message_timeout(), constraints.window)
+            .one_at_a_time(!constraints.suspects.is_empty());
         let (outcomes, lease, flows) = (Arc::new(Outcomes::default()), Arc::new(Lease::new()), control.flows());
         lease.extend(self.lease_until);
         let listener = Listener { outcomes: Arc::clone(&outcomes), flows: Arc::clone(&flows) };

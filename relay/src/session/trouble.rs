@@ -92,48 +92,74 @@ impl Session<'_> {
     /// Lets these types wait in all lanes, and writes so into Postgres.
     async fn set_aside(&mut self, types: &[TypeIndex], trouble: &Trouble) -> Result<(), SessionError> {
         let reason: String = trouble.reason().chars().take(REASON_CHARS_MAX).collect();
+        let topic = WaitingTopic { name: trouble.topic.clone(), reason };
+        let lanes: Vec<i16> = self.lanes.iter().map(|lane| lane.lane).collect();
         let mut begun = Vec::new();
         for type_index in types {
-            let of_lane = |lane: &HeldLane| CursorOfType {
-                lane: lane.lane,
-                token: lane.token,
-                aggregate_type: self.types.name(*type_index),
-                cursor: lane.progress.cursor_of(*type_index),
-            };
-            let lanes = self.lanes.iter().filter(|lane| !lane.waiting.contains(type_index));
-            let cursors: Vec<CursorOfType<'_>> = lanes.map(of_lane).collect();
-            if cursors.is_empty() {
-                continue;
+            if self.wait_in(*type_index, &lanes, &topic).await? {
+                begun.push(*type_index);
             }
-            let held = outbox::waiting::begin_waiting(&mut self.connection, &cursors, &trouble.topic, &reason);
-            let held = in_time(self.streams.config.limits.lease(), held).await?;
-            if let Some(lost) = cursors.iter().find(|cursor| !held.contains(&cursor.lane)) {
-                return Err(SessionError::LaneLost(lost.lane));
-            }
-            let cursors: Vec<_> = cursors.into_iter().map(|of| (of.lane, of.cursor)).collect();
-            let topic = WaitingTopic { name: trouble.topic.clone(), reason: reason.clone() };
-            let before = self.flowed.remove(type_index);
-            let waiting = self.waiting.entry(*type_index).or_insert_with(|| Waiting::new(topic, before));
-            for (number, cursor) in cursors {
-                waiting.lanes.insert(number, cursor);
-                if let Some(lane) = self.lanes.get_mut(crate::lanes::index(number)) {
-                    lane.waiting.push(*type_index);
-                    lane.progress.set_aside(*type_index);
-                }
-            }
-            begun.push(self.types.name(*type_index));
         }
         self.unsettled = true;
         if !begun.is_empty() {
+            let begun: Vec<&str> = begun.into_iter().map(|type_index| self.types.name(type_index)).collect();
             tracing::warn!(
-                messaging.destination.name = trouble.topic,
-                reason,
+                messaging.destination.name = topic.name,
+                reason = topic.reason,
                 types = ?begun.get(..20).unwrap_or(&begun),
                 count = begun.len(),
                 "a topic takes no records: its events wait, all others go on"
             );
         }
         Ok(())
+    }
+
+    /// Lets the types that wait in other lanes wait in lanes that were just taken, too. The sender has closed the way to their topics: it
+    /// would throw their events away, and the lanes would never get past them.
+    pub(super) async fn join_waiting(&mut self, lanes: &[i16]) -> Result<(), SessionError> {
+        let waiting = self.waiting.iter().map(|(type_index, waiting)| (*type_index, waiting.topic().clone()));
+        for (type_index, topic) in waiting.collect::<Vec<_>>() {
+            self.wait_in(type_index, lanes, &topic).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets a type wait in those of these lanes in which it flows, and writes so into Postgres. Returns whether there are any.
+    async fn wait_in(
+        &mut self,
+        type_index: TypeIndex,
+        lanes: &[i16],
+        topic: &WaitingTopic,
+    ) -> Result<bool, SessionError> {
+        let of_lane = |lane: &HeldLane| CursorOfType {
+            lane: lane.lane,
+            token: lane.token,
+            aggregate_type: self.types.name(type_index),
+            cursor: lane.progress.cursor_of(type_index),
+        };
+        let flows = |lane: &&HeldLane| lanes.contains(&lane.lane) && !lane.waiting.contains(&type_index);
+        let cursors: Vec<CursorOfType<'_>> = self.lanes.iter().filter(flows).map(of_lane).collect();
+        if cursors.is_empty() {
+            return Ok(false);
+        }
+        let held = outbox::waiting::begin_waiting(&mut self.connection, &cursors, &topic.name, &topic.reason);
+        let held = in_time(self.streams.config.limits.lease(), held).await?;
+        if let Some(lost) = cursors.iter().find(|cursor| !held.contains(&cursor.lane)) {
+            return Err(SessionError::LaneLost(lost.lane));
+        }
+        let cursors: Vec<_> = cursors.into_iter().map(|of| (of.lane, of.cursor)).collect();
+        let numbers: Vec<i16> = cursors.iter().map(|(lane, _)| *lane).collect();
+        let before = self.flowed.remove(&type_index);
+        let waiting = self.waiting.entry(type_index).or_insert_with(|| Waiting::new(topic.clone(), before));
+        for (number, cursor) in cursors {
+            waiting.lanes.insert(number, cursor);
+            if let Some(lane) = self.lanes.get_mut(crate::lanes::index(number)) {
+                lane.waiting.push(type_index);
+                lane.progress.set_aside(type_index);
+            }
+        }
+        self.tell_try(type_index, &numbers).await?;
+        Ok(true)
     }
 
     /// Keys that are parked, for a stream that has just begun.

@@ -128,6 +128,11 @@ impl Waiting {
         }
     }
 
+    /// The topic for which it waits.
+    pub(super) const fn topic(&self) -> &WaitingTopic {
+        &self.topic
+    }
+
     /// Ends what is under way.
     pub(super) fn close(self) -> Option<Ending> {
         match self.state {
@@ -194,13 +199,28 @@ impl Session<'_> {
     pub(super) async fn take_waiting(&mut self, lanes: &[i16]) -> Result<(), SessionError> {
         let rows = outbox::waiting::waiting_types(&mut self.connection, lanes);
         for row in in_time(self.streams.config.limits.lease(), rows).await? {
-            let type_index = self.types.index(&row.aggregate_type);
+            let (type_index, lane) = (self.types.index(&row.aggregate_type), row.lane);
             let seen = row.seen.map(Snapshot::parse).transpose()?.map(Arc::new);
             let topic = WaitingTopic { name: row.topic, reason: row.reason };
             let waiting = self.waiting.entry(type_index).or_insert_with(|| Waiting::new(topic, None));
             waiting.lanes.insert(row.lane, Cursor { position: row.position, seen });
             if let Some(lane) = self.lanes.get_mut(index(row.lane)) {
                 lane.waiting.push(type_index);
+            }
+            self.tell_try(type_index, &[lane]).await?;
+        }
+        Ok(())
+    }
+
+    /// The sender of a type that is being tried has to know the parked keys of a lane before it sees the lane's first events.
+    pub(super) async fn tell_try(&mut self, type_index: TypeIndex, lanes: &[i16]) -> Result<(), SessionError> {
+        let is_trying = |waiting: &Waiting| matches!(waiting.state, State::Trying(_));
+        if !self.waiting.get(&type_index).is_some_and(is_trying) {
+            return Ok(());
+        }
+        for (lane, keys) in self.parked_keys(lanes).await? {
+            if let Some(Waiting { state: State::Trying(attempt), .. }) = self.waiting.get(&type_index) {
+                attempt.stream.pipe.send(Work::Lane(lane, keys));
             }
         }
         Ok(())
@@ -306,16 +326,16 @@ impl Session<'_> {
             let Some(waiting) = self.waiting.get(&type_index) else { continue };
             let lanes: Vec<i16> = waiting.lanes.cursors().map(|(lane, _)| lane).collect();
             if lanes.is_empty() {
+                // All of its lanes are other relays' now. A lane that is taken later is read for this type, too.
                 self.waiting.remove(&type_index);
+                self.main.pipe.send(Work::Resume(type_index));
                 continue;
             }
             let stream = self.streams.start(&waiting.constraints, LOOK_OF_ONE)?;
-            for (lane, keys) in self.parked_keys(&lanes).await? {
-                stream.pipe.send(Work::Lane(lane, keys));
-            }
             if let Some(waiting) = self.waiting.get_mut(&type_index) {
                 waiting.state = State::Trying(Try { stream, begun: now, flows: false });
             }
+            self.tell_try(type_index, &lanes).await?;
         }
         Ok(())
     }
@@ -327,6 +347,10 @@ impl Session<'_> {
         self.read_waiting_part(type_index, &own).await?;
         let Some(waiting) = self.waiting.get_mut(&type_index) else { return Ok(()) };
         if self.lanes.is_amid_read() || !matches!(waiting.state, State::Trying(_)) || !waiting.lanes.is_level(&own) {
+            return Ok(());
+        }
+        if !waiting.constraints.suspects.is_empty() {
+            // They are still to be looked into: the stream of all events would meet the same refusal again.
             return Ok(());
         }
         if waiting.lanes.in_flight() == 0 {

@@ -128,7 +128,9 @@ impl Feeder {
 
     /// Sends an event, or holds it back.
     fn offer(&mut self, row: RowKey, ticket: Ticket, event: &Event<'_>, read_at: SystemTime) -> Result<(), Stop> {
-        if let Some(reason) = event.unpublishable() {
+        if let Some(reason) = event.unpublishable()
+            && !self.is_behind_others(row.type_index, event)
+        {
             self.refuse(row, ticket, event, reason.to_owned());
             return Ok(());
         }
@@ -158,6 +160,14 @@ impl Feeder {
         }
     }
 
+    /// Whether earlier events of its key may be held back. It must not park the key ahead of them.
+    fn is_behind_others(&self, type_index: TypeIndex, event: &Event<'_>) -> bool {
+        match self.open(type_index) {
+            Some(to) => self.by_flow.waits_for(FlowControl::of_key(&to.flows, event.aggregate_id)),
+            None => self.by_type.waits_for(type_index),
+        }
+    }
+
     /// Sends an event whose partition is open, unless its key is parked.
     fn dispatch(
         &mut self,
@@ -169,6 +179,10 @@ impl Feeder {
     ) -> Result<(), Stop> {
         if self.is_parked(row.lane, event) {
             self.sender.outcomes.park(Parked { ticket, id: row.id, reason: None });
+            return Ok(());
+        }
+        if let Some(reason) = event.unpublishable() {
+            self.refuse(row, ticket, event, reason.to_owned());
             return Ok(());
         }
         let suspects = &mut self.sender.suspects;
@@ -291,6 +305,9 @@ impl Feeder {
             return Ok(None);
         }
         let outcome = self.sender.outcomes.outcome_alone().ok_or(Stop::Closed)?;
+        if outcome.is_err() {
+            self.sender.control.refused(flow, bytes);
+        }
         Ok(outcome.err().map(|code| format!("a broker said: {code}")))
     }
 
@@ -425,18 +442,27 @@ impl Feeder {
         self.sender.outcomes.set_aside(type_index, trouble);
     }
 
-    /// A type waits no more.
+    /// A type waits no more. If it waited in other lanes only, it is open, and events of it may be held back.
     pub(super) fn resume(&mut self, type_index: TypeIndex) {
-        self.set_route(type_index, Route::Unknown);
+        if matches!(self.routes.get(type_index.place()), Some(Route::Closed)) {
+            self.set_route(type_index, Route::Unknown);
+        }
     }
 
-    pub(super) fn reroute(&mut self, routes: Routes) {
+    pub(super) fn reroute(&mut self, routes: Routes) -> Result<(), Stop> {
         if !self.sender.destinations.reroute(routes) {
-            return;
+            return Ok(());
         }
         for route in self.routes.iter_mut().filter(|route| !matches!(route, Route::Closed | Route::Asked(_))) {
             *route = Route::Unknown;
         }
+        // What is held back for a partition has no open topic any more: it is looked for again, ahead of what comes later.
+        for flow in self.by_flow.keys() {
+            while let Some(held) = self.by_flow.pop(flow) {
+                self.offer(held.row, held.ticket, &held.event(), held.read_at)?;
+            }
+        }
+        Ok(())
     }
 
     fn look_for_trouble_if_due(&mut self, now: Instant) -> Result<(), Stop> {

@@ -1,11 +1,12 @@
 //! What must hold at the end of a history, and one thing that must hold always.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 
 use super::broker::Written;
 use super::database::{AGGREGATES, Refusal, Row, lane_of};
 use super::ground::Ground;
 use super::lanes_table::ParkedRow;
+use super::repeats::{came_again, repeats_have_a_cause};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Violation {
@@ -42,9 +43,10 @@ pub fn all(ground: &Ground) -> Result<(), Violation> {
         assert_eq!(versions, expected, "the model's writers keep to the append rule");
         // The first event that is refused parks the aggregate.
         let refused = rows.iter().position(|row| row.refusal != Refusal::Nobody).unwrap_or(rows.len());
-        in_order(&ground.log, aggregate, refused)?;
         let parked = parked(ground, aggregate, rows, refused)?;
+        // First, since what is lost is missing in the order, too.
         complete(&ground.log, aggregate, parked)?;
+        in_order(&ground.log, aggregate, refused)?;
     }
     repeats_have_a_cause(ground)
 }
@@ -91,7 +93,10 @@ fn parked(ground: &Ground, aggregate: usize, rows: &[Row], refused: usize) -> Re
     let parked: Vec<ParkedRow> =
         ground.table.parked.values().filter(|row| row.aggregate == aggregate).copied().collect();
     let begin = rows.len().saturating_sub(parked.len());
-    let disturbed = || ground.disturbed.iter().any(|(lane, _)| *lane == lane_of(aggregate));
+    let disturbed = || {
+        ground.disturbed.iter().any(|(lane, _)| *lane == lane_of(aggregate))
+            || came_again(ground, &rows[begin]).next().is_some()
+    };
     let all = parked.iter().map(|row| row.version).eq(rows.iter().skip(begin).map(|row| row.version));
     let cause: Vec<usize> = (begin..rows.len()).filter(|place| parked[place - begin].refused).collect();
     let caused = match cause[..] {
@@ -101,24 +106,4 @@ fn parked(ground: &Ground, aggregate: usize, rows: &[Row], refused: usize) -> Re
         _ => false,
     };
     if all && caused { Ok(begin) } else { Err(Violation::Parked(format!("of {aggregate}: {parked:?} of {rows:?}"))) }
-}
-
-/// Between two records of one event, some hold of the lane ended in a crash, a lost lease or an unknown outcome.
-fn repeats_have_a_cause(ground: &Ground) -> Result<(), Violation> {
-    let mut tokens: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-    let mut lanes = HashMap::new();
-    for written in &ground.log {
-        tokens.entry(written.row.key.id).or_default().push(written.token);
-        lanes.insert(written.row.key.id, written.row.key.lane);
-    }
-    for (id, mut tokens) in tokens {
-        tokens.sort_unstable();
-        for pair in tokens.windows(2) {
-            let caused = (pair[0]..pair[1]).any(|token| ground.disturbed.contains(&(lanes[&id], token)));
-            if !caused {
-                return Err(Violation::Repeated(format!("id {id}, under the tokens {pair:?}")));
-            }
-        }
-    }
-    Ok(())
 }

@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 
-use relay::lanes::plan::{FindPlan, PartPlan, ReadPlan};
-use relay::lanes::{LANES, RowKey, TypeIndex, index};
+use relay::lanes::{RowKey, TypeIndex};
 
 /// Aggregates, numbered from 0.
 pub const AGGREGATES: usize = 7;
+
+/// Aggregate types, numbered from 0.
+pub const TYPES: usize = 2;
 
 /// The lanes in use, so that several aggregates share one.
 pub const LANES_USED: [i16; 3] = [0, 5, 15];
@@ -19,6 +21,11 @@ const FIRST_TXID: i64 = 100;
 /// The lane of an aggregate.
 pub fn lane_of(aggregate: usize) -> i16 {
     LANES_USED[aggregate % LANES_USED.len()]
+}
+
+/// The aggregate type of an aggregate.
+pub fn type_of(aggregate: usize) -> usize {
+    aggregate % TYPES
 }
 
 /// The hash of an aggregate's type and id.
@@ -41,7 +48,7 @@ pub struct Row {
     pub version: i64,
     pub refusal: Refusal,
     /// Its savepoint was rolled back.
-    undone: bool,
+    pub(super) undone: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,25 +70,6 @@ struct Transaction {
     held: bool,
 }
 
-/// How much one read may bring.
-#[derive(Debug, Clone, Copy)]
-pub struct ReadLimits {
-    pub late_rows: usize,
-    pub lane_rows: usize,
-    /// Rows until the bytes are used up.
-    pub rows: usize,
-}
-
-/// What a read brought.
-#[derive(Debug, Clone)]
-pub struct ReadAnswer {
-    pub snapshot: String,
-    pub rows: Vec<Row>,
-    pub late: usize,
-    pub late_cut: bool,
-    pub fresh_cut: bool,
-}
-
 #[derive(Debug)]
 pub struct Database {
     /// Every row that was ever inserted; the id of a row is its index plus one.
@@ -91,7 +79,7 @@ pub struct Database {
     latest_completed: i64,
     versions: [i64; AGGREGATES],
     /// Rows up to this id are dropped.
-    dropped: i64,
+    pub(super) dropped: i64,
 }
 
 impl Database {
@@ -161,14 +149,9 @@ impl Database {
         let version = self.versions[aggregate] + i64::try_from(own).expect("few rows") + 1;
         let id = i64::try_from(self.rows.len()).expect("few rows") + 1;
         let txid = transaction.txid.expect("who has locked something has an id");
-        let key = RowKey {
-            id,
-            txid,
-            lane: lane_of(aggregate),
-            occurred_us: 0,
-            type_index: TypeIndex::default(),
-            key_hash: hash_of(aggregate),
-        };
+        let (lane, type_index, key_hash) =
+            (lane_of(aggregate), TypeIndex::from(type_of(aggregate)), hash_of(aggregate));
+        let key = RowKey { id, txid, lane, occurred_us: 0, type_index, key_hash };
         self.rows.push(Row { key, aggregate, version, refusal, undone: false });
         self.running[number].ids.push(id);
         id
@@ -231,76 +214,6 @@ impl Database {
     /// A row as a statement would find it now.
     pub fn visible(&self, id: i64) -> Option<&Row> {
         self.row(id).filter(|row| id > self.dropped && self.is_committed(row))
-    }
-
-    /// Rows at or below the position of their lane.
-    fn below(&self, lanes: &[(i16, i64)]) -> impl Iterator<Item = &Row> {
-        let mut positions = [-1_i64; LANES];
-        for (lane, position) in lanes {
-            positions[index(*lane)] = *position;
-        }
-        let visible = self.committed().filter(|row| row.key.id > self.dropped);
-        visible.filter(move |row| row.key.id <= positions[index(row.key.lane)])
-    }
-
-    /// The rows that the plan calls late, by id.
-    fn late(&self, plan: &ReadPlan) -> impl Iterator<Item = &Row> {
-        let is_late = |txid| txid >= plan.late_from || plan.late_running.contains(&txid);
-        self.below(&plan.lanes).filter(move |row| is_late(row.key.txid))
-    }
-
-    /// What `relay/src/outbox/read.rs` asks for.
-    pub fn read(&self, plan: &ReadPlan, limits: ReadLimits) -> ReadAnswer {
-        let late: Vec<&Row> = self.late(plan).collect();
-        let late_cut = late.len() > limits.late_rows;
-        let mut answer =
-            ReadAnswer { snapshot: self.snapshot(), rows: Vec::new(), late: 0, late_cut, fresh_cut: false };
-        if late_cut {
-            return answer;
-        }
-        let fresh = plan.lanes.iter().flat_map(|(lane, position)| {
-            let visible = self.committed().filter(|row| row.key.id > self.dropped);
-            visible.filter(move |row| row.key.lane == *lane && row.key.id > *position).take(limits.lane_rows)
-        });
-        let mut of_lane = [0; LANES];
-        for (part, row) in late.into_iter().map(|row| (1, row)).chain(fresh.map(|row| (2, row))) {
-            let key_hash = if plan.with_hashes { row.key.key_hash } else { 0 };
-            answer.rows.push(Row { key: RowKey { key_hash, ..row.key }, ..*row });
-            if part == 1 {
-                answer.late += 1;
-            } else {
-                of_lane[index(row.key.lane)] += 1;
-                answer.fresh_cut |= of_lane[index(row.key.lane)] >= limits.lane_rows;
-            }
-            if answer.rows.len() >= limits.rows {
-                answer.late_cut |= part == 1;
-                answer.fresh_cut = true;
-                break;
-            }
-        }
-        answer
-    }
-
-    /// What `relay/src/outbox/detour.rs` finds: hashes of aggregates, and transactions; also of rows that have been committed since.
-    pub fn find(&self, plan: &FindPlan) -> (Vec<i64>, Vec<i64>) {
-        self.late(&plan.read).map(|row| (row.key.key_hash, row.key.txid)).unzip()
-    }
-
-    /// A part of a detour, and whether there may be more than it has brought.
-    pub fn part(&self, plan: &PartPlan, limits: ReadLimits) -> (Vec<Row>, bool) {
-        let (mut rows, rows_max): (Vec<Row>, usize) = match plan {
-            PartPlan::Late { lanes, transactions, after } => {
-                let of_part = |row: &&Row| row.key.id > *after && transactions.contains(&row.key.txid);
-                (self.below(lanes).filter(of_part).take(limits.late_rows).copied().collect(), limits.late_rows)
-            }
-            PartPlan::Held(rows) => {
-                let row = |(_, id): &(i16, i64)| *self.visible(*id).expect("no row is dropped that is not settled");
-                (rows.iter().map(row).collect(), usize::MAX)
-            }
-        };
-        rows.truncate(limits.rows);
-        let cut = rows.len() >= rows_max.min(limits.rows);
-        (rows, cut)
     }
 
     /// The rows of the oldest partition that is still there, once all of its ids are given out; also rows that nobody can see yet.

@@ -1,21 +1,19 @@
 //! The relays of a history: they start, work, are killed, frozen, woken and stopped in good order.
 
-use std::collections::HashSet;
-
 use relay::lanes::HeldLane;
 
-use super::broker::PARTITIONS;
-use super::database::ReadLimits;
+use super::broker::QUEUES;
 use super::ground::Ground;
-use super::lanes_table::{LEASE, Owner};
+use super::lanes_table::{LEASE, Owner, Time};
+use super::reads::ReadLimits;
 use super::session::{Session, Stop};
+use super::waiting::Waiting;
 
 /// One relay's process.
 #[derive(Debug)]
 pub struct Relay {
     pub owner: Owner,
     pub session: Option<Session>,
-    suspects: HashSet<i64>,
     pub frozen: bool,
     pub stopping: bool,
     /// Steps in which it reads nothing, though it does everything else.
@@ -24,7 +22,7 @@ pub struct Relay {
 
 impl Relay {
     pub fn new(owner: Owner) -> Self {
-        Self { owner, session: None, suspects: HashSet::new(), frozen: false, stopping: false, reads_later: 0 }
+        Self { owner, session: None, frozen: false, stopping: false, reads_later: 0 }
     }
 
     /// One step of any of its threads. Returns false when it has ended in good order.
@@ -39,19 +37,15 @@ impl Relay {
             self.start(ground);
             return true;
         };
-        let outcome = match ground.pick(12) {
+        let may_read = !reads_later && !session.is_full(ground.now) && (!stopping || session.lanes.is_amid_read());
+        let outcome = match ground.pick(14) {
             _ if ground.now >= session.next_balance && session.reading.is_none() => session.keep_leases(ground),
             0..3 if session.reading.is_some() => {
                 session.accept(ground);
                 Ok(())
             }
             0 if stopping => return self.stop_if_idle(ground),
-            0 if session.has_cleared_its_suspects() => {
-                self.begin_anew_if_idle(ground);
-                Ok(())
-            }
-            0..3 if reads_later || session.is_full() || (stopping && !session.lanes.is_amid_read()) => Ok(()),
-            0..3 => {
+            0..3 if may_read => {
                 if stopping {
                     session.drain();
                 }
@@ -63,18 +57,20 @@ impl Relay {
                 session.read(ground, limits);
                 Ok(())
             }
+            0..3 => Ok(()),
             // What the session's thread does cannot be between a question to the database and its answer.
             3 if session.reading.is_none() => session.renew(ground).map(|_| ()),
-            4 | 5 if session.reading.is_none() => session.collect(ground),
+            4 if session.reading.is_none() => session.collect(ground),
+            5 if session.reading.is_none() && stopping => session.collect_waiting(ground),
+            5 | 12 if session.reading.is_none() && !stopping => session.serve_waiting(ground),
             6 | 7 => {
                 for _ in 0..=ground.pick(4) {
-                    session.hand_over(ground, true);
+                    session.hand_over(ground, session.lease_until);
                 }
                 Ok(())
             }
-            8 | 9 => {
-                let partition = ground.pick(PARTITIONS);
-                session.transmit(ground, partition);
+            8 | 9 | 13 => {
+                session.transmit(ground);
                 Ok(())
             }
             _ => {
@@ -99,7 +95,10 @@ impl Relay {
             return !stopping;
         };
         session.accept(ground);
-        let outcome = session.collect(ground).and_then(|()| session.keep_leases(ground));
+        let outcome = (session.collect(ground))
+            .and_then(|()| session.keep_leases(ground))
+            .and_then(|()| session.collect_waiting(ground))
+            .and_then(|()| if stopping { Ok(()) } else { session.catch_up(ground) });
         if let Err(stop) = outcome {
             self.end(ground, stop);
             return true;
@@ -107,23 +106,16 @@ impl Relay {
         if stopping {
             session.drain();
         }
-        if !session.is_full() && (!stopping || session.lanes.is_amid_read()) {
+        if !session.is_full(ground.now) && (!stopping || session.lanes.is_amid_read()) {
             session.read(ground, ReadLimits { late_rows: 4, lane_rows: 4, rows: 16 });
             session.accept(ground);
         }
-        for _ in 0..32 {
-            session.hand_over(ground, true);
-            for partition in 0..PARTITIONS {
-                session.transmit(ground, partition);
-            }
-            session.hear(ground);
-        }
+        session.send_all(ground);
         self.stop_if_idle(ground)
     }
 
     fn start(&mut self, ground: &mut Ground) {
-        let suspects = std::mem::take(&mut self.suspects);
-        self.session = Session::start(ground, self.owner, suspects).ok();
+        self.session = Session::start(ground, self.owner).ok();
     }
 
     /// A session ends before its time: what it holds may be published again.
@@ -133,7 +125,6 @@ impl Relay {
             // Postgres is well: what was acknowledged is settled, if it can be.
             let _ = session.keep_leases(ground);
         }
-        self.suspects = std::mem::take(&mut session.refused);
         abandon(session, ground);
     }
 
@@ -146,7 +137,7 @@ impl Relay {
 
     /// Gives all lanes back and ends, once nothing is under way. Returns false when it has.
     fn stop_if_idle(&mut self, ground: &mut Ground) -> bool {
-        let Some(session) = self.session.as_mut().filter(|session| self.stopping && is_idle(session)) else {
+        let Some(session) = self.session.as_mut().filter(|session| self.stopping && session.is_idle()) else {
             return true;
         };
         let lanes: Vec<i16> = session.lanes.iter().map(|lane| lane.lane).collect();
@@ -162,23 +153,12 @@ impl Relay {
         false
     }
 
-    /// A session that was to find out which records are refused ends in good order; the next one takes the lanes anew.
-    fn begin_anew_if_idle(&mut self, ground: &mut Ground) {
-        let Some(session) = self.session.as_mut().filter(|session| is_idle(session)) else { return };
-        match session.renew(ground) {
-            Ok(_) => {
-                ground.count("careful session ended");
-                self.session = None;
-            }
-            Err(stop) => self.end(ground, stop),
-        }
-    }
-
     /// A lane is given back although it takes part in a read that is not through: what the read has brought so far comes again.
     pub fn give_back_amid_read(&mut self, ground: &mut Ground) -> bool {
         let Some(session) = self.session.as_mut().filter(|session| session.reading.is_none()) else { return false };
         let takes_part = |held: &HeldLane| !session.lanes.can_be_given_back(held);
-        let may = |held: &&HeldLane| held.progress.in_flight() == 0 && takes_part(held);
+        let waits = |held: &HeldLane| session.waiting.values().any(|waiting| waiting.lanes.in_flight_of(held.lane) > 0);
+        let may = |held: &&HeldLane| held.progress.in_flight() == 0 && takes_part(held) && !waits(held);
         let Some(lane) = session.lanes.iter().find(may).map(|held| held.lane) else { return false };
         ground.count("lane given back amid a read");
         ground.disturbed.insert((lane, ground.table.token_of(lane)));
@@ -198,35 +178,23 @@ impl Relay {
     /// up records that are too old and sends younger ones.
     pub fn wake_in_the_worst_instant(&mut self, ground: &mut Ground) {
         let Some(session) = &mut self.session else { return };
-        session.hand_over(ground, false);
-        for partition in 0..PARTITIONS {
-            let given_up = session.producer.give_up(partition, ground.now);
-            let count = ground.pick(4);
-            let sent = session.producer.send_from_the_wire(partition, count);
-            if given_up > 0 {
-                // By now the failure is known.
-                session.producer.stop(partition);
+        for stream in session.streams() {
+            stream.hand_over(ground, Time::MAX);
+            for queue in 0..QUEUES {
+                stream.overtake(ground, queue);
             }
-            session.failed |= session.producer.stopped;
-            if given_up > 0 && !sent.is_empty() {
-                ground.count("overtook its elders");
-            }
-            ground.write(sent, given_up > 0);
         }
     }
 
     /// Requests that a frozen relay had already made arrive.
     pub fn let_requests_arrive(&mut self, ground: &mut Ground) {
         let Some(session) = &mut self.session else { return };
-        let (partition, count) = (ground.pick(PARTITIONS), ground.pick(3));
-        let sent = session.producer.send_from_the_wire(partition, count);
-        session.failed |= session.producer.stopped;
-        ground.write(sent, false);
+        let (queue, count) = (ground.pick(QUEUES), ground.pick(3));
+        for stream in session.streams() {
+            let sent = stream.let_arrive(ground, queue, count);
+            ground.write(sent, false);
+        }
     }
-}
-
-fn is_idle(session: &Session) -> bool {
-    session.reading.is_none() && session.lanes.iter().all(|lane| session.may_give_back(lane.lane))
 }
 
 /// Nothing of a session is left but what is on the wire.
@@ -234,6 +202,8 @@ fn abandon(session: Session, ground: &mut Ground) {
     for lane in session.lanes.iter() {
         ground.disturbed.insert((lane.lane, lane.token));
     }
-    let wire = session.producer.into_wire(|queued| ground.pick(queued.min(3) + 1));
-    ground.wire.extend(wire.into_iter().filter(|queue| !queue.is_empty()));
+    session.main.throw_away(ground);
+    for stream in session.waiting.into_values().filter_map(Waiting::into_stream) {
+        stream.throw_away(ground);
+    }
 }

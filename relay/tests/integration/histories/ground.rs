@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::broker::{Queued, Written};
-use super::database::Database;
+use super::broker::{Luck, Queued, Written};
+use super::database::{Database, TYPES};
 use super::lanes_table::{LanesTable, Time};
+use super::session::Stop;
 use super::variant::Variant;
+use super::waiting_table::CursorOfType;
 
 /// What becomes of a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Statement {
+enum Statement {
     Answered,
     /// The connection broke before it was executed.
     Lost,
@@ -30,14 +32,18 @@ pub struct Ground {
     pub log: Vec<Written>,
     /// Requests of relays that are gone, which may still arrive: a queue for each of their partitions.
     pub wire: Vec<VecDeque<Queued>>,
+    /// Topics that take nothing, by type.
+    pub down: [bool; TYPES],
     /// Lanes with the tokens under which they were held when something went wrong: only then may there be repeats.
     pub disturbed: HashSet<(i16, i64)>,
+    /// What was begun again under a token: there may be repeats of rows beyond these.
+    pub again: Vec<CursorOfType>,
     pub variant: Variant,
     /// How often something goes wrong, in 1,000 steps.
     pub trouble: u32,
     /// How often each kind of thing has happened.
     pub happened: BTreeMap<&'static str, u64>,
-    /// The steps so far, if anybody wants to read them.
+    /// The steps so far, if a reader wants them.
     steps: Option<Vec<String>>,
 }
 
@@ -52,7 +58,9 @@ impl Ground {
             table: LanesTable::new(variant),
             log: Vec::new(),
             wire: Vec::new(),
+            down: [false; TYPES],
             disturbed: HashSet::new(),
+            again: Vec::new(),
             variant,
             trouble,
             happened: BTreeMap::new(),
@@ -87,12 +95,44 @@ impl Ground {
     }
 
     /// What becomes of the next statement.
-    pub fn statement(&mut self) -> Statement {
+    fn statement(&mut self) -> Statement {
         if !self.chance(self.trouble) {
             return Statement::Answered;
         }
         self.count("statement failed");
         if self.rng.random_bool(0.5) { Statement::Lost } else { Statement::Unanswered }
+    }
+
+    /// Asks the database something: an error when the connection breaks before the answer.
+    pub fn ask<T>(&mut self, ask: impl FnOnce(&mut Self) -> T) -> Result<T, Stop> {
+        match self.statement() {
+            Statement::Answered => Ok(ask(self)),
+            Statement::Lost => Err(Stop::Database),
+            Statement::Unanswered => {
+                ask(self);
+                Err(Stop::Database)
+            }
+        }
+    }
+
+    /// What a broker does with the next request.
+    pub fn luck(&mut self) -> Luck {
+        if self.trouble == 0 {
+            return Luck::Good;
+        }
+        match self.pick(100) {
+            0..15 => Luck::FirstRefused,
+            15 => Luck::AnswerLost,
+            _ => Luck::Good,
+        }
+    }
+
+    /// A topic is in trouble from now on, or well again.
+    pub fn toggle_topic(&mut self, of: usize) {
+        self.down[of] = !self.down[of];
+        let down = self.down[of];
+        self.note(|| format!("topic {of} is down: {down}"));
+        self.count(if down { "topic down" } else { "topic up" });
     }
 
     /// Records arrive at the broker.

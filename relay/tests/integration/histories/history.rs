@@ -3,14 +3,12 @@
 use rand::RngExt;
 
 use super::check::{self, Violation};
-use super::database::Refusal;
+use super::database::{Refusal, TYPES, type_of};
 use super::fleet::Relay;
 use super::ground::Ground;
 use super::lanes_table::{LEASE, Owner};
+use super::session::Session;
 use super::variant::Variant;
-
-/// Rows of a history, about.
-const ROWS: usize = 70;
 
 /// Steps of its first part, in which anything may happen.
 const STEPS: usize = 900;
@@ -27,8 +25,8 @@ pub struct Report {
     pub ground: Ground,
 }
 
-struct History {
-    ground: Ground,
+pub struct History {
+    pub ground: Ground,
     relays: Vec<Relay>,
     relays_made: u32,
     /// After so many steps all relays but this one stop, and hand their lanes to it.
@@ -74,57 +72,6 @@ impl History {
         }
     }
 
-    fn write(&mut self) {
-        let ground = &mut self.ground;
-        let held_too = ground.chance(50);
-        let active = ground.database.active(held_too);
-        if active.is_empty() || (ground.database.transactions() < 5 && ground.chance(250)) {
-            if ground.database.rows_inserted() < ROWS {
-                ground.database.begin();
-            }
-            return;
-        }
-        let number = active[ground.pick(active.len())];
-        match ground.pick(10) {
-            0..2 => {
-                let free = ground.database.lockable(number);
-                if !free.is_empty() {
-                    let aggregate = free[ground.pick(free.len())];
-                    ground.database.lock(number, aggregate);
-                }
-            }
-            2..7 => {
-                let locked = ground.database.locked(number).to_vec();
-                if locked.is_empty() {
-                    return;
-                }
-                let aggregate = locked[ground.pick(locked.len())];
-                let refusal = match ground.pick(60) {
-                    0 => Refusal::Sender,
-                    1 => Refusal::Broker,
-                    _ => Refusal::Nobody,
-                };
-                let id = ground.database.insert(number, aggregate, refusal);
-                ground.note(|| format!("insert {id}: aggregate {aggregate}, {refusal:?}"));
-            }
-            7 => {
-                if let Some(id) = ground.database.roll_back_to_savepoint(number) {
-                    ground.count("savepoint rolled back");
-                    ground.note(|| format!("rolled back to the savepoint before {id}"));
-                }
-            }
-            8 if ground.chance(300) => ground.database.hold(number),
-            _ => self.end(number),
-        }
-    }
-
-    fn end(&mut self, number: usize) {
-        let commit = !self.ground.chance(150);
-        if let Some(txid) = self.ground.database.end(number, commit) {
-            self.ground.note(|| format!("transaction {txid} ends, committed: {commit}"));
-        }
-    }
-
     fn work(&mut self) {
         if self.relays.is_empty() {
             return self.add_relay();
@@ -155,6 +102,10 @@ impl History {
     fn pass_time(&mut self) {
         let most = if self.relays.iter().any(|relay| relay.frozen) { 40 } else { 6 };
         self.ground.now += self.ground.rng.random_range(1..=most);
+        let of = self.ground.pick(TYPES);
+        if self.ground.down[of] && self.ground.chance(60) {
+            self.ground.toggle_topic(of);
+        }
     }
 
     fn drop_partition(&mut self) {
@@ -171,7 +122,7 @@ impl History {
         }
         let number = self.ground.pick(self.ground.wire.len());
         if let Some(record) = self.ground.wire[number].pop_front() {
-            let refused = record.row.refusal == Refusal::Broker;
+            let refused = record.row.refusal == Refusal::Broker || self.ground.down[type_of(record.row.aggregate)];
             if !refused {
                 self.ground.write(vec![record], false);
                 return;
@@ -199,7 +150,11 @@ impl History {
             return;
         }
         let number = self.ground.pick(self.relays.len());
-        match self.ground.pick(6) {
+        match self.ground.pick(8) {
+            6 | 7 => {
+                let of = self.ground.pick(TYPES);
+                self.ground.toggle_topic(of);
+            }
             0 => {
                 self.ground.count("killed");
                 self.ground.note(|| format!("relay at {number} is killed"));
@@ -252,6 +207,7 @@ impl History {
     fn finish(&mut self) -> Result<(), Violation> {
         self.ground.note(|| "from here on nothing goes wrong".to_owned());
         self.ground.trouble = 0;
+        self.ground.down = [false; TYPES];
         for number in (0..self.ground.database.transactions()).rev() {
             self.end(number);
         }
@@ -269,7 +225,7 @@ impl History {
             self.drop_partition();
             self.ground.now += 7;
             check::never_back(&self.ground)?;
-            let idle = |relay: &Relay| relay.session.as_ref().is_none_or(|session| session.lanes.in_flight() == 0);
+            let idle = |relay: &Relay| relay.session.as_ref().is_none_or(Session::is_idle);
             if self.ground.table.cover_all(&self.ground.database) && self.relays.iter().all(idle) {
                 return Ok(());
             }

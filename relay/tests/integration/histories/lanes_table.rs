@@ -1,4 +1,4 @@
-//! `relay_lanes`, `relay_members` and `relay_parked`, and the statements of `relay/src/outbox.rs` on them.
+//! `relay_lanes`, `relay_members`, `relay_waiting` and `relay_parked`, and the statements of `relay/src/outbox.rs` on them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -46,7 +46,9 @@ pub struct LanesTable {
     pub lanes: Vec<LaneRow>,
     members: HashMap<Owner, Time>,
     pub parked: BTreeMap<i64, ParkedRow>,
-    variant: Variant,
+    /// By lane and type.
+    pub waiting: BTreeMap<(i16, usize), Cursor>,
+    pub(super) variant: Variant,
     /// A settle that took a lane back, which nothing may do.
     pub went_back: Option<String>,
 }
@@ -58,6 +60,7 @@ impl LanesTable {
             lanes: LANES_USED.into_iter().map(lane).collect(),
             members: HashMap::new(),
             parked: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             variant,
             went_back: None,
         }
@@ -154,14 +157,14 @@ impl LanesTable {
         true
     }
 
-    /// Whether the settled cursors cover every row that can be seen.
+    /// Whether the settled cursors cover every row that can be seen, and no type waits.
     pub fn cover_all(&self, database: &Database) -> bool {
-        let cursors: HashMap<i16, Cursor> = self.lanes.iter().map(|row| (row.lane, row.cursor())).collect();
-        let covered = |row: &super::database::Row| cursors[&row.key.lane].covers(row.key.id, row.key.txid);
-        database.committed().filter(|row| database.is_visible(row)).all(covered)
+        let mut visible = database.committed().filter(|row| database.is_visible(row));
+        let none_waits = self.waiting.is_empty() || self.variant == Variant::ForgetsWhatWaits;
+        none_waits && visible.all(|row| self.covers(row))
     }
 
-    /// Whether the oldest partition may be dropped: every settled position is past it, every row in it was seen by its lane, and no
+    /// Whether the oldest partition may be dropped: every settled position is past it, every row in it is covered, and no
     /// transaction that wrote into it is running (in Postgres, its lock on the partition keeps the DROP waiting).
     pub fn may_drop(&self, database: &Database) -> bool {
         let Some(rows) = database.oldest_partition() else { return false };
@@ -172,10 +175,6 @@ impl LanesTable {
         if self.variant == Variant::DropByPositionOnly {
             return true;
         }
-        let cursors: HashMap<i16, Cursor> = self.lanes.iter().map(|row| (row.lane, row.cursor())).collect();
-        rows.iter().all(|row| {
-            !database.is_running(row)
-                && (!database.is_visible(row) || cursors[&row.key.lane].covers(row.key.id, row.key.txid))
-        })
+        rows.iter().all(|row| !database.is_running(row) && (!database.is_visible(row) || self.covers(row)))
     }
 }

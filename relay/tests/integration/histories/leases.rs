@@ -3,9 +3,10 @@
 use relay::lanes::HeldLane;
 
 use super::database::LANES_USED;
-use super::ground::{Ground, Statement};
+use super::ground::Ground;
 use super::lanes_table::LEASE;
-use super::session::{Session, Stop, Work};
+use super::sender::Work;
+use super::session::{Session, Stop};
 
 impl Session {
     pub fn keep_leases(&mut self, ground: &mut Ground) -> Result<(), Stop> {
@@ -37,64 +38,55 @@ impl Session {
 
     /// Whether the lane can be given back without a repeat.
     pub fn may_give_back(&self, lane: i16) -> bool {
-        self.lanes.iter().any(|held| held.lane == lane && self.lanes.can_be_given_back(held))
+        let waiting: usize = self.waiting.values().map(|waiting| waiting.lanes.in_flight_of(lane)).sum();
+        waiting == 0 && self.lanes.iter().any(|held| held.lane == lane && self.lanes.can_be_given_back(held))
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.reading.is_none() && self.lanes.iter().all(|lane| self.may_give_back(lane.lane))
     }
 
     pub fn renew(&mut self, ground: &mut Ground) -> Result<usize, Stop> {
         let held: Vec<&HeldLane> = self.lanes.iter().collect();
-        let statement = ground.statement();
-        if statement == Statement::Lost {
-            return Err(Stop::Database);
-        }
-        let (hit, relays) = ground.table.renew_and_settle(ground.now, self.owner, &held);
-        if statement == Statement::Unanswered {
-            return Err(Stop::Database);
-        }
+        let (hit, relays) = ground.ask(|ground| ground.table.renew_and_settle(ground.now, self.owner, &held))?;
         if held.iter().any(|lane| !hit.contains(&lane.lane)) {
             ground.count("lane lost");
             return Err(Stop::LaneLost);
         }
         self.lease_until = ground.now + LEASE;
+        self.settle_waiting(ground)?;
         Ok(relays)
     }
 
     fn claim(&mut self, ground: &mut Ground, count: usize) -> Result<(), Stop> {
         let held: Vec<i16> = self.lanes.iter().map(|lane| lane.lane).collect();
-        let statement = ground.statement();
-        if statement == Statement::Lost {
-            return Err(Stop::Database);
-        }
-        let claimed = ground.table.claim(ground.now, self.owner, &held, count);
-        if statement == Statement::Unanswered {
-            return Err(Stop::Database);
-        }
+        let owner = self.owner;
+        let claimed = ground.ask(|ground| ground.table.claim(ground.now, owner, &held, count))?;
+        let numbers: Vec<i16> = claimed.iter().map(|(lane, ..)| *lane).collect();
         for (lane, token, cursor) in claimed {
-            let owner = self.owner;
             ground.note(|| format!("  relay {owner} takes lane {lane}, token {token}, at {cursor:?}"));
-            self.pipe.push_back(Work::Lane(lane, ground.table.parked_keys(lane)));
+            self.main.pipe.push_back(Work::Lane(lane, ground.table.parked_keys(lane)));
             if !self.together.is_empty() && self.together.contains(&lane) {
                 ground.count("lane taken again amid a read");
             }
             self.lanes.insert(HeldLane::new(lane, token, cursor));
         }
-        Ok(())
+        self.take_waiting(ground, &numbers)?;
+        self.join_waiting(ground, &numbers)
     }
 
     pub fn release(&mut self, ground: &mut Ground, numbers: &[i16]) -> Result<(), Stop> {
+        self.settle_waiting(ground)?;
         let lanes: Vec<&HeldLane> = self.lanes.iter().filter(|lane| numbers.contains(&lane.lane)).collect();
-        let statement = ground.statement();
-        if statement == Statement::Lost {
-            return Err(Stop::Database);
-        }
-        let released = ground.table.release(self.owner, &lanes);
-        if statement == Statement::Unanswered {
-            return Err(Stop::Database);
-        }
+        let released = ground.ask(|ground| ground.table.release(self.owner, &lanes))?;
         if released != lanes.len() {
             return Err(Stop::LaneLost);
         }
+        self.note_late_rows_that_come_again(ground, numbers);
         for number in numbers {
             self.lanes.remove(*number);
+            self.waiting.values_mut().for_each(|waiting| waiting.lanes.remove(*number));
         }
         Ok(())
     }

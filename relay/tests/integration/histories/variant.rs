@@ -2,7 +2,8 @@
 
 use relay::lanes::{Cursor, HeldLane};
 
-use super::database::{ReadAnswer, Row};
+use super::database::Row;
+use super::reads::ReadAnswer;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
@@ -28,6 +29,34 @@ pub enum Variant {
     FreshBeforeLate,
     /// A producer that has given up a record sends the younger ones until its session ends.
     GoesOnAfterAFailure,
+    /// A producer does not introduce itself, and its conclusions are taken for acknowledgements.
+    TrustsConclusions,
+    /// A producer does not introduce itself, and its conclusions are not believed.
+    IntroducesNothing,
+    /// A producer introduces itself to a partition once, however long it rests.
+    IntroducesItselfOnce,
+    /// A type waits from where its lane has been read, not from what of it is acknowledged.
+    WaitsFromTheReading,
+    /// A type that waits is read by its lane all the same.
+    ReadsWhatWaits,
+    /// A relay that takes a lane does not look for what waits in it.
+    ForgetsWhatWaits,
+    /// A type that waits does not wait in a lane that is taken later.
+    TakesALaneForItself,
+    /// The sender of a type that is being tried does not hear of keys that are parked in a lane that is taken later.
+    TellsNoTry,
+    /// A record that can never be sent parks its key ahead of earlier ones that are held back.
+    RefusesAheadOfOthers,
+    /// A record that was sent alone and refused stays in flight for ever.
+    RefusedStaysInFlight,
+    /// The way to a topic is looked for again while events are held back for it.
+    ResumesWhatIsOpen,
+    /// A type flows again although it is not known which of its records was refused.
+    FlowsWithSuspects,
+    /// A type flows again although rows were passed over that it has not been brought up to.
+    FlowsBeforeItIsLevel,
+    /// A type flows again before all of it is acknowledged.
+    FlowsUnacknowledged,
 }
 
 impl Variant {

@@ -1,0 +1,120 @@
+//! The part of a session that reads: `relay/src/session/reading.rs`.
+
+use relay::lanes::plan::{Accepted, Answer, FindPlan, PartAnswer, PartPlan, ReadPlan, Step};
+use relay::lanes::{RowKey, Snapshot, Ticket, index};
+
+use super::database::Row;
+use super::ground::Ground;
+use super::reads::{ReadAnswer, ReadLimits};
+use super::sender::{Event, Work};
+use super::session::Session;
+
+/// A question to the database and its answer.
+#[derive(Debug)]
+pub enum Reading {
+    Read(ReadPlan, ReadAnswer),
+    Find(Vec<i64>, Vec<i64>),
+    Part(PartPlan, Vec<Row>, bool),
+}
+
+impl Session {
+    /// Asks for rows; the answer is taken in another step.
+    pub fn read(&mut self, ground: &mut Ground, limits: ReadLimits) {
+        self.reading = match self.lanes.next_step() {
+            None => return,
+            Some(Step::Read(plan)) => {
+                if self.lanes.exhausted().is_some_and(|seen| seen.as_str() == ground.database.snapshot()) {
+                    return;
+                }
+                let mut answer = ground.database.read(&plan, limits);
+                ground.variant.distort(&mut answer);
+                Some(Reading::Read(plan, answer))
+            }
+            Some(Step::Find(plan)) => Some(self.find(ground, &plan)),
+            Some(Step::Part(plan)) => {
+                let (mut rows, mut cut) = ground.database.part(&plan, limits);
+                ground.variant.distort_part(&mut rows, &mut cut);
+                Some(Reading::Part(plan, rows, cut))
+            }
+        };
+    }
+
+    fn find(&mut self, ground: &mut Ground, plan: &FindPlan) -> Reading {
+        if !self.together.is_empty() && self.lanes.is_amid_read() {
+            ground.count("detour begun");
+        }
+        let (mut hashes, transactions) = ground.database.find(plan);
+        ground.variant.distort_hashes(&mut hashes);
+        Reading::Find(hashes, transactions)
+    }
+
+    pub fn accept(&mut self, ground: &mut Ground) {
+        match self.reading.take() {
+            None => {}
+            Some(Reading::Find(hashes, transactions)) => {
+                self.lanes.found(&hashes, &transactions);
+                self.lanes.all_found();
+            }
+            Some(Reading::Read(plan, answer)) => self.accept_read(ground, &plan, answer),
+            Some(Reading::Part(plan, rows, cut)) => {
+                let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
+                let accepted = self.lanes.accept_part(&PartAnswer { rows: &keys, cut });
+                ground.note(|| format!("  part {plan:?}: {:?}, cut {cut}", ids(&rows)));
+                ground.count(if matches!(plan, PartPlan::Late { .. }) { "late part" } else { "held part" });
+                self.hand_out(rows, accepted);
+            }
+        }
+        if !self.lanes.is_amid_read() {
+            self.together.clear();
+        }
+    }
+
+    fn accept_read(&mut self, ground: &mut Ground, plan: &ReadPlan, answer: ReadAnswer) {
+        let ReadAnswer { snapshot, rows, late, late_cut, fresh_cut } = answer;
+        let was_on_detour = self.lanes.is_amid_read();
+        let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
+        let snapshot = Snapshot::parse(snapshot).expect("the database's own");
+        let accepted = self.lanes.accept(plan, &Answer { snapshot, rows: &keys, late, late_cut, fresh_cut });
+        if late_cut {
+            self.together = plan.lanes.iter().map(|(lane, _)| *lane).collect();
+        }
+        ground.note(|| format!("  read {plan:?}: {:?}, late {late}, cut {late_cut} {fresh_cut}", ids(&rows)));
+        for (happened, what) in [
+            (accepted.late > 0, "late rows"),
+            (late_cut, "late rows cut off"),
+            (late_cut && was_on_detour, "late rows cut off on a detour"),
+            (fresh_cut, "new rows cut off"),
+            (was_on_detour && accepted.tickets.iter().any(Option::is_some), "published beside a detour"),
+            (was_on_detour && !late_cut && accepted.tickets.iter().any(Option::is_none), "held back"),
+        ] {
+            if happened {
+                ground.count(what);
+            }
+        }
+        let mut rows = rows;
+        let mut accepted = accepted;
+        ground.variant.order(&mut rows, late);
+        ground.variant.order(&mut accepted.tickets, late);
+        self.hand_out(rows, accepted);
+    }
+
+    fn hand_out(&mut self, rows: Vec<Row>, accepted: Accepted) {
+        let events = self.events(rows, accepted.tickets);
+        self.main.pipe.extend(events);
+    }
+
+    /// Rows with a ticket, for a sender.
+    pub fn events(&self, rows: Vec<Row>, tickets: Vec<Option<Ticket>>) -> Vec<Work> {
+        let token = |row: &Row| {
+            self.lanes.iter().find(|lane| index(lane.lane) == index(row.key.lane)).map_or(0, |lane| lane.token)
+        };
+        let events = rows.into_iter().zip(tickets);
+        events
+            .filter_map(|(row, ticket)| Some(Work::Event(Event { row, ticket: ticket?, token: token(&row) })))
+            .collect()
+    }
+}
+
+pub fn ids(rows: &[Row]) -> Vec<i64> {
+    rows.iter().map(|row| row.key.id).collect()
+}
