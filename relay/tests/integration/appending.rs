@@ -133,7 +133,7 @@ async fn versions_that_are_given_never_leap() {
     }
 }
 
-/// The longest of each argument goes through, to the topic; a byte more is refused before any index or constraint sees it.
+/// The longest of each argument is taken; a byte more is refused before any index or constraint sees it.
 #[tokio::test(flavor = "multi_thread")]
 async fn arguments_are_bounded_in_bytes() {
     let fixture = Fixture::new("arguments_are_bounded_in_bytes").await;
