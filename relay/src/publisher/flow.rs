@@ -251,7 +251,7 @@ impl FlowControl {
     fn took(&mut self, ms: u32) {
         let now = self.flows.now_ms();
         if Duration::from_millis(ms.into()) > self.long {
-            if now.saturating_sub(self.shrunk_at_ms) > ms {
+            if now.saturating_sub(self.shrunk_at_ms) >= ms {
                 self.set_window((self.flows.window() / 2).max(WINDOW_MIN));
                 self.shrunk_at_ms = now;
             }
