@@ -1,8 +1,8 @@
 //! The only place where a Kafka client is configured.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -284,6 +284,9 @@ impl KafkaConfig {
 /// How long brokers may take to answer a question about a topic.
 const TOPIC_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long one broker may take, before another one is asked.
+const ONE_BROKER: Duration = Duration::from_secs(1);
+
 /// How long they may take to say what a topic's settings are. Without an answer, what is usual is assumed.
 const SETTINGS_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -292,7 +295,14 @@ const SETTINGS_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Topics {
     config: KafkaConfig,
     client_id: String,
-    admin: Arc<OnceLock<Arc<AdminClient<DefaultClientContext>>>>,
+    admin: Arc<Mutex<Option<Arc<AdminClient<DefaultClientContext>>>>>,
+}
+
+/// What the brokers say of a topic's partitions.
+struct Partitions {
+    error: Option<RDKafkaErrorCode>,
+    count: usize,
+    leaderless: usize,
 }
 
 /// What the brokers say of a topic.
@@ -314,28 +324,58 @@ pub enum TopicState {
 }
 
 impl Topics {
+    fn cached(&self) -> MutexGuard<'_, Option<Arc<AdminClient<DefaultClientContext>>>> {
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn admin(&self) -> Result<Arc<AdminClient<DefaultClientContext>>, KafkaError> {
-        if let Some(admin) = self.admin.get() {
+        let mut cached = self.cached();
+        if let Some(admin) = &*cached {
             return Ok(Arc::clone(admin));
         }
         let admin = Arc::new(self.config.client(&self.client_id).create::<AdminClient<DefaultClientContext>>()?);
-        Ok(Arc::clone(self.admin.get_or_init(|| admin)))
+        *cached = Some(Arc::clone(&admin));
+        Ok(admin)
+    }
+
+    /// Asks for a topic's partitions. A client asks the broker that it asked last, also when that one stands still: so after a second
+    /// without an answer, a new client asks.
+    async fn partitions(&self, topic: &str, patience: Duration) -> Result<Partitions, KafkaError> {
+        let begun = Instant::now();
+        loop {
+            let (admin, topic) = (self.admin()?, topic.to_owned());
+            let once = ONE_BROKER.min(patience);
+            let asked = tokio::task::spawn_blocking(move || {
+                let metadata = admin.inner().fetch_metadata(Some(&topic), once)?;
+                Ok(metadata.topics().first().map_or(Partitions { error: None, count: 0, leaderless: 0 }, |topic| {
+                    Partitions {
+                        error: topic.error().map(RDKafkaErrorCode::from),
+                        count: topic.partitions().len(),
+                        leaderless: topic.partitions().iter().filter(|partition| partition.leader() < 0).count(),
+                    }
+                }))
+            });
+            match asked.await.map_err(|_| KafkaError::Canceled)? {
+                Ok(partitions) => return Ok(partitions),
+                Err(error) => {
+                    // To end a client takes a moment.
+                    let stuck = self.cached().take();
+                    drop(tokio::task::spawn_blocking(move || drop(stuck)));
+                    if begun.elapsed() + once > patience {
+                        return Err(error);
+                    }
+                }
+            }
+        }
     }
 
     /// Asks a broker how many partitions of a topic have no leader; all of them count as one if the topic is not there, or refused to us.
     ///
     /// # Errors
-    /// When it does not answer within `patience`. Another one may: each question goes to any of them.
+    /// When none answers within `patience`.
     pub async fn leaderless(&self, topic: &str, patience: Duration) -> Result<usize, KafkaError> {
-        let (admin, topic) = (self.admin()?, topic.to_owned());
-        let asked = tokio::task::spawn_blocking(move || {
-            let metadata = admin.inner().fetch_metadata(Some(&topic), patience)?;
-            Ok(metadata.topics().first().map_or(1, |topic| {
-                let leaderless = topic.partitions().iter().filter(|partition| partition.leader() < 0).count();
-                leaderless.max(usize::from(topic.partitions().is_empty()))
-            }))
-        });
-        asked.await.map_err(|_| KafkaError::Canceled)?
+        let partitions = self.partitions(topic, patience).await?;
+        Ok(partitions.leaderless.max(usize::from(partitions.count == 0)))
     }
 
     /// Looks at a topic.
@@ -343,22 +383,11 @@ impl Topics {
     /// # Errors
     /// When the brokers do not answer within ten seconds.
     pub async fn look(&self, topic: &str) -> Result<TopicState, KafkaError> {
-        let admin = self.admin()?;
-        let asked = {
-            let (admin, topic) = (Arc::clone(&admin), topic.to_owned());
-            tokio::task::spawn_blocking(move || {
-                admin.inner().fetch_metadata(Some(&topic), TOPIC_PATIENCE).map(|metadata| {
-                    let Some(topic) = metadata.topics().first() else { return (None, 0, 0) };
-                    let leaderless = topic.partitions().iter().filter(|partition| partition.leader() < 0).count();
-                    (topic.error().map(RDKafkaErrorCode::from), topic.partitions().len(), leaderless)
-                })
-            })
-        };
-        let (code, partitions, leaderless) = asked.await.map_err(|_| KafkaError::Canceled)??;
-        match code {
+        let Partitions { error, count, leaderless } = self.partitions(topic, TOPIC_PATIENCE).await?;
+        match error {
             None | Some(RDKafkaErrorCode::NoError) => {
-                let message_bytes_max = message_bytes_max(&admin, topic).await;
-                Ok(TopicState::There { message_bytes_max, partitions, leaderless })
+                let message_bytes_max = message_bytes_max(self.admin()?.as_ref(), topic).await;
+                Ok(TopicState::There { message_bytes_max, partitions: count, leaderless })
             }
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(TopicState::Missing),
             Some(RDKafkaErrorCode::LeaderNotAvailable) => {

@@ -12,8 +12,8 @@ use crate::outbox;
 use crate::outbox::waiting::CursorOfType;
 use crate::publisher::outcomes::{Cause, Failure, Outcomes, Trouble};
 
-/// How long a broker gets to answer when a topic has not: if none does, it is not the topic.
-const BROKER_ANSWERS: Duration = Duration::from_secs(1);
+/// How long brokers get to answer when a topic has not: if none does, it is not the topic.
+const BROKERS_ANSWER: Duration = Duration::from_secs(2);
 
 /// Types that are set aside at once: other events wait meanwhile.
 const SET_ASIDE_MAX: usize = 20;
@@ -78,11 +78,7 @@ impl Session<'_> {
     /// A topic of which nothing was heard may be well, and all brokers away: then nothing waits for the topic, and all begins again.
     async fn ask_brokers(&self, trouble: &Trouble) -> Result<(), SessionError> {
         let Cause::TimedOut(why) = &trouble.cause else { return Ok(()) };
-        let mut answer = self.streams.topics.leaderless(&trouble.topic, BROKER_ANSWERS).await;
-        if answer.is_err() {
-            // It may have been the one broker that is in trouble, and another one answers.
-            answer = self.streams.topics.leaderless(&trouble.topic, BROKER_ANSWERS).await;
-        }
+        let answer = self.streams.topics.leaderless(&trouble.topic, BROKERS_ANSWER).await;
         answer.map(drop).map_err(|error| {
             tracing::debug!(messaging.destination.name = trouble.topic, why, "no broker answers");
             SessionError::Delivery(error)
