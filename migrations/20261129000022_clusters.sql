@@ -83,6 +83,14 @@ BEGIN
         FROM relay_lanes l
         WHERE l.lane = o.lane AND (o.txid = own OR o.txid >= late_from OR o.txid = ANY (late_running))
             AND (o.txid = own OR (o.id <= l.position AND NOT pg_visible_in_snapshot(o.txid::text::xid8, l.seen)));
+    -- Rows that are late for a type that waits: the lane has passed over them, and passes over them again while the type waits.
+    UPDATE outbox o SET txid = own
+        FROM relay_waiting w
+        WHERE w.lane = o.lane AND w.aggregate_type = o.aggregate_type AND o.id <= w.position
+            AND NOT pg_visible_in_snapshot(o.txid::text::xid8, w.seen) AND o.txid <> own
+            AND (o.txid >= (SELECT min(pg_snapshot_xmax(m.seen)::text::bigint) FROM relay_waiting m)
+                OR o.txid = ANY (ARRAY(SELECT x.txid::text::bigint FROM relay_waiting m CROSS JOIN LATERAL pg_snapshot_xip(m.seen) x (txid))));
+    UPDATE relay_waiting SET seen = CASE WHEN position > 0 THEN format('%s:%s:', own, own)::pg_snapshot END;
     UPDATE relay_lanes
         SET seen = CASE WHEN position > 0 THEN format('%s:%s:', own, own)::pg_snapshot END,
             system_identifier = 0, owner = NULL, expires_at = '-infinity', token = token + 1;

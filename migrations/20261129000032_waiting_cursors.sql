@@ -1,7 +1,8 @@
--- What looks at the relays' cursors looks at those of types that wait for their topic, too: retention, an order's timeline, and the
--- reanchoring after a dump and restore.
+-- What looks at the relays' cursors looks at those of types that wait for their topic, too: retention, and an order's timeline.
 SET LOCAL lock_timeout = '5s';
 
+-- Why a partition must stay, with two more reasons: a parked event has its payload in the partition only, and events wait for their topic.
+-- An event that says it occurred in the future does not keep its partition until then: its time is not to be believed.
 CREATE OR REPLACE FUNCTION outbox_keep_reason(partition regclass, retention interval) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = public, pg_temp
@@ -79,7 +80,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION outbox_keep_reason IS 'Why a partition of the outbox may not be dropped: foreign (cursors of another cluster), unpublished, late (committed late and not yet published), parked (a parked event has its payload here), waiting (events wait for their topic, and may be here), recent (within the retention); null if it may.';
 
--- As before; what waits for its topic is not published.
+-- As before; a parked event is found by the hash of its key, and what waits for its topic is not published.
 CREATE OR REPLACE FUNCTION order_timeline(wanted bigint)
 RETURNS TABLE (
     version bigint, from_status text, to_status text, event_id uuid, occurred_at timestamptz, reason text,
@@ -154,46 +155,3 @@ AS $$
     ) k ON true
     ORDER BY w.version
 $$;
-
--- As before, and the same for the cursors of types that wait.
-CREATE OR REPLACE FUNCTION relay_reanchor_begin() RETURNS void
-LANGUAGE plpgsql
-SET search_path = public, pg_temp
-AS $$
-DECLARE
-    own CONSTANT bigint := pg_current_xact_id()::text::bigint;
-    late_from bigint;
-    late_running bigint[];
-BEGIN
-    -- Relays settle in here. One that runs all the same waits, and finds then that its lanes were taken.
-    LOCK TABLE relay_lanes IN SHARE ROW EXCLUSIVE MODE;
-    IF (SELECT max(l.position) FROM relay_lanes l) > (SELECT s.last_value FROM outbox_id_seq s) THEN
-        RAISE EXCEPTION 'relay_reanchor: the sequence outbox_id_seq is behind the relays: new rows would get ids that were given out before'
-            USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = 'Stop all writers and run: SELECT setval(''outbox_id_seq'', (SELECT greatest(max(o.id), max(l.position)) FROM outbox o, relay_lanes l))';
-    END IF;
-    SELECT coalesce(min(pg_snapshot_xmax(l.seen)::text::bigint), 0) INTO late_from FROM relay_lanes l;
-    SELECT coalesce(array_agg(DISTINCT x.txid::text::bigint), '{}') INTO late_running
-        FROM relay_lanes l CROSS JOIN LATERAL pg_snapshot_xip(l.seen) x (txid);
-    UPDATE outbox o
-        SET txid = CASE
-            WHEN o.id <= l.position AND NOT pg_visible_in_snapshot(o.txid::text::xid8, l.seen) THEN own
-            ELSE 0
-        END
-        FROM relay_lanes l
-        WHERE l.lane = o.lane AND (o.txid = own OR o.txid >= late_from OR o.txid = ANY (late_running))
-            AND (o.txid = own OR (o.id <= l.position AND NOT pg_visible_in_snapshot(o.txid::text::xid8, l.seen)));
-    -- Rows that are late for a type that waits: the lane has passed over them, and passes over them again while the type waits.
-    UPDATE outbox o SET txid = own
-        FROM relay_waiting w
-        WHERE w.lane = o.lane AND w.aggregate_type = o.aggregate_type AND o.id <= w.position
-            AND NOT pg_visible_in_snapshot(o.txid::text::xid8, w.seen) AND o.txid <> own
-            AND (o.txid >= (SELECT min(pg_snapshot_xmax(m.seen)::text::bigint) FROM relay_waiting m)
-                OR o.txid = ANY (ARRAY(SELECT x.txid::text::bigint FROM relay_waiting m CROSS JOIN LATERAL pg_snapshot_xip(m.seen) x (txid))));
-    UPDATE relay_waiting SET seen = CASE WHEN position > 0 THEN format('%s:%s:', own, own)::pg_snapshot END;
-    UPDATE relay_lanes
-        SET seen = CASE WHEN position > 0 THEN format('%s:%s:', own, own)::pg_snapshot END,
-            system_identifier = 0, owner = NULL, expires_at = '-infinity', token = token + 1;
-    INSERT INTO relay_reanchoring (system_identifier, late_txid, from_txid)
-        SELECT s.system_identifier, own, pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM pg_control_system() s;
-END $$;

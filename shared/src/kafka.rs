@@ -241,12 +241,6 @@ impl KafkaConfig {
         Ok(())
     }
 
-    /// Whether missing topics are made.
-    #[must_use]
-    pub const fn creates_topics(&self) -> bool {
-        self.create_topics
-    }
-
     /// A client to look at topics with, and to make them. It connects when it is first used.
     #[must_use]
     pub fn topics(&self, client_id: &str) -> Topics {
