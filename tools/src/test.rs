@@ -20,6 +20,9 @@ const CARGO_PATIENCE: Duration = Duration::from_secs(5);
 /// What chooses the slow tests for cargo.
 const SLOW: [&str; 6] = ["--package", "tools", "--features", "slow-tests", "--test", "slow"];
 
+/// Tests that measure how late events are: they run one at a time, and beside no other.
+const TIMED: [&str; 2] = ["late_bulks::", "topic_faults::"];
+
 /// What to test.
 #[derive(Debug, Args)]
 pub struct TestArgs {
@@ -34,7 +37,7 @@ pub struct TestArgs {
 }
 
 /// Runs `cargo test --workspace` with a Postgres and a Kafka of its own; `DATABASE_URL` and `KAFKA_BROKERS` in the
-/// environment replace them. The exit code is cargo's.
+/// environment replace them. The exit code is cargo's, of the first run that fails.
 pub async fn run(args: TestArgs) -> Result<ExitCode> {
     let workspace = Workspace::required()?;
     let mut signals = StopSignals::listen()?;
@@ -61,24 +64,40 @@ async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, a
     };
     // The end-to-end tests run the services, which cargo builds only if the tests of their own packages are built too.
     workspace.cargo().args(["build", "--workspace", "--bins"]).run(&supply.reaper).await?;
-    let chosen: &[&str] = match args.slow {
-        true => &SLOW,
-        false if names_packages(&args.args) => &[],
-        false => &["--workspace"],
-    };
-    let mut cargo = workspace.cargo().arg("test").args(chosen).args(&args.args);
-    if args.slow {
-        // Each of them needs the machine for itself.
-        cargo = cargo.env("RUST_TEST_THREADS", "1");
+    for run in runs(&args) {
+        let mut cargo = workspace
+            .cargo()
+            .arg("test")
+            .args(run)
+            .env("DATABASE_URL", &database_url)
+            .env("KAFKA_BROKERS", &brokers)
+            .end_with(Signal::TERM, CARGO_PATIENCE)
+            .spawn(&supply.reaper)?;
+        let status = cargo.wait().await?;
+        if !status.success() {
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            return Ok(ExitCode::from(code.unwrap_or(1)));
+        }
     }
-    let mut cargo = cargo
-        .env("DATABASE_URL", database_url)
-        .env("KAFKA_BROKERS", brokers)
-        .end_with(Signal::TERM, CARGO_PATIENCE)
-        .spawn(&supply.reaper)?;
-    let status = cargo.wait().await?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(ExitCode::from(code.unwrap_or(1)))
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The arguments of each run of `cargo test`, one after the other.
+fn runs(args: &TestArgs) -> Vec<Vec<OsString>> {
+    let run = |parts: &[&[&str]]| parts.concat().iter().map(OsString::from).collect::<Vec<_>>();
+    let given = |chosen: &[&str]| [run(&[chosen]), args.args.clone()].concat();
+    if args.slow {
+        let alone: &[&str] = if args.args.iter().any(|arg| arg == "--") { &[] } else { &["--"] };
+        return vec![[given(&SLOW), run(&[alone, &["--test-threads=1"]])].concat()];
+    }
+    if !args.args.is_empty() {
+        return vec![given(if names_packages(&args.args) { &[] } else { &["--workspace"] })];
+    }
+    let skipped = TIMED.map(|name| ["--skip", name]).concat();
+    vec![
+        run(&[&["--workspace", "--"], &skipped]),
+        run(&[&["--workspace", "--tests", "--", "--test-threads=1"], &TIMED]),
+    ]
 }
 
 /// Whether the arguments for cargo choose packages; what follows `--` is for the tests.
@@ -103,7 +122,31 @@ async fn timed(name: &str, start: impl Future<Output = Result<String>>) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
+
+    fn lines(slow: bool, line: &str) -> Vec<String> {
+        let args = TestArgs { slow, args: line.split_whitespace().map(OsString::from).collect() };
+        let text = |run: Vec<OsString>| run.join(OsStr::new(" ")).into_string().unwrap();
+        runs(&args).into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn each_test_runs_once_and_those_that_measure_run_alone() {
+        let [all, timed] = lines(false, "").try_into().unwrap();
+        assert_eq!(all, "--workspace -- --skip late_bulks:: --skip topic_faults::");
+        assert_eq!(timed, "--workspace --tests -- --test-threads=1 late_bulks:: topic_faults::");
+    }
+
+    #[test]
+    fn what_is_given_is_handed_on_in_one_run() {
+        assert_eq!(lines(false, "--lib"), ["--workspace --lib"]);
+        assert_eq!(lines(false, "-p relay -- some"), ["-p relay -- some"]);
+        let slow = "--package tools --features slow-tests --test slow";
+        assert_eq!(lines(true, ""), [format!("{slow} -- --test-threads=1")]);
+        assert_eq!(lines(true, "-- soak"), [format!("{slow} -- soak --test-threads=1")]);
+    }
 
     #[test]
     fn packages_are_chosen_before_the_two_dashes_only() {
