@@ -141,6 +141,8 @@ pub struct Session<'a> {
     next_retry: Instant,
     /// Whether some of them are under way.
     retrying: bool,
+    /// How long Kafka may acknowledge none of them.
+    retry_patience: Duration,
     /// Room for acknowledgements, reused.
     acknowledged: Vec<Acknowledged>,
     acknowledged_age: EventAge,
@@ -193,6 +195,7 @@ impl<'a> Session<'a> {
             retries: VecDeque::new(),
             next_retry: now,
             retrying: false,
+            retry_patience: config.limits.slow_after(),
             acknowledged: Vec::new(),
             acknowledged_age: metrics.ages.at(Stage::Acknowledged),
         };

@@ -54,6 +54,23 @@ pub(crate) enum Failure {
     SmallerBatches(usize),
 }
 
+impl Failure {
+    /// The brokers have not acknowledged a record for this topic in time.
+    pub(crate) fn silence_of(topic: &str) -> Self {
+        let cause = Cause::Unavailable(SILENT.to_owned());
+        Self::Topics(vec![Trouble { topic: topic.to_owned(), cause }])
+    }
+
+    /// Whether the records that failed are not to blame.
+    pub(crate) fn is_of_silence(&self) -> bool {
+        let is_silent = |trouble: &Trouble| matches!(trouble.cause, Cause::TimedOut(_) | Cause::Unavailable(_));
+        matches!(self, Self::Topics(troubles) if troubles.iter().all(is_silent))
+    }
+}
+
+/// Why a topic waits whose brokers say nothing.
+pub(crate) const SILENT: &str = "its brokers have not acknowledged a record in time";
+
 /// A topic, and what is wrong with it.
 #[derive(Debug, Clone)]
 pub(crate) struct Trouble {
@@ -238,6 +255,11 @@ impl Outcomes {
             state = self.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         true
+    }
+
+    /// How many of them are acknowledged by now.
+    pub(crate) fn retried(&self) -> usize {
+        self.lock().retried
     }
 
     pub(crate) fn end_retry(&self, retried: Retried) {

@@ -8,7 +8,7 @@ use super::{Session, SessionError, in_time};
 use crate::lanes::{TypeIndex, index};
 use crate::outbox;
 use crate::outbox::parked::{Beginning, HeldKey, ParkedRow, Remaining, RetryRequest};
-use crate::publisher::outcomes::{Parked, Retried};
+use crate::publisher::outcomes::{Failure, Parked, Retried};
 
 /// Keys that are asked for at once.
 const RETRY_KEYS_MAX: i64 = 100;
@@ -91,6 +91,10 @@ impl Session<'_> {
     pub async fn retry(&mut self) -> Result<(), SessionError> {
         debug_assert_eq!(self.in_flight(), 0, "younger events of the key could get ahead of its parked ones");
         let Some(RetryRequest { lane, aggregate_type, aggregate_id }) = self.retries.pop_front() else { return Ok(()) };
+        if self.waits(lane, &aggregate_type) {
+            // Since the requests were read. It is read again once its topic takes records.
+            return Ok(());
+        }
         let Some(token) = self.lanes.iter().find(|held| held.lane == lane).map(|held| held.token) else {
             return Ok(());
         };
@@ -108,7 +112,8 @@ impl Session<'_> {
         let unpublishable = rows.get(sendable).and_then(ParkedRow::unpublishable);
         rows.truncate(sendable);
         let type_index = self.types.index(&aggregate_type);
-        let (published, refused) = match self.try_again(type_index, rows).await? {
+        let topic = self.streams.topic_of(&aggregate_type).unwrap_or_default();
+        let (published, refused) = match self.try_again(type_index, &topic, rows).await? {
             Retried::Ended { published, refused } => (published, refused.or(unpublishable)),
             Retried::Later => {
                 self.next_retry = Instant::now() + RETRY_LATER;
@@ -136,25 +141,42 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Has the sender try these rows again, and waits for all of their outcomes.
-    async fn try_again(&mut self, type_index: TypeIndex, rows: Vec<ParkedRow>) -> Result<Retried, SessionError> {
+    /// Has the sender try these rows again, and waits for all of their outcomes. All other events wait meanwhile, so a topic that is silent
+    /// gets little time: then it is found to be in trouble, and waits by itself. If it was only slow, it gets twice the time when its keys
+    /// are tried again.
+    async fn try_again(
+        &mut self,
+        type_index: TypeIndex,
+        topic: &str,
+        rows: Vec<ParkedRow>,
+    ) -> Result<Retried, SessionError> {
         if rows.is_empty() {
             return Ok(Retried::Ended { published: 0, refused: None });
         }
         self.retrying = true;
         self.main.pipe.send(Work::Retry(type_index, rows));
+        let (mut published, mut silent_since) = (0, Instant::now());
         loop {
             // Before the failure: a refusal may end the producer, and still be the answer.
             if let Some(retried) = self.main.outcomes.take_retry() {
                 self.retrying = false;
+                self.retry_patience = self.streams.config.limits.slow_after();
                 return Ok(retried);
             }
             if let Some(failure) = self.main.outcomes.failure() {
-                // The next producer tries them one at a time.
-                self.constraints.retry_alone = true;
+                // The next producer tries them one at a time, unless they are not to blame.
+                self.constraints.retry_alone |= !failure.is_of_silence();
                 self.replace_producer(failure).await?;
                 self.retrying = false;
                 return Ok(Retried::Later);
+            }
+            let now_published = self.main.outcomes.retried();
+            if now_published > published {
+                (published, silent_since) = (now_published, Instant::now());
+            } else if silent_since.elapsed() > self.retry_patience {
+                self.retry_patience = (self.retry_patience * 2).min(self.streams.config.limits.message_timeout());
+                self.main.outcomes.fail(Failure::silence_of(topic));
+                continue;
             }
             let _ = tokio::time::timeout(Duration::from_millis(100), self.outcome()).await;
             self.renew_if_due().await?;

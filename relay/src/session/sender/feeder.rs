@@ -20,7 +20,7 @@ use crate::lanes::{RowKey, Ticket, TypeIndex};
 use crate::publisher::SendError;
 use crate::publisher::destinations::{self, Destination};
 use crate::publisher::flow::{FlowControl, Slow};
-use crate::publisher::outcomes::{Cause, Failure, Outcomes, Parked, Trouble};
+use crate::publisher::outcomes::{Cause, Failure, Outcomes, Parked, SILENT, Trouble};
 use crate::publisher::spans::{Origin, PublishSpan};
 use crate::routes::Routes;
 
@@ -504,7 +504,7 @@ impl Feeder {
                 Some(0) if self.sender.control.flows_to(&slow.topic, THROTTLED) => {}
                 Some(0) if slow.time < self.patience(&slow) => {}
                 Some(0) => {
-                    in_trouble.push((slow.topic, "its brokers have not acknowledged a record in time".to_owned()));
+                    in_trouble.push((slow.topic, SILENT.to_owned()));
                 }
                 Some(count) => in_trouble.push((slow.topic, format!("{count} of its partitions have no leader"))),
                 None => self.check(slow.topic, now),
