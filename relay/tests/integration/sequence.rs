@@ -1,6 +1,8 @@
 //! A sequence that does not give out ids in order.
 
-use shared::testing::eventually;
+use std::time::Duration;
+
+use shared::testing::{eventually, eventually_within};
 use sqlx::AssertSqlSafe;
 
 use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_no_repeats};
@@ -54,6 +56,25 @@ async fn a_relay_waits_while_ids_come_out_of_order_and_goes_on_by_itself() {
         .await
         .unwrap();
     assert!(!settled, "nothing is published meanwhile");
+    sqlx::query("ALTER SEQUENCE outbox_id_seq CACHE 1").execute(&fixture.database.pool).await.unwrap();
+    fixture.insert_all("k", 3, 4).await;
+    let records = fixture.published(4).await;
+    assert_complete_and_in_order(&records, |_| 4, 1);
+    all_settled(&fixture).await;
+    assert_no_repeats(&fixture.published(4).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_runs_finds_out_within_two_minutes_and_goes_on_by_itself() {
+    let fixture = Fixture::new("a_relay_that_runs_finds_out").await;
+    let relay = fixture.process(&[]);
+    fixture.insert_all("k", 1, 2).await;
+    fixture.published(2).await;
+    sqlx::query("ALTER SEQUENCE outbox_id_seq CACHE 50").execute(&fixture.database.pool).await.unwrap();
+    eventually_within(Duration::from_mins(2), "the relay says what to do", async || {
+        relay.log().contains("ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE").then_some(())
+    })
+    .await;
     sqlx::query("ALTER SEQUENCE outbox_id_seq CACHE 1").execute(&fixture.database.pool).await.unwrap();
     fixture.insert_all("k", 3, 4).await;
     let records = fixture.published(4).await;

@@ -3,7 +3,10 @@
 mod broken_topic;
 mod first_request;
 mod new_topics;
+mod parked_key;
 mod quota;
+mod rerouted;
 mod restarts;
 mod start_together;
+mod two_relays;
 mod way_to_broker;

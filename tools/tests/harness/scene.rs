@@ -92,6 +92,13 @@ impl Scene {
         }
     }
 
+    /// In how many lines the relay's log has these words about this topic.
+    pub(crate) fn said(&self, words: &str, topic: &str) -> usize {
+        let topic = format!("{topic:?}");
+        let log = std::fs::read_to_string(self.surroundings.logs.join("relay.log")).unwrap_or_default();
+        log.lines().filter(|line| line.contains(words) && line.contains(&topic)).count()
+    }
+
     /// How many events wait in `relay_parked`.
     pub(crate) async fn parked(&self) -> Result<i64> {
         Ok(sqlx::query_scalar("SELECT count(*) FROM relay_parked").fetch_one(&self.database.pool).await?)

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use crate::command_line::{operator, well};
 use crate::harness::reader::now_us;
 use crate::harness::scene::Scene;
 use crate::harness::trouble::Trouble;
@@ -48,6 +50,7 @@ async fn one_topic_is_broken(test: &str, trouble: Trouble) -> Result<()> {
     sleep(BROKEN / 2).await;
     assert_eq!(scene.reader.arrived_since("shakys", half), 0, "the topic is broken, so nothing arrives");
     assert_eq!(scene.parked().await?, 0, "parked events, of a topic that is to blame itself");
+    assert_waiting(&scene)?;
     let meanwhile = writer.written();
     trouble.end(&mut scene.broker, &scene.supply, "shakys").await?;
     scene.complete_within(RECOVERY, "the topic is well again", &meanwhile).await;
@@ -62,7 +65,24 @@ async fn one_topic_is_broken(test: &str, trouble: Trouble) -> Result<()> {
     let late_ms = if trouble == Trouble::FrozenReplica { LATE_BEHIND_REPLICA_MS } else { LATE_MS };
     assert!(steady.events > 500 && steady.p99_ms < late_ms, "the healthy topic: {steady}");
     assert!(steady.has_few_repeats(), "the healthy topic: {steady}");
+    assert_eq!(scene.said("a topic takes no records", "shakys"), 1, "times that the log says so");
+    assert_eq!(scene.said("a topic takes records again", "shakys"), 1, "times that the log says so");
+    assert_eq!(status(&scene)?, Value::Array(Vec::new()), "nothing waits any more");
     relay.stop().await?;
+    Ok(())
+}
+
+/// What `outrider status` says is waiting.
+fn status(scene: &Scene) -> Result<Value> {
+    let mut status: Value = serde_json::from_str(&well(&mut operator("status --json", &scene.database.url))?)?;
+    Ok(status["relay"]["waiting"].take())
+}
+
+fn assert_waiting(scene: &Scene) -> Result<()> {
+    let waiting = status(scene)?;
+    assert_eq!(waiting.as_array().map(Vec::len), Some(1), "{waiting}");
+    assert_eq!((&waiting[0]["topic"], &waiting[0]["aggregate_types"]), (&"shakys".into(), &json!(["shaky"])));
+    assert!(waiting[0]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{waiting}");
     Ok(())
 }
 
