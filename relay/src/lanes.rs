@@ -15,8 +15,7 @@ pub mod types;
 pub mod waiting;
 
 pub use cursor::{Cursor, Snapshot};
-pub use detour::DetourLimits;
-pub use held::{HeldLane, HeldLanes};
+pub use held::{HeldLane, HeldLanes, LaneLimits};
 pub use plan::RowKey;
 pub use progress::Progress;
 pub use ticket::Ticket;

@@ -13,26 +13,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::held::LaneLimits;
 use super::key_filter::KeyFilter;
 use super::plan::{FindPlan, PartPlan, ReadPlan, RowKey};
 use super::{Cursor, Snapshot};
-
-/// What detours may take.
-#[derive(Debug, Clone, Copy)]
-pub struct DetourLimits {
-    /// Detours at a time; with as many, reading waits if there are again too many late rows.
-    pub detours: usize,
-    /// Rows that are held back; with as many, reading waits for the detours. One read may go beyond it.
-    pub held_rows: usize,
-    /// Rows that were held back and are read in one part.
-    pub part_rows: usize,
-}
-
-impl Default for DetourLimits {
-    fn default() -> Self {
-        Self { detours: 8, held_rows: 100_000, part_rows: 4_000 }
-    }
-}
 
 #[derive(Debug)]
 struct Detour {
@@ -62,7 +46,7 @@ enum Stage {
 /// The detours under way.
 #[derive(Debug, Default)]
 pub(super) struct Detours {
-    limits: DetourLimits,
+    limits: LaneLimits,
     /// In the order in which they began; only the last one may still be looked for.
     list: VecDeque<Detour>,
     /// The aggregates of all of them.
@@ -72,7 +56,7 @@ pub(super) struct Detours {
 }
 
 impl Detours {
-    pub(super) fn new(limits: DetourLimits) -> Self {
+    pub(super) fn new(limits: LaneLimits) -> Self {
         Self { limits, ..Self::default() }
     }
 

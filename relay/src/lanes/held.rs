@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::detour::{DetourLimits, Detours};
+use super::detour::Detours;
 use super::plan::{Accepted, Answer, Found, PartAnswer, ReadPlan, RowKey, Step};
 use super::{Cursor, LANES, Progress, Snapshot, Ticket, TypeIndex, index};
 
@@ -40,15 +40,48 @@ impl HeldLane {
         }
     }
 
+    /// All rows of this lane that are visible and above its position have been read. Those up to the last id that are not visible yet will
+    /// be late ones, wherever the position is. So a lane in which little happens goes on to that id; else each read would walk over what
+    /// lies between, such as a million rows that a transaction is still writing.
+    ///
+    /// Not if it is only a little behind, since late rows cost more. But always if a type waits in it: the type may have been brought up to
+    /// where the lane stood before its producer was replaced, and it flows again once the lane stands there.
+    fn pass_over(&mut self, last_id: i64, behind_ids: i64) {
+        let behind_max = if self.waiting.is_empty() { behind_ids } else { 0 };
+        if last_id.saturating_sub(self.read.position) > behind_max {
+            self.read.position = last_id;
+        }
+    }
+
     fn waits(&self, row: &RowKey) -> bool {
         // Almost always no type waits.
         self.waiting.contains(&row.type_index)
     }
 }
 
+/// What lanes may take.
+#[derive(Debug, Clone, Copy)]
+pub struct LaneLimits {
+    /// Detours at a time; with as many, reading waits if there are again too many late rows.
+    pub detours: usize,
+    /// Rows that are held back; with as many, reading waits for the detours. One read may go beyond it.
+    pub held_rows: usize,
+    /// Rows that were held back and are read in one part.
+    pub part_rows: usize,
+    /// Ids that a lane may be behind the last one without a row of its own: then it passes over them.
+    pub behind_ids: i64,
+}
+
+impl Default for LaneLimits {
+    fn default() -> Self {
+        Self { detours: 8, held_rows: 100_000, part_rows: 4_000, behind_ids: 1_000 }
+    }
+}
+
 /// All lanes of a relay.
 #[derive(Debug, Default)]
 pub struct HeldLanes {
+    limits: LaneLimits,
     /// Not in here, since the session that holds this is moved about.
     lanes: Box<[Option<HeldLane>; LANES]>,
     /// The snapshot of the last read, when that read found all there was.
@@ -63,8 +96,8 @@ pub struct HeldLanes {
 impl HeldLanes {
     /// No lanes yet.
     #[must_use]
-    pub fn new(limits: DetourLimits) -> Self {
-        Self { detours: Detours::new(limits), ..Self::default() }
+    pub fn new(limits: LaneLimits) -> Self {
+        Self { limits, detours: Detours::new(limits), ..Self::default() }
     }
 
     /// Adds a lane that was taken.
@@ -205,7 +238,11 @@ impl HeldLanes {
             tickets.push(self.accept_fresh(row));
         }
         for (number, _) in &plan.lanes {
+            let behind_ids = self.limits.behind_ids;
             let Some(held) = self.get_mut(index(*number)) else { continue };
+            if !answer.fresh_cut {
+                held.pass_over(answer.last_id, behind_ids);
+            }
             held.read.seen = Some(Arc::clone(&seen));
             held.progress.end_read(held.read.clone());
         }

@@ -75,6 +75,9 @@ pub enum PartPlan {
 pub struct Answer<'a> {
     /// The statement's own snapshot: the next `seen`.
     pub snapshot: Snapshot,
+    /// The last id that was given out, or one before it. Of the rows up to it, those that are not in the snapshot are of transactions that
+    /// are not.
+    pub last_id: i64,
     /// The rows at or below the positions, by id; then those above them, by id within each lane.
     pub rows: &'a [RowKey],
     /// How many of them are of the first kind.

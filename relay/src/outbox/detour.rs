@@ -37,7 +37,8 @@ pub struct FoundPage {
 }
 
 impl Finding {
-    /// Begins to look for the rows of a detour. Of the transactions that ran in one of the old snapshots, most have no such row.
+    /// Begins to look for the rows of a detour. Of the transactions that ran in one of the old snapshots, some still ran in the new one, and
+    /// most of the others have no such row.
     ///
     /// # Errors
     /// What the database says.
@@ -49,7 +50,9 @@ impl Finding {
             ORDER BY t.txid",
         );
         let highest = positions(&plan.read.lanes).into_iter().max();
-        let running = running.bind(&plan.read.late_running).bind(highest).fetch_all(connection).await?;
+        let ended: Vec<i64> =
+            plan.read.late_running.iter().copied().filter(|txid| !plan.through.is_late(*txid)).collect();
+        let running = running.bind(ended).bind(highest).fetch_all(connection).await?;
         let mut ranges: VecDeque<(i64, i64)> = running.into_iter().map(|txid| (txid, txid)).collect();
         ranges.push_back((plan.read.late_from, plan.through.xmax()));
         Ok(Self { through: Arc::clone(&plan.through), after: first(&ranges), ranges })

@@ -24,6 +24,8 @@ pub struct ReadLimits {
 pub struct ReadAnswer {
     /// The statement's own snapshot: the next `seen`.
     pub snapshot: String,
+    /// The last id that was given out.
+    pub last_id: i64,
     /// The rows: those at or below a position that may be late, by id; then those above, by id within each lane.
     pub batch: Batch,
     /// How many of the first kind. Which of them are late indeed is for the caller to say, by each lane's own snapshot.
@@ -34,34 +36,56 @@ pub struct ReadAnswer {
     pub fresh_cut: bool,
 }
 
-// Part 0 is the snapshot, in the place of the aggregate type, and how many late rows there are, in that of the id. Late rows are found
-// over (txid, id): the two branches are a range of txid and a few single ones, and each row is in one of them. Rows above the highest
-// position are left out by the index, and partitions above it are not looked into; `id + 0` keeps the planner from (lane, id), which would
-// be walked whole. ORDER BY keeps it from a walk over the table: with a LIMIT alone it expects to come upon enough late rows soon, and
-// there are none. Only their ids are limited and sorted. Part 1 is the rows themselves, one by one and in that order because of OFFSET 0.
-// With one late row too many, there is no part 1 and no part 2. Part 2 is one short range of (lane, id) a lane. All see the same snapshot:
-// this is one statement in READ COMMITTED. No lock is taken.
+// Part 0 is the snapshot, in the place of the aggregate type, how many late rows there are, in that of the id, and the last id, in that of
+// the transaction. Late rows are found
+// over (txid, id), in two branches: transactions that may have begun since, and single ones that were running. Each row is in one of them.
+// Those that still run are left out, of the first branch the three oldest: one may have a million rows, and each read would walk over all
+// of them to see none. So are transaction ids that were not given out yet: who writes one of those into a row has it published once, and
+// not by each read. Rows above the highest position are left out by the index, and partitions above it are not looked into; `id + 0`
+// keeps the planner from (lane, id), which would be walked whole. ORDER BY keeps it from a walk over the table: with a LIMIT alone it
+// expects to come upon enough late rows soon, and there are none. Only their ids are limited and sorted. Part 1 is the rows themselves, one
+// by one and in that order because of OFFSET 0. With one late row too many, there is no part 1 and no part 2: there are no lanes to read
+// then, which costs less than a condition that each row passes through. Part 2 is one short range of (lane, id) a lane. All see the same
+// snapshot: this is one statement in READ COMMITTED. No lock is taken.
 //
 // Not one of the checked queries: those give each text a String of its own, which is six allocations a row.
 const READ_LANES: &str = concat!(
     "-- read_lanes
-WITH late AS MATERIALIZED (
-    (SELECT a.lane, a.id FROM outbox a
-    WHERE a.txid >= $1 AND a.id <= $4 AND a.id + 0 <= ($3::bigint[])[a.lane + 1]
-    ORDER BY a.txid, a.id
+WITH ranges AS MATERIALIZED (
+    SELECT lag(bound.txid, 1, $1 - 1) OVER (ORDER BY bound.txid) + 1 AS first, bound.txid - 1 AS last
+    FROM (
+        (SELECT txid::text::bigint FROM pg_snapshot_xip(pg_current_snapshot()) running (txid)
+        WHERE txid::text::bigint >= $1
+        ORDER BY txid
+        LIMIT 3)
+        UNION ALL
+        SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+    ) bound (txid)
+), late AS MATERIALIZED (
+    (SELECT a.lane, a.id
+    FROM ranges
+    CROSS JOIN LATERAL (
+        SELECT a.lane, a.id FROM outbox a
+        WHERE a.txid BETWEEN ranges.first AND ranges.last AND a.id <= $4 AND a.id + 0 <= ($3::bigint[])[a.lane + 1]
+        ORDER BY a.txid, a.id
+        LIMIT $5 + 1
+    ) a
     LIMIT $5 + 1)
     UNION ALL
     SELECT b.lane, b.id
-    FROM UNNEST($2::bigint[]) running (txid)
+    FROM (
+        SELECT txid FROM UNNEST($2::bigint[]) running (txid)
+        WHERE pg_visible_in_snapshot(txid::text::xid8, pg_current_snapshot())
+    ) ended
     CROSS JOIN LATERAL (
         SELECT b.lane, b.id FROM outbox b
-        WHERE b.txid = running.txid AND b.id <= $4 AND b.id + 0 <= ($3::bigint[])[b.lane + 1]
+        WHERE b.txid = ended.txid AND b.id <= $4 AND b.id + 0 <= ($3::bigint[])[b.lane + 1]
         ORDER BY b.id
         LIMIT $5 + 1
     ) b
     LIMIT $5 + 1
 )
-SELECT 0::smallint, (SELECT count(*) FROM late), NULL::bigint, NULL::smallint, NULL::uuid, NULL::bigint, NULL::timestamptz,
+SELECT 0::smallint, (SELECT count(*) FROM late), (SELECT last_value FROM outbox_id_seq), NULL::smallint, NULL::uuid, NULL::bigint, NULL::timestamptz,
     pg_current_snapshot()::text, NULL::text, NULL::text, NULL::json, NULL::jsonb, NULL::integer, NULL::bigint
 UNION ALL
 (SELECT 1::smallint, late_row.*
@@ -76,7 +100,7 @@ CROSS JOIN LATERAL (
 ORDER BY n.id)
 UNION ALL
 SELECT 2::smallint, fresh.*
-FROM UNNEST($6::smallint[]) held (lane)
+FROM UNNEST(CASE WHEN (SELECT count(*) FROM late) <= $5 THEN $6::smallint[] END) held (lane)
 CROSS JOIN LATERAL (
     SELECT ",
     row_columns!(),
@@ -85,8 +109,7 @@ CROSS JOIN LATERAL (
     WHERE o.lane = held.lane AND o.id > ($3::bigint[])[held.lane + 1]
     ORDER BY o.id
     LIMIT $7
-) fresh
-WHERE (SELECT count(*) FROM late) <= $5"
+) fresh"
 );
 
 /// Reads all the lanes of the plan in one statement, but for large payloads and headers: see [`super::large`]. `batch` is an empty one,
@@ -113,13 +136,15 @@ pub async fn read(
         .bind(plan.with_hashes)
         .fetch(connection);
 
-    let mut answer = ReadAnswer { snapshot: String::new(), batch, late: 0, late_cut: false, fresh_cut: false };
+    let mut answer =
+        ReadAnswer { snapshot: String::new(), last_id: 0, batch, late: 0, late_cut: false, fresh_cut: false };
     // Rows of each lane, to see which one had more than was asked for.
     let mut of_lane = [0_i64; LANES];
     while let Some(row) = rows.try_next().await? {
         let part: i16 = row.try_get_unchecked(0)?;
         if part == 0 {
             answer.snapshot = row.try_get_unchecked(7)?;
+            answer.last_id = row.try_get_unchecked(2)?;
             answer.late_cut = row.try_get_unchecked::<i64, _>(1)? > limits.late_rows;
             continue;
         }

@@ -90,7 +90,9 @@ pub async fn late_rows(connection: &mut PgConnection, rows_max: i64) -> Result<V
         r#"-- late_rows
         WITH cursors AS MATERIALIZED (
             SELECT min(pg_snapshot_xmax(seen)::text::bigint) AS late_from,
-                ARRAY(SELECT DISTINCT x.txid::text::bigint FROM relay_lanes, pg_snapshot_xip(seen) x (txid)) AS running
+                ARRAY(
+                    SELECT DISTINCT x.txid::text::bigint FROM relay_lanes, pg_snapshot_xip(seen) x (txid)
+                    WHERE pg_visible_in_snapshot(x.txid, pg_current_snapshot())) AS running
             FROM relay_lanes
         )
         SELECT o.lane AS "lane!", count(*) AS "rows!", min(o.id) AS "oldest_id!",
@@ -102,6 +104,7 @@ pub async fn late_rows(connection: &mut PgConnection, rows_max: i64) -> Result<V
             UNION ALL
             (SELECT b.lane, b.id, b.txid, b.occurred_at FROM outbox b
             WHERE b.txid >= (SELECT late_from FROM cursors)
+                AND b.txid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint
             ORDER BY b.txid
             LIMIT $1)
         ) o

@@ -180,13 +180,17 @@ pub async fn first_late_id(
     let Some(late_from) = seen().map(Snapshot::xmax).min() else { return Ok(None) };
     let running: Vec<i64> = seen().flat_map(Snapshot::xip).copied().filter(|txid| *txid < late_from).collect();
     let highest = cursors.clone().map(|cursor| cursor.position).max().unwrap_or(0);
-    // Over (txid, id), and over nothing but this index.
+    // Over (txid, id), and over nothing but this index; not over transactions that still run, which may have millions of rows.
     sqlx::query_scalar!(
         r#"-- first_late_id
         SELECT min(id) FROM (
-            SELECT a.id FROM outbox a WHERE a.txid >= $1 AND a.id <= $3
+            SELECT a.id FROM outbox a
+            WHERE a.txid >= $1 AND a.txid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint AND a.id <= $3
             UNION ALL
-            SELECT b.id FROM outbox b WHERE b.txid < $1 AND b.txid = ANY ($2) AND b.id <= $3
+            SELECT b.id FROM outbox b
+            WHERE b.txid < $1 AND b.id <= $3 AND b.txid = ANY (ARRAY(
+                SELECT txid FROM UNNEST($2::bigint[]) running (txid)
+                WHERE pg_visible_in_snapshot(txid::text::xid8, pg_current_snapshot())))
         ) late"#,
         late_from,
         &running,

@@ -67,11 +67,12 @@ impl Session<'_> {
         };
         let lease = self.streams.config.limits.lease();
         let read = outbox::read::read(&mut self.connection, plan, limits, self.main.pipe.empty_batch());
-        let ReadAnswer { snapshot, mut batch, late, late_cut, fresh_cut } = in_time(lease, read).await?;
+        let ReadAnswer { snapshot, last_id, mut batch, late, late_cut, fresh_cut } = in_time(lease, read).await?;
         batch.number_types(&mut self.types);
         fit(&mut self.sizes.lane_rows, &batch, (READ_BYTES_MAX, self.streams.config.limits.lane_rows_max));
         let snapshot = Snapshot::parse(snapshot)?;
-        let accepted = self.lanes.accept(plan, &Answer { snapshot, rows: batch.keys(), late, late_cut, fresh_cut });
+        let accepted =
+            self.lanes.accept(plan, &Answer { snapshot, last_id, rows: batch.keys(), late, late_cut, fresh_cut });
         if late_cut && self.lanes.is_amid_read() {
             tracing::info!(
                 "a large transaction has committed late: its events are published in parts, beside new ones"

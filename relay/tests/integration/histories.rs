@@ -38,7 +38,7 @@ use variant::Variant;
 const HISTORIES: u64 = 10_000;
 
 /// What must have happened, or the histories prove nothing.
-const MUST_HAPPEN: [&str; 44] = [
+const MUST_HAPPEN: [&str; 45] = [
     "batch refused",
     "brought up",
     "brought up in parts",
@@ -49,6 +49,7 @@ const MUST_HAPPEN: [&str; 44] = [
     "held back",
     "held part",
     "held until its producer is known",
+    "ids passed over",
     "killed",
     "lane given back amid a read",
     "lane handed over",

@@ -70,11 +70,11 @@ impl Session {
     }
 
     fn accept_read(&mut self, ground: &mut Ground, plan: &ReadPlan, answer: ReadAnswer) {
-        let ReadAnswer { snapshot, rows, late, late_cut, fresh_cut } = answer;
+        let ReadAnswer { snapshot, last_id, rows, late, late_cut, fresh_cut } = answer;
         let was_on_detour = self.lanes.is_amid_read();
         let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
         let snapshot = Snapshot::parse(snapshot).expect("the database's own");
-        let accepted = self.lanes.accept(plan, &Answer { snapshot, rows: &keys, late, late_cut, fresh_cut });
+        let accepted = self.lanes.accept(plan, &Answer { snapshot, last_id, rows: &keys, late, late_cut, fresh_cut });
         if late_cut {
             self.together = plan.lanes.iter().map(|(lane, _)| *lane).collect();
         }
@@ -84,6 +84,7 @@ impl Session {
             (late_cut, "late rows cut off"),
             (late_cut && was_on_detour, "late rows cut off on a detour"),
             (fresh_cut, "new rows cut off"),
+            (passed_over(self, plan, &keys), "ids passed over"),
             (was_on_detour && accepted.tickets.iter().any(Option::is_some), "published beside a detour"),
             (was_on_detour && !late_cut && accepted.tickets.iter().any(Option::is_none), "held back"),
         ] {
@@ -117,4 +118,14 @@ impl Session {
 
 pub fn ids(rows: &[Row]) -> Vec<i64> {
     rows.iter().map(|row| row.key.id).collect()
+}
+
+/// Whether a lane stands behind all rows that it was given.
+fn passed_over(session: &Session, plan: &ReadPlan, rows: &[RowKey]) -> bool {
+    let highest = |lane: i16, position: i64| {
+        rows.iter().filter(|row| row.lane == lane).map(|row| row.id).max().map_or(position, |id| id.max(position))
+    };
+    plan.lanes.iter().any(|(lane, position)| {
+        session.lanes.iter().any(|held| held.lane == *lane && held.read.position > highest(*lane, *position))
+    })
 }

@@ -19,6 +19,7 @@ pub struct ReadLimits {
 #[derive(Debug, Clone)]
 pub struct ReadAnswer {
     pub snapshot: String,
+    pub last_id: i64,
     pub rows: Vec<Row>,
     pub late: usize,
     pub late_cut: bool,
@@ -46,8 +47,9 @@ impl Database {
     pub fn read(&self, plan: &ReadPlan, limits: ReadLimits) -> ReadAnswer {
         let late: Vec<&Row> = self.late(plan).collect();
         let late_cut = late.len() > limits.late_rows;
+        let last_id = i64::try_from(self.rows_inserted()).expect("few rows");
         let mut answer =
-            ReadAnswer { snapshot: self.snapshot(), rows: Vec::new(), late: 0, late_cut, fresh_cut: false };
+            ReadAnswer { snapshot: self.snapshot(), last_id, rows: Vec::new(), late: 0, late_cut, fresh_cut: false };
         if late_cut {
             return answer;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use relay::lanes::{DetourLimits, HeldLanes, Ticket, index};
+use relay::lanes::{HeldLanes, LaneLimits, Ticket, index};
 
 use super::broker::QUEUES;
 use super::ground::Ground;
@@ -43,7 +43,7 @@ impl Session {
     pub fn start(ground: &mut Ground, owner: Owner) -> Result<Self, Stop> {
         let mut session = Self {
             owner,
-            lanes: HeldLanes::new(DetourLimits { detours: 2, held_rows: 4, part_rows: 2 }),
+            lanes: HeldLanes::new(LaneLimits { detours: 2, held_rows: 4, part_rows: 2, behind_ids: 3 }),
             reading: None,
             together: Vec::new(),
             next_balance: 0,
