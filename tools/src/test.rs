@@ -17,8 +17,8 @@ use crate::workspace::{Executables, Workspace};
 /// How long cargo may take to end when it is interrupted.
 const CARGO_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What chooses the slow tests for cargo.
-const SLOW: [&str; 6] = ["--package", "tools", "--features", "slow-tests", "--test", "slow"];
+/// What chooses the slow tests for cargo. Of the whole workspace, so that the dependencies have the features that they have in every build.
+const SLOW: [&str; 5] = ["--workspace", "--features", "tools/slow-tests", "--test", "slow"];
 
 /// Tests that measure how late events are: they run one at a time, and beside no other.
 const TIMED: [&str; 2] = ["late_bulks::", "topic_faults::"];
@@ -32,8 +32,25 @@ pub struct TestArgs {
     slow: bool,
 
     /// Handed on to `cargo test`; `--workspace` is put before them unless they choose packages
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    #[arg(allow_hyphen_values = true, value_name = "ARGS")]
     args: Vec<OsString>,
+
+    /// Handed on to the tests
+    #[arg(last = true, allow_hyphen_values = true, value_name = "TEST_ARGS")]
+    of_tests: Vec<OsString>,
+}
+
+impl TestArgs {
+    /// All of them, as `cargo test` takes them.
+    fn joined(&self) -> Vec<OsString> {
+        let mut joined = self.args.clone();
+        if !self.of_tests.is_empty() {
+            // Behind arguments for cargo, the two dashes came along.
+            joined.extend(joined.iter().all(|arg| arg != "--").then(|| "--".into()));
+            joined.extend(self.of_tests.iter().cloned());
+        }
+        joined
+    }
 }
 
 /// Runs `cargo test --workspace` with a Postgres and a Kafka of its own; `DATABASE_URL` and `KAFKA_BROKERS` in the
@@ -85,13 +102,14 @@ async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, a
 /// The arguments of each run of `cargo test`, one after the other.
 fn runs(args: &TestArgs) -> Vec<Vec<OsString>> {
     let run = |parts: &[&[&str]]| parts.concat().iter().map(OsString::from).collect::<Vec<_>>();
-    let given = |chosen: &[&str]| [run(&[chosen]), args.args.clone()].concat();
+    let joined = args.joined();
+    let given = |chosen: &[&str]| [run(&[chosen]), joined.clone()].concat();
     if args.slow {
-        let alone: &[&str] = if args.args.iter().any(|arg| arg == "--") { &[] } else { &["--"] };
+        let alone: &[&str] = if joined.iter().any(|arg| arg == "--") { &[] } else { &["--"] };
         return vec![[given(&SLOW), run(&[alone, &["--test-threads=1"]])].concat()];
     }
-    if !args.args.is_empty() {
-        return vec![given(if names_packages(&args.args) { &[] } else { &["--workspace"] })];
+    if !joined.is_empty() {
+        return vec![given(if names_packages(&joined) { &[] } else { &["--workspace"] })];
     }
     let skipped = TIMED.map(|name| ["--skip", name]).concat();
     vec![
@@ -124,28 +142,39 @@ async fn timed(name: &str, start: impl Future<Output = Result<String>>) -> Resul
 mod tests {
     use std::ffi::OsStr;
 
+    use clap::Parser;
+
     use super::*;
 
-    fn lines(slow: bool, line: &str) -> Vec<String> {
-        let args = TestArgs { slow, args: line.split_whitespace().map(OsString::from).collect() };
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: TestArgs,
+    }
+
+    fn lines(line: &str) -> Vec<String> {
+        let args = Command::parse_from(std::iter::once("test").chain(line.split_whitespace())).args;
         let text = |run: Vec<OsString>| run.join(OsStr::new(" ")).into_string().unwrap();
         runs(&args).into_iter().map(text).collect()
     }
 
     #[test]
     fn each_test_runs_once_and_those_that_measure_run_alone() {
-        let [all, timed] = lines(false, "").try_into().unwrap();
+        let [all, timed] = lines("").try_into().unwrap();
         assert_eq!(all, "--workspace -- --skip late_bulks:: --skip topic_faults::");
         assert_eq!(timed, "--workspace --tests -- --test-threads=1 late_bulks:: topic_faults::");
     }
 
     #[test]
     fn what_is_given_is_handed_on_in_one_run() {
-        assert_eq!(lines(false, "--lib"), ["--workspace --lib"]);
-        assert_eq!(lines(false, "-p relay -- some"), ["-p relay -- some"]);
-        let slow = "--package tools --features slow-tests --test slow";
-        assert_eq!(lines(true, ""), [format!("{slow} -- --test-threads=1")]);
-        assert_eq!(lines(true, "-- soak"), [format!("{slow} -- soak --test-threads=1")]);
+        assert_eq!(lines("--lib"), ["--workspace --lib"]);
+        assert_eq!(lines("-p relay -- some"), ["-p relay -- some"]);
+        assert_eq!(lines("some"), ["--workspace some"]);
+        assert_eq!(lines("-- --nocapture some"), ["--workspace -- --nocapture some"]);
+        let slow = "--workspace --features tools/slow-tests --test slow";
+        assert_eq!(lines("--slow"), [format!("{slow} -- --test-threads=1")]);
+        assert_eq!(lines("--slow -- --nocapture"), [format!("{slow} -- --nocapture --test-threads=1")]);
+        assert_eq!(lines("--slow soak"), [format!("{slow} soak -- --test-threads=1")]);
     }
 
     #[test]
