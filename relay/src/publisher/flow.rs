@@ -9,8 +9,8 @@
 //! reported of that partition is believed: of a batch that was concluded to be there, only the first report is without an offset.
 //!
 //! **What is in flight adapts to what brokers take in time.** Records that wait longer than the message time-out are given up and
-//! published again. A broker that throttles would never be done with a full queue. So there is a window of bytes: it is halved when an
-//! acknowledgement takes long, and doubled when it is what limits.
+//! published again. A broker that throttles would never be done with a full queue. So there is a window of bytes: it shrinks to an eighth
+//! when an acknowledgement takes long, and is doubled when it is what limits.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -26,17 +26,21 @@ const REST: Duration = Duration::from_millis(500);
 
 /// Bytes that may be in flight: at first, at the least, and at the most.
 ///
-/// A broker that throttles lets ten seconds' worth of bytes pass and is then silent for as long as what is beyond that would have taken. So
-/// what is in flight at that moment must be little. Two megabytes are what brokers take in some ten milliseconds.
+/// A broker that throttles lets ten seconds' worth of bytes pass. Then it is silent after each request, for as long as all that is beyond
+/// that would have taken: of two megabytes in three requests, at one megabyte a second, the last one is acknowledged after five seconds. So
+/// what is in flight at that moment must be little. A megabyte is what brokers take in some ten milliseconds.
 pub(crate) const WINDOW_FIRST: u64 = 512 * 1024;
 const WINDOW_MIN: u64 = 32 * 1024;
-const WINDOW_MAX: u64 = 2 * 1024 * 1024;
+const WINDOW_MAX: u64 = 1024 * 1024;
 
 /// Looks that are remembered: one each 50 ms, so some seconds.
 const MOMENTS_KEPT: usize = 120;
 
-/// An acknowledgement that takes longer than this part of the message time-out halves the window.
+/// An acknowledgement that takes longer than this part of the message time-out shrinks the window.
 const LONG: u32 = 8;
+
+/// So much smaller it is then.
+const SHRINK: u64 = 8;
 
 /// What has been acknowledged, as the thread writes it that hears of it.
 #[derive(Debug)]
@@ -252,7 +256,7 @@ impl FlowControl {
         let now = self.flows.now_ms();
         if Duration::from_millis(ms.into()) > self.long {
             if now.saturating_sub(self.shrunk_at_ms) >= ms {
-                self.set_window((self.flows.window() / 2).max(WINDOW_MIN));
+                self.set_window((self.flows.window() / SHRINK).max(WINDOW_MIN));
                 self.shrunk_at_ms = now;
             }
         } else if self.bytes_in_flight() * 2 > self.flows.window() && Duration::from_millis(ms.into()) < self.long / 4 {
@@ -410,8 +414,9 @@ mod tests {
         control.sent(flow, half);
         assert!(control.has_room(half) && !control.has_room(half + 1));
         std::thread::sleep(Duration::from_millis(30));
-        assert!(!control.has_room(half + 1), "that was long: the window is halved");
+        assert!(!control.has_room(half + 1), "that was long: the window shrinks");
         assert!(!control.has_room(half));
+        assert_eq!(control.flows().window(), WINDOW_FIRST / SHRINK);
         assert_eq!(control.slow_topics(Duration::from_millis(20)).len(), 1);
         assert!(!control.flows_to("t", Duration::from_secs(1)));
         assert!(control.others_are_idle(&["t"]) && !control.others_are_idle(&[]));

@@ -146,7 +146,10 @@ impl Session<'_> {
         let cursors: Vec<_> = cursors.into_iter().map(|of| (of.lane, of.cursor)).collect();
         let numbers: Vec<i16> = cursors.iter().map(|(lane, _)| *lane).collect();
         let before = self.flowed.remove(&type_index);
-        let waiting = self.waiting.entry(type_index).or_insert_with(|| Waiting::new(topic.clone(), before));
+        let waiting = self
+            .waiting
+            .entry(type_index)
+            .or_insert_with(|| Waiting::new(topic.clone(), before, self.constraints.window));
         for (number, cursor) in cursors {
             waiting.lanes.insert(number, cursor);
             if let Some(lane) = self.lanes.get_mut(crate::lanes::index(number)) {

@@ -94,8 +94,9 @@ pub enum Served {
 }
 
 impl Waiting {
-    /// `before` tells of a time when it waited before.
-    pub(super) fn new(topic: WaitingTopic, before: Option<Flowed>) -> Self {
+    /// `before` tells of a time when it waited before. `window` is how many bytes may be in flight at first: what was learned by the stream that
+    /// met the trouble, since a broker that throttles would be silent for longer with each further byte.
+    pub(super) fn new(topic: WaitingTopic, before: Option<Flowed>, window: u64) -> Self {
         let now = Instant::now();
         let before = before.filter(|flowed| flowed.at.elapsed() < FLOWED_LONG);
         let flapped = before.is_some();
@@ -103,6 +104,7 @@ impl Waiting {
             || (Backoff::new(BACKOFF_FIRST, BACKOFF_MAX), PublishConstraints::default()),
             |flowed| (flowed.backoff, flowed.constraints),
         );
+        let constraints = PublishConstraints { window: constraints.window.min(window), ..constraints };
         Self {
             topic,
             lanes: WaitingType::default(),
@@ -202,7 +204,8 @@ impl Session<'_> {
             let (type_index, lane) = (self.types.index(&row.aggregate_type), row.lane);
             let seen = row.seen.map(Snapshot::parse).transpose()?.map(Arc::new);
             let topic = WaitingTopic { name: row.topic, reason: row.reason };
-            let waiting = self.waiting.entry(type_index).or_insert_with(|| Waiting::new(topic, None));
+            let waiting =
+                self.waiting.entry(type_index).or_insert_with(|| Waiting::new(topic, None, self.constraints.window));
             waiting.lanes.insert(row.lane, Cursor { position: row.position, seen });
             if let Some(lane) = self.lanes.get_mut(index(row.lane)) {
                 lane.waiting.push(type_index);

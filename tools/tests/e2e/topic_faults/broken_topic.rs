@@ -43,6 +43,8 @@ async fn one_topic_is_broken(test: &str, trouble: Trouble) -> Result<()> {
         scene.flows("shakys", 200).await;
     }
 
+    // A broker that has just begun may be slow by itself.
+    let said_before = if missing { [0, 0] } else { said(&scene) };
     trouble.begin(&mut scene.broker, &scene.supply, "shakys").await?;
     let begun = now_us();
     sleep(BROKEN / 2).await;
@@ -65,11 +67,15 @@ async fn one_topic_is_broken(test: &str, trouble: Trouble) -> Result<()> {
     let late_ms = if trouble == Trouble::FrozenReplica { LATE_BEHIND_REPLICA_MS } else { LATE_MS };
     assert!(steady.events > 500 && steady.p99_ms < late_ms, "the healthy topic: {steady}");
     assert!(steady.has_few_repeats(), "the healthy topic: {steady}");
-    assert_eq!(scene.said("a topic takes no records", "shakys"), 1, "times that the log says so");
-    assert_eq!(scene.said("a topic takes records again", "shakys"), 1, "times that the log says so");
+    assert_eq!(said(&scene), said_before.map(|count| count + 1), "times that the log says so");
     assert_eq!(status(&scene)?, Value::Array(Vec::new()), "nothing waits any more");
     relay.stop().await?;
     Ok(())
+}
+
+/// How often the log says that the topic takes nothing, and that it does again.
+fn said(scene: &Scene) -> [usize; 2] {
+    ["a topic takes no records", "a topic takes records again"].map(|words| scene.said(words, "shakys"))
 }
 
 /// What `outrider status` says is waiting.
