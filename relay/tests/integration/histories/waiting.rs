@@ -109,7 +109,7 @@ impl Session {
         cursors.collect()
     }
 
-    /// Amid the late rows of a pass, no cursor tells of those that are published: the relay that takes the lane publishes them again.
+    /// In the middle of the late rows of a pass, no cursor tells of those that are published: the relay that takes the lane publishes them again.
     pub fn note_late_rows_that_come_again(&self, ground: &mut Ground, lanes: &[i16]) {
         for (of, waiting) in &self.waiting {
             let amid_late_rows = waiting.lanes.parts().into_iter().filter(|part| part.after < part.start.position);
