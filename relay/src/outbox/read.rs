@@ -40,8 +40,7 @@ pub struct ReadAnswer {
 // the transaction. Late rows are found
 // over (txid, id), in two branches: transactions that may have begun since, and single ones that were running. Each row is in one of them.
 // Those that still run are left out, of the first branch the three oldest: one may have a million rows, and each read would walk over all
-// of them to see none. So are transaction ids that were not given out yet: who writes one of those into a row has it published once, and
-// not by each read. Rows above the highest position are left out by the index, and partitions above it are not looked into; `id + 0`
+// of them to see none. Rows above the highest position are left out by the index, and partitions above it are not looked into; `id + 0`
 // keeps the planner from (lane, id), which would be walked whole. ORDER BY keeps it from a walk over the table: with a LIMIT alone it
 // expects to come upon enough late rows soon, and there are none. Only their ids are limited and sorted. Part 1 is the rows themselves, one
 // by one and in that order because of OFFSET 0. With one late row too many, there is no part 1 and no part 2: there are no lanes to read

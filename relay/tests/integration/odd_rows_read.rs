@@ -135,23 +135,29 @@ async fn large_payloads_and_headers_come_whole_and_in_order() {
     assert_no_repeats(&fixture.published(500).await);
 }
 
-/// Only the owner of the outbox can write one, or who has the right to insert from an older version.
+/// Only the owner of the outbox can write such rows, or who has the right to insert from an older version. They commit after rows with higher
+/// ids were published, so that the relay finds them by their transaction alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_name_another_transaction_than_their_own_are_published_once() {
     let fixture = Fixture::new("rows_that_name_another").await;
     let relay = fixture.relay(&[]);
-    fixture.insert_all("k", 1, 1).await;
-    fixture.published(1).await;
     // More of the future than late rows are read at once, and some of long ago.
     let insert = "INSERT INTO outbox (txid, event_id, aggregate_type, aggregate_id, aggregate_version, type, payload)
         SELECT CASE WHEN i < 3000 THEN 9000000000000000000 + i ELSE 3 END, gen_random_uuid(), $1, 'odd' || i, 1, 'thing.changed', '{}'
         FROM generate_series(0, 3099) i";
-    sqlx::query(insert).bind(&fixture.aggregate_type).execute(&fixture.database.pool).await.unwrap();
-    fixture.published(3_101).await;
+    let mut late = fixture.database.pool.begin().await.unwrap();
+    sqlx::query(insert).bind(&fixture.aggregate_type).execute(&mut *late).await.unwrap();
+    // One of each lane, at least.
+    for key in 0..100 {
+        fixture.insert_all(&format!("k{key}"), 1, 1).await;
+    }
+    fixture.published(100).await;
+    late.commit().await.unwrap();
+    fixture.published(3_200).await;
     for version in 2..=20 {
-        fixture.insert_all("k", version, version).await;
-        assert_no_repeats(&fixture.published(3_100 + usize::try_from(version).unwrap()).await);
+        fixture.insert_all("k0", version, version).await;
+        assert_no_repeats(&fixture.published(3_199 + usize::try_from(version).unwrap()).await);
     }
     relay.stop().await;
-    assert_no_repeats(&fixture.published(3_120).await);
+    assert_no_repeats(&fixture.published(3_219).await);
 }
