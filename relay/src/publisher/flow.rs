@@ -10,7 +10,7 @@
 //!
 //! **What is in flight adapts to what brokers take in time.** Records that wait longer than the message time-out are given up and
 //! published again. A broker that throttles would never be done with a full queue. So there is a window of bytes: it shrinks to an eighth
-//! when an acknowledgement takes long, and is doubled when it is what limits.
+//! when an acknowledgement takes long, and is doubled when it is what limits, up to a part of what was acknowledged in the last seconds.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -25,13 +25,20 @@ use crate::lanes::ticket::FLOWS;
 const REST: Duration = Duration::from_millis(500);
 
 /// Bytes that may be in flight: at first, at the least, and at the most.
-///
-/// A broker that throttles lets ten seconds' worth of bytes pass. Then it is silent after each request, for as long as all that is beyond
-/// that would have taken: of two megabytes in three requests, at one megabyte a second, the last one is acknowledged after five seconds. So
-/// what is in flight at that moment must be little. A megabyte is what brokers take in some ten milliseconds.
 pub(crate) const WINDOW_FIRST: u64 = 512 * 1024;
 const WINDOW_MIN: u64 = 32 * 1024;
-const WINDOW_MAX: u64 = 1024 * 1024;
+const WINDOW_MAX: u64 = 4 * 1024 * 1024;
+
+/// Above the first window, not more may be in flight than this part of what was acknowledged in the last ten seconds.
+///
+/// A broker that throttles lets ten seconds' worth of bytes pass at full speed. Then it is silent after each request, for as long as all
+/// that is beyond them would have taken. So what is in flight at that moment takes 10 s / 8 at its pace. A broker that takes a hundred
+/// megabytes a second, and needs ten milliseconds for an acknowledgement, soon gets more than is limited by the window.
+const PART_OF_RECENT: u64 = 8;
+const RECENT_MS: u32 = 10_000;
+
+/// Between two samples of what was acknowledged.
+const SAMPLE_MS: u32 = 500;
 
 /// Looks that are remembered: one each 50 ms, so some seconds.
 const MOMENTS_KEPT: usize = 120;
@@ -142,6 +149,8 @@ pub(crate) struct FlowControl {
     topics: HashMap<String, Range<usize>>,
     bytes: u64,
     shrunk_at_ms: u32,
+    /// By time, how many bytes were acknowledged until then: of the last ten seconds, and one before them.
+    samples: VecDeque<(u32, u64)>,
     long: Duration,
     /// By time, in how many milliseconds acknowledgements had come until then.
     moments: VecDeque<(u32, u32)>,
@@ -158,6 +167,7 @@ impl FlowControl {
             topics: HashMap::new(),
             bytes: 0,
             shrunk_at_ms: 0,
+            samples: VecDeque::from([(0, 0)]),
             long: message_timeout / LONG,
             moments: VecDeque::new(),
             one_at_a_time: false,
@@ -216,7 +226,13 @@ impl FlowControl {
     /// Whether so many bytes more may be in flight.
     pub(crate) fn has_room(&mut self, bytes: usize) -> bool {
         let in_flight = self.bytes_in_flight();
-        if in_flight == 0 || in_flight + bytes as u64 <= self.flows.window() {
+        if in_flight == 0 {
+            // After a rest, what was acknowledged before says nothing.
+            let most = self.window_max();
+            self.set_window(self.flows.window().min(most));
+            return true;
+        }
+        if in_flight + bytes as u64 <= self.flows.window() {
             return true;
         }
         self.adapt();
@@ -260,8 +276,22 @@ impl FlowControl {
                 self.shrunk_at_ms = now;
             }
         } else if self.bytes_in_flight() * 2 > self.flows.window() && Duration::from_millis(ms.into()) < self.long / 4 {
-            self.set_window((self.flows.window() * 2).min(WINDOW_MAX));
+            let most = self.window_max();
+            self.set_window((self.flows.window() * 2).min(most));
         }
+    }
+
+    /// How many bytes may be in flight by what was acknowledged lately.
+    fn window_max(&mut self) -> u64 {
+        let (now, acknowledged) = (self.flows.now_ms(), self.flows.bytes.load(Ordering::Relaxed));
+        if self.samples.back().is_none_or(|(at, _)| now.saturating_sub(*at) >= SAMPLE_MS) {
+            self.samples.push_back((now, acknowledged));
+        }
+        while self.samples.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= RECENT_MS) {
+            self.samples.pop_front();
+        }
+        let before = self.samples.front().map_or(0, |(_, bytes)| *bytes);
+        (acknowledged.saturating_sub(before) / PART_OF_RECENT).clamp(WINDOW_FIRST, WINDOW_MAX)
     }
 
     fn set_window(&self, bytes: u64) {
@@ -404,6 +434,29 @@ mod tests {
         assert!(!flows.acknowledge(3, -1001, 1));
         assert!(!flows.acknowledge(3, 8, 1), "the rest of a batch that was concluded to be there");
         assert!(flows.acknowledge(4, 0, 1));
+    }
+
+    #[test]
+    fn the_window_grows_to_a_part_of_what_was_acknowledged_lately() {
+        let mut control = FlowControl::new(Duration::from_secs(5), WINDOW_FIRST);
+        let (flow, flows) = (control.of_topic("t", 1).start, control.flows());
+        let mut send = |control: &mut FlowControl, windows: u64| {
+            for offset in 0..windows.try_into().unwrap() {
+                let bytes = usize::try_from(flows.window()).unwrap();
+                // The second one ends the first one's probe, with as much in flight as may be.
+                control.sent(flow, 0);
+                flows.acknowledge(flow, offset, 0);
+                control.sent(flow, bytes);
+                flows.acknowledge(flow, offset, bytes);
+            }
+        };
+        send(&mut control, 7);
+        assert_eq!(flows.window(), WINDOW_FIRST, "less than eight windows were acknowledged");
+        send(&mut control, 100);
+        assert_eq!(flows.window(), WINDOW_MAX);
+        control.samples = VecDeque::from([(0, flows.bytes.load(Ordering::Relaxed))]);
+        assert!(control.has_room(1));
+        assert_eq!(flows.window(), WINDOW_FIRST, "nothing was acknowledged lately");
     }
 
     #[test]
