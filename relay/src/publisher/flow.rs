@@ -440,7 +440,7 @@ mod tests {
     fn the_window_grows_to_a_part_of_what_was_acknowledged_lately() {
         let mut control = FlowControl::new(Duration::from_secs(5), WINDOW_FIRST);
         let (flow, flows) = (control.of_topic("t", 1).start, control.flows());
-        let mut send = |control: &mut FlowControl, windows: u64| {
+        let send = |control: &mut FlowControl, windows: u64| {
             for offset in 0..windows.try_into().unwrap() {
                 let bytes = usize::try_from(flows.window()).unwrap();
                 // The second one ends the first one's probe, with as much in flight as may be.
