@@ -32,9 +32,9 @@ const WINDOW_MAX: u64 = 4 * 1024 * 1024;
 /// Above the first window, not more may be in flight than this part of what was acknowledged in the last ten seconds.
 ///
 /// A broker that throttles lets ten seconds' worth of bytes pass at full speed. Then it is silent after each request, for as long as all
-/// that is beyond them would have taken. So what is in flight at that moment takes 10 s / 8 at its pace. A broker that takes a hundred
+/// that is beyond them would have taken. So what is in flight at that moment takes 10 s / 16 at its pace. A broker that takes a hundred
 /// megabytes a second, and needs ten milliseconds for an acknowledgement, soon gets more than is limited by the window.
-const PART_OF_RECENT: u64 = 8;
+const PART_OF_RECENT: u64 = 16;
 const RECENT_MS: u32 = 10_000;
 
 /// Between two samples of what was acknowledged.
@@ -451,8 +451,8 @@ mod tests {
             }
         };
         send(&mut control, 7);
-        assert_eq!(flows.window(), WINDOW_FIRST, "less than eight windows were acknowledged");
-        send(&mut control, 100);
+        assert_eq!(flows.window(), WINDOW_FIRST, "less than sixteen windows were acknowledged");
+        send(&mut control, 300);
         assert_eq!(flows.window(), WINDOW_MAX);
         control.samples = VecDeque::from([(0, flows.bytes.load(Ordering::Relaxed))]);
         assert!(control.has_room(1));
