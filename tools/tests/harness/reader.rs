@@ -138,24 +138,15 @@ impl Reader {
 
     /// The figures of a topic's events that were written in this time, in microseconds since 1970.
     pub(crate) fn figures(&self, topic: &str, written: Range<i64>) -> Figures {
-        self.figures_of([(topic.to_owned(), written)])
-    }
-
-    /// The figures of several topics' events, each of those that were written in that time.
-    pub(crate) fn figures_of(&self, parts: impl IntoIterator<Item = (String, Range<i64>)>) -> Figures {
         let topics = self.topics();
-        let (mut millis, mut repeats) = (Vec::new(), 0);
-        for (topic, written) in parts {
-            let Some(of_topic) = topics.get(&topic) else { continue };
-            let arrivals = of_topic.arrivals.iter().filter(|(at, _)| written.contains(at));
-            millis.extend(arrivals.map(|(written, arrived)| (arrived - written) / 1_000));
-            repeats += of_topic.repeats.iter().filter(|at| written.contains(at)).count() as u64;
-        }
+        let Some(of_topic) = topics.get(topic) else { return Figures::default() };
+        let arrivals = of_topic.arrivals.iter().filter(|(at, _)| written.contains(at));
+        let mut millis: Vec<i64> = arrivals.map(|(written, arrived)| (arrived - written) / 1_000).collect();
         millis.sort_unstable();
         let at = |percent: usize| millis.get((millis.len() * percent / 100).min(millis.len().saturating_sub(1)));
         Figures {
             events: millis.len() as u64,
-            repeats,
+            repeats: of_topic.repeats.iter().filter(|at| written.contains(at)).count() as u64,
             p50_ms: at(50).copied().unwrap_or(0),
             p99_ms: at(99).copied().unwrap_or(0),
             max_ms: millis.last().copied().unwrap_or(0),

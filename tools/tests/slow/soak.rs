@@ -14,7 +14,7 @@ use crate::harness::scene::Scene;
 use crate::harness::second_broker::NODE;
 use crate::harness::writer::{Load, Writer, Written, together, write_backlog};
 use crate::{setting, tell};
-use phases::{P99_MS_MAX, PHASES, Phase};
+use phases::{PHASES, Phase};
 
 /// Length of the whole, in seconds; `SOAK_SECS` in the environment changes it.
 const SOAK_SECS: u64 = 1_800;
@@ -46,7 +46,7 @@ struct Finding {
 impl Finding {
     fn is_well(&self) -> bool {
         let Figures { p99_ms, .. } = self.healthy;
-        let is_prompt = self.phase.p99_ms_max().is_none_or(|most| p99_ms < most);
+        let is_prompt = p99_ms < 1_000 || !self.phase.keeps_others_prompt();
         is_prompt && self.healthy.has_few_repeats() && self.recovered.is_some() && self.parked == 0
     }
 
@@ -118,15 +118,10 @@ impl Soak {
     }
 }
 
-/// The topics that a phase did not break.
-fn healthy_topics(phase: Phase) -> impl Iterator<Item = String> {
-    let healthy = TYPES.into_iter().filter(move |of_type| !phase.breaks().contains(of_type));
-    healthy.map(|of_type| format!("{of_type}s"))
-}
-
 /// The figures of the slowest of the topics that a phase did not break.
 fn worst_of_healthy(reader: &Reader, phase: Phase, time: &Range<i64>) -> Figures {
-    let figures = healthy_topics(phase).map(|topic| reader.figures(&topic, time.clone()));
+    let healthy = TYPES.into_iter().filter(|of_type| !phase.breaks().contains(of_type));
+    let figures = healthy.map(|of_type| reader.figures(&format!("{of_type}s"), time.clone()));
     figures.max_by_key(|figures| (figures.p99_ms, figures.repeats)).unwrap_or_default()
 }
 
@@ -159,16 +154,10 @@ async fn healthy_topics_notice_nothing_while_others_are_broken_in_turn() -> Resu
     for of_type in TYPES {
         tell(&format!("{of_type}: {}", scene.reader.figures(&format!("{of_type}s"), 0..i64::MAX)));
     }
-    let prompt = findings.iter().filter(|finding| finding.phase.p99_ms_max().is_some());
-    let of_all = scene.reader.figures_of(
-        prompt.flat_map(|finding| healthy_topics(finding.phase).map(|topic| (topic, finding.time.clone()))),
-    );
-    tell(&format!("healthy topics over all but the quota: {of_all}"));
     tell(&format!("{lost} lost, {out_of_order} out of order"));
     assert_eq!((lost, out_of_order, complete.is_ok()), (0, 0, true), "lost, out of order, complete");
     let bad: Vec<_> = findings.iter().filter(|finding| !finding.is_well()).map(|finding| finding.phase).collect();
     assert_eq!(bad, [], "phases that were not as promised");
-    assert!(of_all.p99_ms < P99_MS_MAX && of_all.has_few_repeats(), "healthy topics over all: {of_all}");
     relay.stop().await?;
     Ok(())
 }

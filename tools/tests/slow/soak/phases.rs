@@ -23,9 +23,6 @@ pub(super) enum Phase {
     Quota,
 }
 
-/// What is promised of healthy topics, over all parts together.
-pub(super) const P99_MS_MAX: i64 = 1_000;
-
 const LATE: &str = "late";
 const BULK: &str = "bulk";
 
@@ -56,15 +53,9 @@ impl Phase {
         }
     }
 
-    /// The other topics' p99 in this part, in milliseconds. A quota is the relay's and not a topic's: all share it. When the second broker
-    /// stands still, the first answers nothing behind what it asks of beta's replica there, until the relay lets beta wait: once, for less
-    /// than three seconds.
-    pub(super) fn p99_ms_max(self) -> Option<i64> {
-        match self {
-            Self::Quota => None,
-            Self::SecondBroker(Trouble::FrozenLeader) => Some(3_000),
-            _ => Some(P99_MS_MAX),
-        }
+    /// Whether the other topics' events must come within a second. A quota is the relay's and not a topic's: all share it.
+    pub(super) fn keeps_others_prompt(self) -> bool {
+        self != Self::Quota
     }
 
     /// Events that are written at once when it has begun.
