@@ -37,15 +37,14 @@ pub struct ReadAnswer {
 }
 
 // Part 0 is the snapshot, in the place of the aggregate type, how many late rows there are, in that of the id, and the last id, in that of
-// the transaction. Late rows are found
-// over (txid, id), in two branches: transactions that may have begun since, and single ones that were running. Each row is in one of them.
-// Those that still run are left out, of the first branch the three oldest: one may have a million rows, and each read would walk over all
-// of them to see none. Rows above the highest position are left out by the index, and partitions above it are not looked into; `id + 0`
-// keeps the planner from (lane, id), which would be walked whole. ORDER BY keeps it from a walk over the table: with a LIMIT alone it
-// expects to come upon enough late rows soon, and there are none. Only their ids are limited and sorted. Part 1 is the rows themselves, one
-// by one and in that order because of OFFSET 0. With one late row too many, there is no part 1 and no part 2: there are no lanes to read
-// then, which costs less than a condition that each row passes through. Part 2 is one short range of (lane, id) a lane. All see the same
-// snapshot: this is one statement in READ COMMITTED. No lock is taken.
+// the transaction. Late rows are found over (txid, id), in two branches: transactions that may have begun since, and single ones that were
+// running. Each row is in one of them. Those that still run are left out, of the first branch the three oldest: one may have a million
+// rows, and each read would walk over all of them to see none. Rows above the highest position are left out by the index, and partitions
+// above it are not looked into; `id + 0` keeps the planner from (lane, id), which would be walked whole. ORDER BY keeps it from a walk over
+// the table: with a LIMIT alone it expects to come upon enough late rows soon, and there are none. Only their ids are limited and sorted.
+// Part 1 is the rows themselves, one by one and in that order because of OFFSET 0. With one late row too many, there is no part 1 and no
+// part 2: there are no lanes to read then, which costs less than a condition that each row passes through. Part 2 is one short range of
+// (lane, id) a lane. All see the same snapshot: this is one statement in READ COMMITTED. No lock is taken.
 //
 // Not one of the checked queries: those give each text a String of its own, which is six allocations a row.
 const READ_LANES: &str = concat!(
