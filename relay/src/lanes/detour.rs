@@ -3,8 +3,8 @@
 //! A bulk transaction that commits late can leave millions of rows at or below the positions. The read that finds too many of them hands
 //! out none. It begins a detour instead: the late rows that are visible in its snapshot become a set of their own, and the lanes' cursors
 //! go on as if that set had been read. What keeps order per aggregate meanwhile is a filter of the set's aggregates, which is filled before
-//! anything else is read: a row of such an aggregate is held back until the detour has ended. Only its lane and id are kept; it is read a
-//! second time. What keeps events from being lost is [`super::Progress`]: no cursor that tells of the set is settled before all of the set,
+//! anything but parts is read: a row of such an aggregate is held back until the detour has ended. Only its lane and id are kept; it is read
+//! a second time. What keeps events from being lost is [`super::Progress`]: no cursor that tells of the set is settled before all of the set,
 //! and all that was held back, is acknowledged. A crash therefore repeats, and loses nothing.
 //!
 //! A further bulk begins a further detour. They are published one after the other, each with the rows that were held back while it was the
@@ -26,8 +26,8 @@ struct Detour {
     through: Arc<Snapshot>,
     /// The lanes that take part, each as it was read until then: this tells which rows of the set are its own.
     lanes: Vec<(i16, Cursor)>,
-    /// The transactions whose rows are in the set.
-    transactions: Vec<i64>,
+    /// Whether aggregates and transactions of the set are still being looked for.
+    finding: bool,
     stage: Stage,
     /// Rows that were held back while this was the newest detour, in their order.
     held: VecDeque<(i16, i64)>,
@@ -35,8 +35,8 @@ struct Detour {
 
 #[derive(Debug)]
 enum Stage {
-    /// Aggregates and transactions are being looked for.
-    Finding,
+    /// These transactions have rows in the set, and others may.
+    Unknown { transactions: Vec<i64> },
     /// Late rows up to this id were handed out.
     Late { transactions: Arc<[i64]>, after: i64 },
     /// All late rows were handed out, and what was held back comes next.
@@ -82,38 +82,42 @@ impl Detours {
                 read: read.clone(),
                 through: Arc::clone(through),
                 lanes,
-                transactions: Vec::new(),
-                stage: Stage::Finding,
+                finding: true,
+                stage: Stage::Unknown { transactions: Vec::new() },
                 held: VecDeque::new(),
             });
         }
         !self.must_wait
     }
 
-    /// The detour whose aggregates are to be found, before anything is read.
+    /// The detour whose aggregates are to be found, before anything but parts is read.
     pub(super) fn to_find(&self) -> Option<FindPlan> {
-        let newest = self.list.back().filter(|detour| matches!(detour.stage, Stage::Finding))?;
+        let newest = self.list.back().filter(|detour| detour.finding)?;
         Some(FindPlan { read: newest.read.clone(), through: Arc::clone(&newest.through) })
     }
 
-    /// Some rows of the newest detour: the hashes of their aggregates, and their transactions. Rows that are not of the set do no harm.
-    pub(super) fn found(&mut self, key_hashes: &[i64], transactions: &[i64]) {
+    /// Some rows of the newest detour: the hashes of their aggregates, and their transactions, or all that it has. Rows that are not of the
+    /// set do no harm.
+    pub(super) fn found(&mut self, key_hashes: &[i64], transactions: &[i64], are_all: bool) {
         if let (Some(filter), Some(newest)) = (&mut self.filter, self.list.back_mut()) {
             for hash in key_hashes {
                 filter.insert(*hash);
             }
-            // One that has committed since is another read's.
-            newest.transactions.extend(transactions.iter().filter(|txid| !newest.through.is_late(**txid)));
+            if let Stage::Unknown { transactions: known } = &mut newest.stage {
+                // One that has committed since is another read's.
+                known.extend(transactions.iter().filter(|txid| !newest.through.is_late(**txid)));
+            }
+            if are_all {
+                newest.know_transactions();
+            }
         }
     }
 
     /// All rows of the newest detour were looked at.
     pub(super) fn all_found(&mut self) {
-        if let Some(newest) = self.list.back_mut().filter(|newest| matches!(newest.stage, Stage::Finding)) {
-            let mut transactions = std::mem::take(&mut newest.transactions);
-            transactions.sort_unstable();
-            transactions.dedup();
-            newest.stage = Stage::Late { transactions: transactions.into(), after: 0 };
+        if let Some(newest) = self.list.back_mut() {
+            newest.finding = false;
+            newest.know_transactions();
         }
     }
 
@@ -121,7 +125,7 @@ impl Detours {
     pub(super) fn part(&self) -> Option<PartPlan> {
         let first = self.list.front()?;
         match &first.stage {
-            Stage::Finding => None,
+            Stage::Unknown { .. } => None,
             Stage::Late { transactions, after } => Some(PartPlan::Late {
                 lanes: first.lanes.iter().map(|(lane, cursor)| (*lane, cursor.position)).collect(),
                 transactions: Arc::clone(transactions),
@@ -134,7 +138,7 @@ impl Detours {
     /// Whether the row is one of the first detour.
     pub(super) fn is_of_part(&self, row: &RowKey) -> bool {
         self.list.front().is_some_and(|first| match first.stage {
-            Stage::Finding => false,
+            Stage::Unknown { .. } => false,
             Stage::Late { .. } => {
                 first.lanes.iter().any(|(lane, cursor)| *lane == row.lane && !cursor.covers(row.id, row.txid))
             }
@@ -146,9 +150,10 @@ impl Detours {
     pub(super) fn advance(&mut self, rows: &[RowKey], cut: bool) -> Option<Vec<i16>> {
         let first = self.list.front_mut()?;
         match &mut first.stage {
-            Stage::Finding => return None,
+            Stage::Unknown { .. } => return None,
             Stage::Late { after, .. } if cut => *after = rows.last().map_or(*after, |row| row.id),
-            Stage::Late { .. } => first.stage = Stage::Held,
+            // Should it be looked for still: of what was handed out, no aggregate has to be known.
+            Stage::Late { .. } => (first.stage, first.finding) = (Stage::Held, false),
             Stage::Held => drop(first.held.drain(..rows.len().min(first.held.len()))),
         }
         if !matches!(first.stage, Stage::Held) || !first.held.is_empty() {
@@ -195,6 +200,16 @@ impl Detours {
 }
 
 impl Detour {
+    /// No further transaction has rows in the set: its parts can be read.
+    fn know_transactions(&mut self) {
+        if let Stage::Unknown { transactions } = &mut self.stage {
+            let mut transactions = std::mem::take(transactions);
+            transactions.sort_unstable();
+            transactions.dedup();
+            self.stage = Stage::Late { transactions: transactions.into(), after: 0 };
+        }
+    }
+
     fn takes(&self, lane: i16) -> bool {
         self.lanes.iter().any(|(other, _)| *other == lane)
     }

@@ -182,19 +182,20 @@ impl HeldLanes {
 
     /// What to do next; none if there is no lane to read, or only acknowledgements can be waited for.
     pub fn next_step(&mut self) -> Option<Step> {
-        if let Some(find) = self.detours.to_find() {
-            return Some(Step::Find(find));
-        }
         let is_turn = std::mem::replace(&mut self.part_is_next, false);
-        let read = (!self.detours.block_reads()).then(|| self.plan()).flatten();
-        if (is_turn || read.is_none())
+        let other = match self.detours.to_find() {
+            Some(find) => Some(Step::Find(find)),
+            None if self.detours.block_reads() => None,
+            None => self.plan().map(Step::Read),
+        };
+        if (is_turn || other.is_none())
             && self.has_part()
             && let Some(part) = self.detours.part()
         {
             return Some(Step::Part(part));
         }
         self.part_is_next = true;
-        read.map(Step::Read)
+        other
     }
 
     /// Whether there is a detour whose next part does not have to wait for acknowledgements.
@@ -292,9 +293,9 @@ impl HeldLanes {
         }
     }
 
-    /// Some rows that the find just planned has brought: the hashes of their aggregates, and their transactions.
-    pub fn found(&mut self, key_hashes: &[i64], transactions: &[i64]) {
-        self.detours.found(key_hashes, transactions);
+    /// Some rows that the find just planned has brought: the hashes of their aggregates, and their transactions, or those of all of its rows.
+    pub fn found(&mut self, key_hashes: &[i64], transactions: &[i64], are_all: bool) {
+        self.detours.found(key_hashes, transactions, are_all);
     }
 
     /// The find just planned has brought all rows.

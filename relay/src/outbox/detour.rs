@@ -23,6 +23,8 @@ pub struct Finding {
     ranges: VecDeque<(i64, i64)>,
     /// Transaction and id of the last row of the last page.
     after: (i64, i64),
+    /// The transactions of all rows, if they are known.
+    transactions: Option<Vec<i64>>,
 }
 
 /// What a page has brought.
@@ -30,15 +32,18 @@ pub struct Finding {
 pub struct FoundPage {
     /// Hashes of the rows' aggregates.
     pub key_hashes: Vec<i64>,
-    /// The rows' transactions.
+    /// The rows' transactions, or those of all rows.
     pub transactions: Vec<i64>,
+    /// Whether they are those of all rows.
+    pub are_all: bool,
     /// Whether there is no further page.
     pub is_last: bool,
 }
 
 impl Finding {
     /// Begins to look for the rows of a detour. Of the transactions that ran in one of the old snapshots, some still ran in the new one, and
-    /// most of the others have no such row.
+    /// most of the others have no such row. Of those that have begun since, often only one has, a bulk: then its parts need not wait until
+    /// all of its rows were looked at.
     ///
     /// # Errors
     /// What the database says.
@@ -52,10 +57,19 @@ impl Finding {
         let highest = positions(&plan.read.lanes).into_iter().max();
         let ended: Vec<i64> =
             plan.read.late_running.iter().copied().filter(|txid| !plan.through.is_late(*txid)).collect();
-        let running = running.bind(ended).bind(highest).fetch_all(connection).await?;
+        let running = running.bind(ended).bind(highest).fetch_all(&mut *connection).await?;
+        let new = (plan.read.late_from, plan.through.xmax());
+        let bounds = sqlx::query_as::<_, (Option<i64>, Option<i64>)>(
+            "-- find_bounds
+            SELECT
+                (SELECT o.txid FROM outbox o WHERE o.txid BETWEEN $1 AND $2 AND o.id <= $3 ORDER BY o.txid LIMIT 1),
+                (SELECT o.txid FROM outbox o WHERE o.txid BETWEEN $1 AND $2 AND o.id <= $3 ORDER BY o.txid DESC LIMIT 1)",
+        );
+        let (first_new, last_new) = bounds.bind(new.0).bind(new.1).bind(highest).fetch_one(connection).await?;
+        let transactions = (first_new == last_new).then(|| running.iter().copied().chain(first_new).collect());
         let mut ranges: VecDeque<(i64, i64)> = running.into_iter().map(|txid| (txid, txid)).collect();
-        ranges.push_back((plan.read.late_from, plan.through.xmax()));
-        Ok(Self { through: Arc::clone(&plan.through), after: first(&ranges), ranges })
+        ranges.push_back(new);
+        Ok(Self { through: Arc::clone(&plan.through), after: first(&ranges), ranges, transactions })
     }
 
     /// Whether this is a find of that plan.
@@ -105,7 +119,14 @@ impl Finding {
             self.after = (transactions.last().copied().unwrap_or(0), last_id);
         }
         transactions.dedup();
-        Ok(FoundPage { key_hashes, transactions, is_last: self.ranges.is_empty() })
+        let all = self.transactions.take();
+        let are_all = all.is_some();
+        Ok(FoundPage {
+            key_hashes,
+            transactions: all.unwrap_or(transactions),
+            are_all,
+            is_last: self.ranges.is_empty(),
+        })
     }
 }
 

@@ -89,7 +89,7 @@ impl Session<'_> {
             None => in_time(lease, Finding::begin(&mut self.connection, plan)).await?,
         };
         let page = in_time(lease, finding.next_page(&mut self.connection, plan)).await?;
-        self.lanes.found(&page.key_hashes, &page.transactions);
+        self.lanes.found(&page.key_hashes, &page.transactions, page.are_all);
         if page.is_last {
             self.lanes.all_found();
         } else {

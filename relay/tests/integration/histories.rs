@@ -38,11 +38,12 @@ use variant::Variant;
 const HISTORIES: u64 = 10_000;
 
 /// What must have happened, or the histories prove nothing.
-const MUST_HAPPEN: [&str; 45] = [
+const MUST_HAPPEN: [&str; 46] = [
     "batch refused",
     "brought up",
     "brought up in parts",
     "detour begun",
+    "part amid a find",
     "first request refused",
     "flows again",
     "frozen",

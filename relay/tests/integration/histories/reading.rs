@@ -1,5 +1,7 @@
 //! The part of a session that reads: `relay/src/session/reading.rs`.
 
+use std::sync::Arc;
+
 use relay::lanes::plan::{Accepted, Answer, FindPlan, PartAnswer, PartPlan, ReadPlan, Step};
 use relay::lanes::{RowKey, Snapshot, Ticket, index};
 
@@ -8,13 +10,30 @@ use super::ground::Ground;
 use super::reads::{ReadAnswer, ReadLimits};
 use super::sender::{Event, Work};
 use super::session::Session;
+use super::variant::Variant;
 
 /// A question to the database and its answer.
 #[derive(Debug)]
 pub enum Reading {
     Read(ReadPlan, ReadAnswer),
-    Find(Vec<i64>, Vec<i64>),
+    Find(FoundPage),
     Part(PartPlan, Vec<Row>, bool),
+}
+
+/// Some rows of a detour: hashes of their aggregates, and their transactions, or those of all rows.
+#[derive(Debug)]
+pub struct FoundPage {
+    hashes: Vec<i64>,
+    transactions: Vec<i64>,
+    are_all: bool,
+    is_last: bool,
+}
+
+/// A find under way: what its next page brings.
+#[derive(Debug)]
+pub struct Finding {
+    through: Arc<Snapshot>,
+    rest: Vec<(i64, i64)>,
 }
 
 impl Session {
@@ -43,20 +62,35 @@ impl Session {
         if !self.together.is_empty() && self.lanes.is_amid_read() {
             ground.count("detour begun");
         }
-        let (mut hashes, transactions) = ground.database.find(plan);
+        // In two pages: between them, a part may be read if all transactions are known by then.
+        let finding = self.finding.take().filter(|finding| Arc::ptr_eq(&finding.through, &plan.through));
+        let is_last = finding.is_some();
+        let mut page = finding.map_or_else(|| ground.database.find(plan), |finding| finding.rest);
+        let rest = if is_last { Vec::new() } else { page.split_off(ground.pick(page.len() + 1)) };
+        let (mut hashes, mut transactions): (Vec<i64>, Vec<i64>) = page.into_iter().unzip();
+        let are_all = !is_last && ground.chance(500);
+        if are_all && ground.variant != Variant::TakesSomeTransactionsForAll {
+            transactions.extend(rest.iter().map(|(_, transaction)| *transaction));
+        }
         ground.variant.distort_hashes(&mut hashes);
-        Reading::Find(hashes, transactions)
+        self.finding = (!is_last).then(|| Finding { through: Arc::clone(&plan.through), rest });
+        Reading::Find(FoundPage { hashes, transactions, are_all, is_last })
     }
 
     pub fn accept(&mut self, ground: &mut Ground) {
         match self.reading.take() {
             None => {}
-            Some(Reading::Find(hashes, transactions)) => {
-                self.lanes.found(&hashes, &transactions);
-                self.lanes.all_found();
+            Some(Reading::Find(FoundPage { hashes, transactions, are_all, is_last })) => {
+                self.lanes.found(&hashes, &transactions, are_all);
+                if is_last {
+                    self.lanes.all_found();
+                }
             }
             Some(Reading::Read(plan, answer)) => self.accept_read(ground, &plan, answer),
             Some(Reading::Part(plan, rows, cut)) => {
+                if self.finding.is_some() {
+                    ground.count("part amid a find");
+                }
                 let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
                 let accepted = self.lanes.accept_part(&PartAnswer { rows: &keys, cut });
                 ground.note(|| format!("  part {plan:?}: {:?}, cut {cut}", ids(&rows)));
@@ -66,6 +100,7 @@ impl Session {
         }
         if !self.lanes.is_amid_read() {
             self.together.clear();
+            self.finding = None;
         }
     }
 

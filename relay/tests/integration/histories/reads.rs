@@ -77,8 +77,8 @@ impl Database {
     }
 
     /// What `relay/src/outbox/detour.rs` finds: hashes of aggregates, and transactions; also of rows that have been committed since.
-    pub fn find(&self, plan: &FindPlan) -> (Vec<i64>, Vec<i64>) {
-        self.late(&plan.read).map(|row| (row.key.key_hash, row.key.txid)).unzip()
+    pub fn find(&self, plan: &FindPlan) -> Vec<(i64, i64)> {
+        self.late(&plan.read).map(|row| (row.key.key_hash, row.key.txid)).collect()
     }
 
     /// A part of a detour, and whether there may be more than it has brought.

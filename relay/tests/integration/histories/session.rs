@@ -7,7 +7,7 @@ use relay::lanes::{HeldLanes, LaneLimits, Ticket, index};
 use super::broker::QUEUES;
 use super::ground::Ground;
 use super::lanes_table::{Owner, Time};
-use super::reading::Reading;
+use super::reading::{Finding, Reading};
 use super::stream::{PutAside, Stream};
 use super::waiting::Waiting;
 
@@ -27,6 +27,8 @@ pub struct Session {
     pub owner: Owner,
     pub lanes: HeldLanes,
     pub reading: Option<Reading>,
+    /// The aggregates of a detour that are still to be found.
+    pub finding: Option<Finding>,
     /// The lanes that began a detour.
     pub together: Vec<i16>,
     pub next_balance: Time,
@@ -45,6 +47,7 @@ impl Session {
             owner,
             lanes: HeldLanes::new(LaneLimits { detours: 2, held_rows: 4, part_rows: 2, behind_ids: 3 }),
             reading: None,
+            finding: None,
             together: Vec::new(),
             next_balance: 0,
             lease_until: 0,

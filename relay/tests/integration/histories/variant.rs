@@ -21,6 +21,8 @@ pub enum Variant {
     DetourCutShort,
     /// The aggregates of a detour are not looked for, so that none of their rows is held back.
     AggregatesForgotten,
+    /// The transactions of some of a detour's rows are taken for those of all.
+    TakesSomeTransactionsForAll,
     /// The rows of a part are sent in the wrong order.
     PartReversed,
     /// That new rows were cut off is forgotten.
