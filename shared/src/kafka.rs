@@ -9,6 +9,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
 use serde::Deserialize;
 
 use crate::backoff::Backoff;
@@ -17,6 +18,7 @@ use crate::shutdown::Shutdown;
 
 pub use retention::TopicRetention;
 
+mod answering;
 mod retention;
 
 /// The section `KAFKA_*`: where the brokers are, who we are to them, and how missing topics are made.
@@ -293,10 +295,36 @@ pub struct Topics {
 }
 
 /// What the brokers say of a topic's partitions.
+#[derive(Default)]
 struct Partitions {
     error: Option<RDKafkaErrorCode>,
     count: usize,
     leaderless: usize,
+    /// `host:port` of all brokers that have an in-sync replica of one.
+    in_sync: Vec<String>,
+}
+
+impl Partitions {
+    fn of(metadata: &Metadata) -> Self {
+        let Some(topic) = metadata.topics().first() else { return Self::default() };
+        let has_replica = |id: i32| topic.partitions().iter().any(|partition| partition.isr().contains(&id));
+        let in_sync = metadata.brokers().iter().filter(|broker| has_replica(broker.id()));
+        Self {
+            error: topic.error().map(RDKafkaErrorCode::from),
+            count: topic.partitions().len(),
+            leaderless: topic.partitions().iter().filter(|partition| partition.leader() < 0).count(),
+            in_sync: in_sync.map(|broker| format!("{}:{}", broker.host(), broker.port())).collect(),
+        }
+    }
+}
+
+/// Why a topic may acknowledge nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TopicHealth {
+    /// How many of its partitions have no leader; one if the topic is not there, or refused to us.
+    pub leaderless: usize,
+    /// `host:port` of the brokers that have an in-sync replica of it and do not answer.
+    pub unanswering: Vec<String>,
 }
 
 /// What the brokers say of a topic.
@@ -340,14 +368,7 @@ impl Topics {
             let (admin, topic) = (self.admin()?, topic.to_owned());
             let once = ONE_BROKER.min(patience);
             let asked = tokio::task::spawn_blocking(move || {
-                let metadata = admin.inner().fetch_metadata(Some(&topic), once)?;
-                Ok(metadata.topics().first().map_or(Partitions { error: None, count: 0, leaderless: 0 }, |topic| {
-                    Partitions {
-                        error: topic.error().map(RDKafkaErrorCode::from),
-                        count: topic.partitions().len(),
-                        leaderless: topic.partitions().iter().filter(|partition| partition.leader() < 0).count(),
-                    }
-                }))
+                admin.inner().fetch_metadata(Some(&topic), once).map(|metadata| Partitions::of(&metadata))
             });
             match asked.await.map_err(|_| KafkaError::Canceled)? {
                 Ok(partitions) => return Ok(partitions),
@@ -363,13 +384,22 @@ impl Topics {
         }
     }
 
-    /// Asks a broker how many partitions of a topic have no leader; all of them count as one if the topic is not there, or refused to us.
+    /// Asks the brokers how a topic is, and each that has an in-sync replica of it whether it answers.
     ///
     /// # Errors
     /// When none answers within `patience`.
-    pub async fn leaderless(&self, topic: &str, patience: Duration) -> Result<usize, KafkaError> {
+    pub async fn health(&self, topic: &str, patience: Duration) -> Result<TopicHealth, KafkaError> {
         let partitions = self.partitions(topic, patience).await?;
-        Ok(partitions.leaderless.max(usize::from(partitions.count == 0)))
+        let leaderless = partitions.leaderless.max(usize::from(partitions.count == 0));
+        Ok(TopicHealth { leaderless, unanswering: answering::unanswering(partitions.in_sync, patience).await })
+    }
+
+    /// Resolves when any broker has answered a question about a topic.
+    ///
+    /// # Errors
+    /// When none answers within `patience`.
+    pub async fn answer(&self, topic: &str, patience: Duration) -> Result<(), KafkaError> {
+        self.partitions(topic, patience).await.map(drop)
     }
 
     /// Looks at a topic.
@@ -377,7 +407,7 @@ impl Topics {
     /// # Errors
     /// When the brokers do not answer within ten seconds.
     pub async fn look(&self, topic: &str) -> Result<TopicState, KafkaError> {
-        let Partitions { error, count, leaderless } = self.partitions(topic, TOPIC_PATIENCE).await?;
+        let Partitions { error, count, leaderless, .. } = self.partitions(topic, TOPIC_PATIENCE).await?;
         match error {
             None | Some(RDKafkaErrorCode::NoError) => {
                 let message_bytes_max = message_bytes_max(self.admin()?.as_ref(), topic).await;

@@ -78,8 +78,8 @@ impl Session<'_> {
     /// A topic of which nothing was heard may be well, and all brokers away: then nothing waits for the topic, and all begins again.
     async fn ask_brokers(&self, trouble: &Trouble) -> Result<(), SessionError> {
         let Cause::TimedOut(why) = &trouble.cause else { return Ok(()) };
-        let answer = self.streams.topics.leaderless(&trouble.topic, BROKERS_ANSWER).await;
-        answer.map(drop).map_err(|error| {
+        let answer = self.streams.topics.answer(&trouble.topic, BROKERS_ANSWER).await;
+        answer.map_err(|error| {
             tracing::debug!(messaging.destination.name = trouble.topic, why, "no broker answers");
             SessionError::Delivery(error)
         })

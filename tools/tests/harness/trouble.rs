@@ -13,6 +13,8 @@ pub(crate) enum Trouble {
     TooFewReplicas,
     /// One of its two replicas stands still: records lie at the leader, and are not acknowledged.
     FrozenReplica,
+    /// One of its two replicas was killed, and the controller has not missed it yet.
+    KilledReplica,
     /// The only broker with its partitions is down.
     NoLeader,
     /// The only broker with its partitions stands still, and its connections stay open.
@@ -33,9 +35,11 @@ impl Trouble {
         let none = BrokerOptions::default();
         match self {
             Self::ClockRefused | Self::Missing => none,
-            Self::TooFewReplicas | Self::FrozenReplica | Self::NoLeader | Self::FrozenLeader => {
-                BrokerOptions { second: true, ..none }
-            }
+            Self::TooFewReplicas
+            | Self::FrozenReplica
+            | Self::KilledReplica
+            | Self::NoLeader
+            | Self::FrozenLeader => BrokerOptions { second: true, ..none },
             Self::WritesDenied => BrokerOptions { settings: AUTHORIZER.to_vec(), ..none },
             Self::Answered(_) => BrokerOptions { proxied: true, ..none },
         }
@@ -44,7 +48,7 @@ impl Trouble {
     /// The nodes that the topic must lie on, its leader first.
     pub(crate) fn nodes(self) -> &'static [i32] {
         match self {
-            Self::TooFewReplicas | Self::FrozenReplica => &[1, NODE],
+            Self::TooFewReplicas | Self::FrozenReplica | Self::KilledReplica => &[1, NODE],
             Self::NoLeader | Self::FrozenLeader => &[NODE],
             _ => &[1],
         }
@@ -55,6 +59,7 @@ impl Trouble {
         match self {
             Self::TooFewReplicas | Self::NoLeader => broker.second()?.stop().await,
             Self::FrozenReplica | Self::FrozenLeader => broker.second()?.process()?.freeze(),
+            Self::KilledReplica => broker.second()?.kill().await,
             Self::WritesDenied => broker.allow_writes(supply, topic, false).await,
             Self::ClockRefused => broker.configure_topic(topic, &[("message.timestamp.before.max.ms", "0")]).await,
             Self::Missing => Ok(()),
@@ -69,7 +74,7 @@ impl Trouble {
     pub(crate) async fn end(self, broker: &mut Broker, supply: &Supply, topic: &str) -> Result<()> {
         match self {
             Self::ClockRefused => broker.configure_topic(topic, &[]).await,
-            Self::TooFewReplicas | Self::NoLeader => {
+            Self::TooFewReplicas | Self::KilledReplica | Self::NoLeader => {
                 broker.second()?.start()?;
                 broker.has_brokers(2).await?;
                 broker.has_leaders(topic).await

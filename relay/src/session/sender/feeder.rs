@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender as ChannelSender;
 use std::time::{Duration, Instant, SystemTime};
 
+use shared::kafka::TopicHealth;
 use shared::spans;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -36,6 +37,9 @@ const LOOK_FOR_TROUBLE: Duration = Duration::from_millis(50);
 /// Between two questions to the brokers about a topic that is slow.
 const CHECK_AGAIN: Duration = Duration::from_millis(600);
 
+/// Topics of which brokers are asked at the same time.
+const CHECKS_MAX: usize = 16;
+
 /// How long a broker may take to answer such a question.
 const CHECK_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -63,11 +67,12 @@ pub(super) enum Route {
     Closed,
 }
 
-/// What the brokers said of a topic that was slow, and when.
+/// What the brokers said of a topic that was slow.
 struct Checked {
-    at: Instant,
-    /// Partitions without a leader; none if the brokers did not answer yet.
-    leaderless: Option<usize>,
+    asked: Instant,
+    is_under_way: bool,
+    /// What they said last, and when they were asked.
+    answer: Option<(Instant, TopicHealth)>,
 }
 
 /// See the module.
@@ -77,6 +82,7 @@ pub(super) struct Feeder {
     handle: Handle,
     looks: JoinSet<()>,
     looks_left: Arc<Semaphore>,
+    checks_left: Arc<Semaphore>,
     /// By lane, the keys whose events wait in `relay_parked`.
     parked: HashMap<i16, HashSet<(String, String)>>,
     /// By the type's number.
@@ -95,6 +101,7 @@ impl Feeder {
             handle,
             looks: JoinSet::new(),
             looks_left: Arc::new(Semaphore::new(LOOKS_MAX)),
+            checks_left: Arc::new(Semaphore::new(CHECKS_MAX)),
             parked: HashMap::new(),
             routes: Vec::new(),
             by_type: Held::default(),
@@ -493,21 +500,31 @@ impl Feeder {
     /// A topic that has acknowledged nothing for long, while brokers answer: the producer is given up for it once the other topics'
     /// records are acknowledged.
     fn look_for_slow_topics(&mut self, now: Instant) -> Result<(), Stop> {
-        let mut in_trouble = Vec::new();
+        let mut answered = Vec::new();
         for slow in self.sender.control.slow_topics(self.sender.slow) {
-            let answer = self.checked.get(&slow.topic).and_then(|checked| {
-                // What was said before the record was sent says nothing.
-                checked.leaderless.filter(|_| now.saturating_duration_since(checked.at) < slow.time)
-            });
-            match answer {
-                // Some of its partitions flow. What is slow is given up by the producer in the end.
-                Some(0) if self.sender.control.flows_to(&slow.topic, THROTTLED) => {}
-                Some(0) if slow.time < self.patience(&slow) => {}
-                Some(0) => {
-                    in_trouble.push((slow.topic, SILENT.to_owned()));
-                }
-                Some(count) => in_trouble.push((slow.topic, format!("{count} of its partitions have no leader"))),
-                None => self.check(slow.topic, now),
+            let answer = self.check(&slow.topic, now);
+            // What was asked before the record was sent says nothing.
+            if let Some((_, health)) = answer.filter(|(asked, _)| now.saturating_duration_since(*asked) < slow.time) {
+                answered.push((slow, health));
+            }
+        }
+        let is_well = |health: &TopicHealth| health.leaderless == 0 && health.unanswering.is_empty();
+        let others_wait = answered.iter().any(|(_, health)| is_well(health));
+        let mut in_trouble = Vec::new();
+        for (slow, TopicHealth { leaderless, unanswering }) in answered {
+            let unanswering = unanswering.join(", ");
+            let why = if leaderless > 0 {
+                format!("{leaderless} of its partitions have no leader")
+            } else if unanswering.is_empty() {
+                SILENT.to_owned()
+            } else {
+                format!("brokers with in-sync replicas of it do not answer: {unanswering}")
+            };
+            let is_to_blame = leaderless > 0 || (!unanswering.is_empty() && others_wait);
+            // While some of its partitions flow, what is slow is given up by the producer in the end.
+            let flows = || self.sender.control.flows_to(&slow.topic, THROTTLED);
+            if is_to_blame || (!flows() && slow.time >= self.patience(&slow)) {
+                in_trouble.push((slow.topic, why));
             }
         }
         if in_trouble.is_empty() {
@@ -535,26 +552,35 @@ impl Feeder {
         self.sender.slow * factor
     }
 
-    /// Asks the brokers about a topic that is slow.
-    fn check(&mut self, topic: String, now: Instant) {
-        if self.checked.get(&topic).is_some_and(|checked| now.saturating_duration_since(checked.at) < CHECK_AGAIN) {
-            return;
+    /// Asks the brokers about a topic that is slow, unless they were asked a moment ago. Returns what they said last, and when they were asked.
+    fn check(&mut self, topic: &str, now: Instant) -> Option<(Instant, TopicHealth)> {
+        let known = self.checked.get(topic);
+        let answer = known.and_then(|checked| checked.answer.clone());
+        if known.is_some_and(|of| of.is_under_way || now.saturating_duration_since(of.asked) < CHECK_AGAIN) {
+            return answer;
         }
-        self.checked.insert(topic.clone(), Checked { at: now, leaderless: None });
-        let (topics, work) = (self.sender.topics.clone(), self.work.clone());
+        self.checked
+            .insert(topic.to_owned(), Checked { asked: now, is_under_way: true, answer: answer.clone() });
+        let (topics, work, checks) = (self.sender.topics.clone(), self.work.clone(), Arc::clone(&self.checks_left));
+        let topic = topic.to_owned();
         while self.looks.try_join_next().is_some() {}
         self.looks.spawn_on(
             async move {
-                let Ok(leaderless) = topics.leaderless(&topic, CHECK_PATIENCE).await else { return };
-                let _ = work.send(Work::Checked { topic, leaderless });
+                let _one = checks.acquire().await;
+                let health = topics.health(&topic, CHECK_PATIENCE).await.ok();
+                let _ = work.send(Work::Checked(topic, health));
             },
             &self.handle,
         );
+        answer
     }
 
     /// The answer to [`Self::check`].
-    pub(super) fn checked(&mut self, topic: String, leaderless: usize) {
-        self.checked.insert(topic, Checked { at: Instant::now(), leaderless: Some(leaderless) });
+    pub(super) fn checked(&mut self, topic: &str, health: Option<TopicHealth>) {
+        if let Some(checked) = self.checked.get_mut(topic) {
+            checked.is_under_way = false;
+            checked.answer = health.map(|health| (checked.asked, health));
+        }
     }
 
     /// Waits until nothing is in flight to other topics than these, but not for long.
