@@ -283,6 +283,9 @@ const TOPIC_PATIENCE: Duration = Duration::from_secs(10);
 /// How long one broker may take, before another one is asked.
 const ONE_BROKER: Duration = Duration::from_secs(1);
 
+/// How long a broker may take to answer at all. Longer pauses than that for garbage are rare.
+const BROKER_PATIENCE: Duration = Duration::from_millis(500);
+
 /// How long they may take to say what a topic's settings are. Without an answer, what is usual is assumed.
 const SETTINGS_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -360,13 +363,13 @@ impl Topics {
         Ok(admin)
     }
 
-    /// Asks for a topic's partitions. A client asks the broker that it asked last, also when that one stands still: so after a second
-    /// without an answer, a new client asks.
+    /// Asks for a topic's partitions. A client asks the broker that it asked last, also when that one stands still: so after a third
+    /// of our patience, or a second, without an answer, a new client asks.
     async fn partitions(&self, topic: &str, patience: Duration) -> Result<Partitions, KafkaError> {
         let begun = Instant::now();
         loop {
             let (admin, topic) = (self.admin()?, topic.to_owned());
-            let once = ONE_BROKER.min(patience);
+            let once = ONE_BROKER.min(patience / 3);
             let asked = tokio::task::spawn_blocking(move || {
                 admin.inner().fetch_metadata(Some(&topic), once).map(|metadata| Partitions::of(&metadata))
             });
@@ -384,14 +387,15 @@ impl Topics {
         }
     }
 
-    /// Asks the brokers how a topic is, and each that has an in-sync replica of it whether it answers.
+    /// Asks the brokers how a topic is, and then each that has an in-sync replica of it whether it answers, for half a second at the most.
     ///
     /// # Errors
-    /// When none answers within `patience`.
+    /// When none says how it is within `patience`.
     pub async fn health(&self, topic: &str, patience: Duration) -> Result<TopicHealth, KafkaError> {
         let partitions = self.partitions(topic, patience).await?;
         let leaderless = partitions.leaderless.max(usize::from(partitions.count == 0));
-        Ok(TopicHealth { leaderless, unanswering: answering::unanswering(partitions.in_sync, patience).await })
+        let unanswering = answering::unanswering(partitions.in_sync, BROKER_PATIENCE).await;
+        Ok(TopicHealth { leaderless, unanswering })
     }
 
     /// Resolves when any broker has answered a question about a topic.

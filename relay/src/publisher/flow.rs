@@ -374,8 +374,8 @@ impl FlowControl {
     }
 
     /// Whether nothing is in flight to other topics than these.
-    pub(crate) fn others_are_idle(&self, but: &[&str]) -> bool {
-        let mut others = self.topics.iter().filter(|(topic, _)| !but.contains(&topic.as_str()));
+    pub(crate) fn others_are_idle(&self, but: &[String]) -> bool {
+        let mut others = self.topics.iter().filter(|(topic, _)| !but.contains(topic));
         others.all(|(_, range)| self.is_idle(range.clone()))
     }
 }

@@ -35,11 +35,9 @@ impl Trouble {
         let none = BrokerOptions::default();
         match self {
             Self::ClockRefused | Self::Missing => none,
-            Self::TooFewReplicas
-            | Self::FrozenReplica
-            | Self::KilledReplica
-            | Self::NoLeader
-            | Self::FrozenLeader => BrokerOptions { second: true, ..none },
+            Self::TooFewReplicas | Self::FrozenReplica | Self::KilledReplica | Self::NoLeader | Self::FrozenLeader => {
+                BrokerOptions { second: true, ..none }
+            }
             Self::WritesDenied => BrokerOptions { settings: AUTHORIZER.to_vec(), ..none },
             Self::Answered(_) => BrokerOptions { proxied: true, ..none },
         }

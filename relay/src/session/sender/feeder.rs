@@ -40,8 +40,8 @@ const CHECK_AGAIN: Duration = Duration::from_millis(600);
 /// Topics of which brokers are asked at the same time.
 const CHECKS_MAX: usize = 16;
 
-/// How long a broker may take to answer such a question.
-const CHECK_PATIENCE: Duration = Duration::from_millis(500);
+/// How long brokers may take to say how such a topic is.
+const CHECK_PATIENCE: Duration = Duration::from_millis(750);
 
 /// For so long a broker that throttles may answer nobody on a connection, with no more in flight than the window allows.
 const THROTTLED: Duration = Duration::from_millis(2_250);
@@ -508,6 +508,8 @@ impl Feeder {
                 answered.push((slow, health));
             }
         }
+        // What is slow is not acknowledged in a moment.
+        let slow_topics: Vec<String> = answered.iter().map(|(slow, _)| slow.topic.clone()).collect();
         let is_well = |health: &TopicHealth| health.leaderless == 0 && health.unanswering.is_empty();
         let others_wait = answered.iter().any(|(_, health)| is_well(health));
         let mut in_trouble = Vec::new();
@@ -530,8 +532,7 @@ impl Feeder {
         if in_trouble.is_empty() {
             return Ok(());
         }
-        let topics: Vec<&str> = in_trouble.iter().map(|(topic, _)| topic.as_str()).collect();
-        self.let_others_end(&topics);
+        self.let_others_end(&slow_topics);
         let troubles = in_trouble.into_iter().map(|(topic, why)| Trouble { topic, cause: Cause::Unavailable(why) });
         Err(Stop::Failed(Failure::Topics(troubles.collect())))
     }
@@ -556,11 +557,11 @@ impl Feeder {
     fn check(&mut self, topic: &str, now: Instant) -> Option<(Instant, TopicHealth)> {
         let known = self.checked.get(topic);
         let answer = known.and_then(|checked| checked.answer.clone());
-        if known.is_some_and(|of| of.is_under_way || now.saturating_duration_since(of.asked) < CHECK_AGAIN) {
+        let rests = answer.is_some() && known.is_some_and(|of| now.saturating_duration_since(of.asked) < CHECK_AGAIN);
+        if rests || known.is_some_and(|of| of.is_under_way) {
             return answer;
         }
-        self.checked
-            .insert(topic.to_owned(), Checked { asked: now, is_under_way: true, answer: answer.clone() });
+        self.checked.insert(topic.to_owned(), Checked { asked: now, is_under_way: true, answer: answer.clone() });
         let (topics, work, checks) = (self.sender.topics.clone(), self.work.clone(), Arc::clone(&self.checks_left));
         let topic = topic.to_owned();
         while self.looks.try_join_next().is_some() {}
@@ -584,7 +585,7 @@ impl Feeder {
     }
 
     /// Waits until nothing is in flight to other topics than these, but not for long.
-    fn let_others_end(&mut self, but: &[&str]) {
+    fn let_others_end(&mut self, but: &[String]) {
         let begun = Instant::now();
         while begun.elapsed() < OTHERS_END && !self.sender.control.others_are_idle(but) {
             std::thread::sleep(FULL_WAIT);

@@ -26,8 +26,8 @@ const LATE_MS: i64 = 1_000;
 
 /// The same while a replica does not answer its leader. A broker answers the requests of a connection in turn, so all are late until the relay
 /// has found out which topic it is, and goes on over another connection: half a second until it asks, as much until a broker is found not to
-/// answer, and 0.3 s in which the others may still be acknowledged.
-const LATE_BEHIND_REPLICA_MS: i64 = 2_000;
+/// answer, and a part of one if the first one asked is that broker. Measured: 0.6 to 1.7 s.
+const LATE_BEHIND_REPLICA_MS: i64 = 2_500;
 
 /// Breaks the topic of the type `shaky` and mends it, while the type `steady` has its own.
 async fn one_topic_is_broken(test: &str, trouble: Trouble) -> Result<()> {
