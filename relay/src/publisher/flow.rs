@@ -472,6 +472,6 @@ mod tests {
         assert_eq!(control.flows().window(), WINDOW_FIRST / SHRINK);
         assert_eq!(control.slow_topics(Duration::from_millis(20)).len(), 1);
         assert!(!control.flows_to("t", Duration::from_secs(1)));
-        assert!(control.others_are_idle(&["t"]) && !control.others_are_idle(&[]));
+        assert!(control.others_are_idle(&["t".to_owned()]) && !control.others_are_idle(&[]));
     }
 }
