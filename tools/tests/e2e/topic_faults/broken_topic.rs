@@ -21,8 +21,9 @@ const BROKEN: Duration = Duration::from_secs(7);
 /// How long the broken topic's events may take once it is well.
 const RECOVERY: Duration = Duration::from_secs(15);
 
-/// How late the healthy topic's events may be.
-const LATE_MS: i64 = 1_000;
+/// How late the healthy topic's events may be: half a second until the relay asks, and another half until its next producer has its id, if no
+/// producer had one of this broker before. The broker asks the controller for some then, and librdkafka asks the broker again half a second later.
+const LATE_MS: i64 = 1_500;
 
 /// The same while a replica does not answer its leader. A broker answers the requests of a connection in turn, so all are late until the relay
 /// has found out which topic it is, and goes on over another connection: half a second until it asks, as much until a broker is found not to
