@@ -206,6 +206,7 @@ async fn a_slow_reader_is_cut_off_with_a_word_and_goes_on_from_there() {
     assert!(last.id.is_none() && last.data.expect("data")["reason"].is_string());
     assert_eq!(watcher.next().await, None);
     assert!((5..orders).contains(&told.len()), "{} of {orders}", told.len());
+    assert_eq!(api.metric("api_sse_cut_off_total").await, 1);
     let last_id = watcher.last_id.clone();
     let mut watcher = Watcher::open(api.address, "/orders/events", last_id.as_deref()).await;
     while told.len() < orders {

@@ -43,7 +43,7 @@ const MUST_HAPPEN: [&str; 46] = [
     "brought up",
     "brought up in parts",
     "detour begun",
-    "part amid a find",
+    "part during a find",
     "first request refused",
     "flows again",
     "frozen",

@@ -88,6 +88,7 @@ log.dirs={}
         self.process = None;
         Ok(())
     }
+
     /// Kills it: the controller takes it for alive for a while.
     pub(crate) async fn kill(&mut self) -> Result<()> {
         self.process()?.kill().await?;

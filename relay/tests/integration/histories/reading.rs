@@ -89,7 +89,7 @@ impl Session {
             Some(Reading::Read(plan, answer)) => self.accept_read(ground, &plan, answer),
             Some(Reading::Part(plan, rows, cut)) => {
                 if self.finding.is_some() {
-                    ground.count("part amid a find");
+                    ground.count("part during a find");
                 }
                 let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
                 let accepted = self.lanes.accept_part(&PartAnswer { rows: &keys, cut });
