@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use shared::ages::EventAge;
-use shared::kafka::{TopicHealth, Topics};
+use shared::kafka::Topics;
 use tokio::runtime::Handle;
 
 use super::lease::Lease;
@@ -53,8 +53,6 @@ pub(super) enum Work {
     Resume(TypeIndex),
     /// The topic of a type was looked at.
     Looked(Looked),
-    /// The brokers were asked about the topic of this name, which is slow; none if they did not answer.
-    Checked(String, Option<TopicHealth>),
     /// The session has ended.
     Close,
 }
@@ -226,7 +224,6 @@ impl Run {
             Work::Retry(type_index, rows) => return self.feeder.retry(type_index, &rows),
             Work::Routes(routes) => return self.feeder.reroute(routes),
             Work::Looked(looked) => return self.feeder.looked(looked),
-            Work::Checked(topic, health) => self.feeder.checked(&topic, health),
             Work::Resume(type_index) => self.feeder.resume(type_index),
             Work::Lane(lane, keys) => self.feeder.take_lane(lane, keys),
             Work::Parked(lane, keys) => self.feeder.add_parked(lane, keys),

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::mpsc::Sender as ChannelSender;
+use std::sync::mpsc::{Receiver, Sender as ChannelSender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use shared::kafka::TopicHealth;
@@ -90,8 +90,13 @@ pub(super) struct Feeder {
     by_type: Held<TypeIndex>,
     by_flow: Held<usize>,
     checked: HashMap<String, Checked>,
+    /// What brokers said of slow topics, by name; none if they did not answer. It does not come as work: while too much is in flight, this
+    /// thread takes no work, and what is in flight may be of the topic that is asked about.
+    answers: (ChannelSender<Answer>, Receiver<Answer>),
     next_look: Instant,
 }
+
+type Answer = (String, Option<TopicHealth>);
 
 impl Feeder {
     pub(super) fn new(sender: Sender, work: ChannelSender<Work>, handle: Handle) -> Self {
@@ -107,6 +112,7 @@ impl Feeder {
             by_type: Held::default(),
             by_flow: Held::default(),
             checked: HashMap::new(),
+            answers: channel(),
             next_look: Instant::now(),
         }
     }
@@ -500,6 +506,7 @@ impl Feeder {
     /// A topic that has acknowledged nothing for long, while brokers answer: the producer is given up for it once the other topics'
     /// records are acknowledged.
     fn look_for_slow_topics(&mut self, now: Instant) -> Result<(), Stop> {
+        self.take_answers();
         let mut answered = Vec::new();
         for slow in self.sender.control.slow_topics(self.sender.slow) {
             let answer = self.check(&slow.topic, now);
@@ -532,6 +539,7 @@ impl Feeder {
         if in_trouble.is_empty() {
             return Ok(());
         }
+        tracing::debug!(?in_trouble, ?slow_topics, "the producer is given up for topics in trouble");
         self.let_others_end(&slow_topics);
         let troubles = in_trouble.into_iter().map(|(topic, why)| Trouble { topic, cause: Cause::Unavailable(why) });
         Err(Stop::Failed(Failure::Topics(troubles.collect())))
@@ -562,25 +570,29 @@ impl Feeder {
             return answer;
         }
         self.checked.insert(topic.to_owned(), Checked { asked: now, is_under_way: true, answer: answer.clone() });
-        let (topics, work, checks) = (self.sender.topics.clone(), self.work.clone(), Arc::clone(&self.checks_left));
+        let (topics, answers, checks) =
+            (self.sender.topics.clone(), self.answers.0.clone(), Arc::clone(&self.checks_left));
         let topic = topic.to_owned();
         while self.looks.try_join_next().is_some() {}
         self.looks.spawn_on(
             async move {
                 let _one = checks.acquire().await;
                 let health = topics.health(&topic, CHECK_PATIENCE).await.ok();
-                let _ = work.send(Work::Checked(topic, health));
+                let _ = answers.send((topic, health));
             },
             &self.handle,
         );
         answer
     }
 
-    /// The answer to [`Self::check`].
-    pub(super) fn checked(&mut self, topic: &str, health: Option<TopicHealth>) {
-        if let Some(checked) = self.checked.get_mut(topic) {
-            checked.is_under_way = false;
-            checked.answer = health.map(|health| (checked.asked, health));
+    /// The answers to [`Self::check`].
+    fn take_answers(&mut self) {
+        for (topic, health) in self.answers.1.try_iter() {
+            if let Some(checked) = self.checked.get_mut(&topic) {
+                tracing::debug!(messaging.destination.name = topic, asked_ago = ?checked.asked.elapsed(), ?health, "brokers answer about a slow topic");
+                checked.is_under_way = false;
+                checked.answer = health.map(|health| (checked.asked, health));
+            }
         }
     }
 

@@ -35,6 +35,10 @@ const LATE_BEHIND_REPLICA_MS: i64 = 2_500;
 
 /// Breaks the topic of the type `shaky` and mends it, while the type `steady` has its own.
 async fn one_topic_is_broken(test: &str, trouble: Trouble) -> Result<()> {
+    one_topic_is_broken_under(test, trouble, Load::new(&["steady", "shaky"], PER_SEC)).await
+}
+
+async fn one_topic_is_broken_under(test: &str, trouble: Trouble, load: Load) -> Result<()> {
     let mut scene = Scene::start(test, &trouble.broker_options()).await?;
     scene.broker.create_topic("steadys", &[1]).await?;
     let missing = trouble == Trouble::Missing;
@@ -42,7 +46,7 @@ async fn one_topic_is_broken(test: &str, trouble: Trouble) -> Result<()> {
         scene.broker.create_topic("shakys", trouble.nodes()).await?;
     }
     let mut relay = scene.relay("relay", &[("KAFKA_CREATE_TOPICS", "false")]).await?;
-    let writer = Writer::start(&scene.database.pool, Load::new(&["steady", "shaky"], PER_SEC));
+    let writer = Writer::start(&scene.database.pool, load);
     scene.flows("steadys", 200).await;
     if !missing {
         scene.flows("shakys", 200).await;
@@ -109,6 +113,13 @@ async fn a_topic_with_too_few_replicas_delays_only_itself() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_whose_replica_stands_still_delays_others_no_longer_than_it_takes_to_find_out() -> Result<()> {
     one_topic_is_broken("a_topic_whose_replica", Trouble::FrozenReplica).await
+}
+
+/// What is not acknowledged soon fills what may be in flight. The relay must find out all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_of_long_events_whose_replica_stands_still_delays_others_no_longer_than_that() -> Result<()> {
+    let load = Load { payload_bytes: 10_000, ..Load::new(&["steady", "shaky"], PER_SEC) };
+    one_topic_is_broken_under("a_topic_of_long_events", Trouble::FrozenReplica, load).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
