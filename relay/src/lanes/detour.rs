@@ -2,9 +2,10 @@
 //!
 //! A bulk transaction that commits late can leave millions of rows at or below the positions. The read that finds too many of them hands
 //! out none. It begins a detour instead: the late rows that are visible in its snapshot become a set of their own, and the lanes' cursors
-//! go on as if that set had been read. What keeps order per aggregate meanwhile is a filter of the set's aggregates, which is filled before
-//! anything but parts is read: a row of such an aggregate is held back until the detour has ended. Only its lane and id are kept; it is read
-//! a second time. What keeps events from being lost is [`super::Progress`]: no cursor that tells of the set is settled before all of the set,
+//! go on as if that set had been read. What keeps order per aggregate meanwhile is a filter of the set's aggregates: a row of such an aggregate
+//! is held back until the detour has ended. Only its lane and id are kept; it is read a second time. To fill the filter, all rows of the set are
+//! looked at. So that waits until a read brings something: that read counts for nothing, and is made again with the filter. If nobody else
+//! writes, the bulk is looked at once. What keeps events from being lost is [`super::Progress`]: no cursor that tells of the set is settled before all of the set,
 //! and all that was held back, is acknowledged. A crash therefore repeats, and loses nothing.
 //!
 //! A further bulk begins a further detour. They are published one after the other, each with the rows that were held back while it was the
@@ -26,11 +27,20 @@ struct Detour {
     through: Arc<Snapshot>,
     /// The lanes that take part, each as it was read until then: this tells which rows of the set are its own.
     lanes: Vec<(i16, Cursor)>,
-    /// Whether aggregates and transactions of the set are still being looked for.
-    finding: bool,
+    aggregates: Aggregates,
     stage: Stage,
     /// Rows that were held back while this was the newest detour, in their order.
     held: VecDeque<(i16, i64)>,
+}
+
+/// Whether the aggregates of the set are in the filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aggregates {
+    /// They are not, and need not be: nothing was read that may be of one.
+    NotNeeded,
+    /// They are looked for before anything but parts is read.
+    Needed,
+    Known,
 }
 
 #[derive(Debug)]
@@ -82,7 +92,7 @@ impl Detours {
                 read: read.clone(),
                 through: Arc::clone(through),
                 lanes,
-                finding: true,
+                aggregates: Aggregates::NotNeeded,
                 stage: Stage::Unknown { transactions: Vec::new() },
                 held: VecDeque::new(),
             });
@@ -90,10 +100,21 @@ impl Detours {
         !self.must_wait
     }
 
-    /// The detour whose aggregates are to be found, before anything but parts is read.
+    /// The detour whose transactions or aggregates are to be found, before anything but parts is read.
     pub(super) fn to_find(&self) -> Option<FindPlan> {
-        let newest = self.list.back().filter(|detour| detour.finding)?;
+        let is_unknown =
+            |detour: &&Detour| detour.aggregates == Aggregates::Needed || matches!(detour.stage, Stage::Unknown { .. });
+        let newest = self.list.back().filter(is_unknown)?;
         Some(FindPlan { read: newest.read.clone(), through: Arc::clone(&newest.through) })
+    }
+
+    /// Rows were read beside a detour. Whether they have to be read again after its aggregates were found.
+    pub(super) fn need_aggregates(&mut self) -> bool {
+        let newest = self.list.back_mut().filter(|detour| detour.aggregates != Aggregates::Known);
+        newest.is_some_and(|newest| {
+            newest.aggregates = Aggregates::Needed;
+            true
+        })
     }
 
     /// Some rows of the newest detour: the hashes of their aggregates, and their transactions, or all that it has. Rows that are not of the
@@ -116,7 +137,7 @@ impl Detours {
     /// All rows of the newest detour were looked at.
     pub(super) fn all_found(&mut self) {
         if let Some(newest) = self.list.back_mut() {
-            newest.finding = false;
+            newest.aggregates = Aggregates::Known;
             newest.know_transactions();
         }
     }
@@ -152,8 +173,8 @@ impl Detours {
         match &mut first.stage {
             Stage::Unknown { .. } => return None,
             Stage::Late { after, .. } if cut => *after = rows.last().map_or(*after, |row| row.id),
-            // Should it be looked for still: of what was handed out, no aggregate has to be known.
-            Stage::Late { .. } => (first.stage, first.finding) = (Stage::Held, false),
+            // Of what was handed out, no aggregate has to be known.
+            Stage::Late { .. } => (first.stage, first.aggregates) = (Stage::Held, Aggregates::Known),
             Stage::Held => drop(first.held.drain(..rows.len().min(first.held.len()))),
         }
         if !matches!(first.stage, Stage::Held) || !first.held.is_empty() {

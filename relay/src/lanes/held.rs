@@ -224,9 +224,13 @@ impl HeldLanes {
     /// Takes an answer to the plan just made: says which rows are to be published, in their order, and notes where the lanes stand.
     pub fn accept(&mut self, plan: &ReadPlan, answer: &Answer<'_>) -> Accepted {
         let seen = Arc::new(answer.snapshot.clone());
+        let nothing = || Accepted { tickets: vec![None; answer.rows.len()], late: 0, found: Found::More };
+        if (answer.late_cut || !answer.rows.is_empty()) && self.detours.need_aggregates() {
+            return nothing();
+        }
         if answer.late_cut {
             self.begin_detour(plan, &seen);
-            return Accepted { tickets: vec![None; answer.rows.len()], late: 0, found: Found::More };
+            return nothing();
         }
         self.exhausted = (!answer.fresh_cut).then(|| answer.snapshot.clone());
         let (elders, fresh) = answer.rows.split_at(answer.late.min(answer.rows.len()));
@@ -293,7 +297,7 @@ impl HeldLanes {
         }
     }
 
-    /// Some rows that the find just planned has brought: the hashes of their aggregates, and their transactions, or those of all of its rows.
+    /// Some rows that the find just planned has brought: the hashes of their aggregates, and their transactions, or those of all rows.
     pub fn found(&mut self, key_hashes: &[i64], transactions: &[i64], are_all: bool) {
         self.detours.found(key_hashes, transactions, are_all);
     }

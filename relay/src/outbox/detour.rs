@@ -23,7 +23,7 @@ pub struct Finding {
     ranges: VecDeque<(i64, i64)>,
     /// Transaction and id of the last row of the last page.
     after: (i64, i64),
-    /// The transactions of all rows, if they are known.
+    /// The transactions of all rows, if they are known and nobody was told.
     transactions: Option<Vec<i64>>,
 }
 
@@ -78,7 +78,8 @@ impl Finding {
         Arc::ptr_eq(&self.through, &plan.through)
     }
 
-    /// Looks at the next page.
+    /// Looks at the next page. If the transactions are known from the beginning, the first page brings them alone, since its rows may never be
+    /// needed.
     ///
     /// # Errors
     /// What the database says.
@@ -87,6 +88,9 @@ impl Finding {
         connection: &mut PgConnection,
         plan: &FindPlan,
     ) -> Result<FoundPage, sqlx::Error> {
+        if let Some(transactions) = self.transactions.take() {
+            return Ok(FoundPage { key_hashes: Vec::new(), transactions, are_all: true, is_last: false });
+        }
         // In the order of the index (txid, id); `id + 0` keeps the planner from (lane, id). The hash is that of the column `lane`.
         let page = sqlx::query(
             "-- find_page
@@ -119,14 +123,7 @@ impl Finding {
             self.after = (transactions.last().copied().unwrap_or(0), last_id);
         }
         transactions.dedup();
-        let all = self.transactions.take();
-        let are_all = all.is_some();
-        Ok(FoundPage {
-            key_hashes,
-            transactions: all.unwrap_or(transactions),
-            are_all,
-            is_last: self.ranges.is_empty(),
-        })
+        Ok(FoundPage { key_hashes, transactions, are_all: false, is_last: self.ranges.is_empty() })
     }
 }
 

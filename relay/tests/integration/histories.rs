@@ -38,12 +38,14 @@ use variant::Variant;
 const HISTORIES: u64 = 10_000;
 
 /// What must have happened, or the histories prove nothing.
-const MUST_HAPPEN: [&str; 46] = [
+const MUST_HAPPEN: [&str; 48] = [
     "batch refused",
     "brought up",
     "brought up in parts",
     "detour begun",
-    "part during a find",
+    "aggregates needed",
+    "part ahead of the aggregates",
+    "read beside a detour brings nothing",
     "first request refused",
     "flows again",
     "frozen",

@@ -70,6 +70,11 @@ fn a_detour_that_knows_some_of_its_transactions_only_is_caught() {
 }
 
 #[test]
+fn a_detour_that_knows_some_of_its_aggregates_only_is_caught() {
+    must_be_caught(Variant::TakesTransactionsForAggregates, &[reordered(), parked()]);
+}
+
+#[test]
 fn a_new_row_of_a_detours_aggregate_that_is_sent_too_early_is_caught() {
     must_be_caught(Variant::AggregatesForgotten, &[reordered(), parked()]);
 }

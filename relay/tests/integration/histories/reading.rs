@@ -62,7 +62,7 @@ impl Session {
         if !self.together.is_empty() && self.lanes.is_amid_read() {
             ground.count("detour begun");
         }
-        // In two pages: between them, a part may be read if all transactions are known by then.
+        // In two pages: between them, parts may be read if all transactions are known by then.
         let finding = self.finding.take().filter(|finding| Arc::ptr_eq(&finding.through, &plan.through));
         let is_last = finding.is_some();
         let mut page = finding.map_or_else(|| ground.database.find(plan), |finding| finding.rest);
@@ -74,6 +74,8 @@ impl Session {
         }
         ground.variant.distort_hashes(&mut hashes);
         self.finding = (!is_last).then(|| Finding { through: Arc::clone(&plan.through), rest });
+        // If they are, the second one comes only when a read has brought something.
+        let is_last = is_last || (are_all && ground.variant == Variant::TakesTransactionsForAggregates);
         Reading::Find(FoundPage { hashes, transactions, are_all, is_last })
     }
 
@@ -89,7 +91,7 @@ impl Session {
             Some(Reading::Read(plan, answer)) => self.accept_read(ground, &plan, answer),
             Some(Reading::Part(plan, rows, cut)) => {
                 if self.finding.is_some() {
-                    ground.count("part during a find");
+                    ground.count("part ahead of the aggregates");
                 }
                 let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
                 let accepted = self.lanes.accept_part(&PartAnswer { rows: &keys, cut });
@@ -109,6 +111,7 @@ impl Session {
         let was_on_detour = self.lanes.is_amid_read();
         let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
         let snapshot = Snapshot::parse(snapshot).expect("the database's own");
+        let is_found = self.finding.is_none();
         let accepted = self.lanes.accept(plan, &Answer { snapshot, last_id, rows: &keys, late, late_cut, fresh_cut });
         if late_cut {
             self.together = plan.lanes.iter().map(|(lane, _)| *lane).collect();
@@ -121,7 +124,9 @@ impl Session {
             (fresh_cut, "new rows cut off"),
             (passed_over(self, plan, &keys), "ids passed over"),
             (was_on_detour && accepted.tickets.iter().any(Option::is_some), "published beside a detour"),
-            (was_on_detour && !late_cut && accepted.tickets.iter().any(Option::is_none), "held back"),
+            (!is_found && keys.is_empty(), "read beside a detour brings nothing"),
+            (!is_found && !keys.is_empty(), "aggregates needed"),
+            (was_on_detour && is_found && !late_cut && accepted.tickets.iter().any(Option::is_none), "held back"),
         ] {
             if happened {
                 ground.count(what);

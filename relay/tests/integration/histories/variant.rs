@@ -23,6 +23,8 @@ pub enum Variant {
     AggregatesForgotten,
     /// The transactions of some of a detour's rows are taken for those of all.
     TakesSomeTransactionsForAll,
+    /// Once a detour's transactions are known, its aggregates are taken to be known too.
+    TakesTransactionsForAggregates,
     /// The rows of a part are sent in the wrong order.
     PartReversed,
     /// That new rows were cut off is forgotten.
