@@ -11,6 +11,7 @@
 
 mod lease;
 mod leases;
+mod pace;
 mod parking;
 mod reading;
 mod sender;
@@ -39,6 +40,7 @@ use crate::outbox::{self, Server};
 use crate::publisher::Unmade;
 use crate::publisher::outcomes::Acknowledged;
 
+use pace::Pace;
 use reading::ReadSizes;
 use stream::{Ending, LOOK_OF_ALL, Stream, Streams};
 use waiting::{Flowed, Waiting};
@@ -133,6 +135,7 @@ pub struct Session<'a> {
     /// Whether Kafka has acknowledged something since the last settle.
     unsettled: bool,
     sizes: ReadSizes,
+    pace: Pace,
     /// How far the look for a detour's aggregates has come.
     finding: Option<Finding>,
     /// Parked keys that an operator wants to be published again.
@@ -191,6 +194,7 @@ impl<'a> Session<'a> {
             next_sequence_check: now,
             unsettled: false,
             sizes: ReadSizes::new(config.limits.lane_rows_max),
+            pace: Pace::new(now),
             finding: None,
             retries: VecDeque::new(),
             next_retry: now,
@@ -239,6 +243,7 @@ impl<'a> Session<'a> {
                 self.acknowledged_age.observe(since_1970(occurred_us), now, *trace_id);
             }
         }
+        self.lanes.allow_in_flight(self.pace.acknowledged(self.acknowledged.len(), Instant::now()));
         self.streams.metrics.published.inc_by(self.acknowledged.len() as u64);
         self.unsettled |= !self.acknowledged.is_empty();
     }

@@ -89,8 +89,10 @@ pub struct HeldLanes {
     detours: Detours,
     /// Parts of detours and other reads take turns.
     part_is_next: bool,
-    /// Rows of the last part: the next one waits until half of them are acknowledged, so that no new row waits behind many of them.
+    /// Rows of the last part.
     part_rows: usize,
+    /// Rows of parts that may be in flight when the next one is read: see [`Self::allow_in_flight`].
+    in_flight_max: usize,
 }
 
 impl HeldLanes {
@@ -202,7 +204,13 @@ impl HeldLanes {
     #[must_use]
     pub fn has_part(&self) -> bool {
         let in_flight = || self.iter().map(|lane| lane.progress.detour_in_flight()).sum::<usize>();
-        !self.detours.is_empty() && in_flight() * 2 <= self.part_rows
+        !self.detours.is_empty() && in_flight() <= self.in_flight_max.clamp(self.part_rows / 2, self.part_rows * 2)
+    }
+
+    /// With more rows of parts in flight, the next part waits, so that no new row waits long behind them: so many as Kafka takes in a
+    /// moment. They are half of a part at least, and two parts at the most.
+    pub const fn allow_in_flight(&mut self, rows: usize) {
+        self.in_flight_max = rows;
     }
 
     /// What to read next; none without a lane to read.

@@ -39,6 +39,7 @@ pub struct Finding {
 impl Session {
     /// Asks for rows; the answer is taken in another step.
     pub fn read(&mut self, ground: &mut Ground, limits: ReadLimits) {
+        self.lanes.allow_in_flight(ground.pick(10));
         self.reading = match self.lanes.next_step() {
             None => return,
             Some(Step::Read(plan)) => {
