@@ -184,12 +184,12 @@ impl HeldLanes {
 
     /// What to do next; none if there is no lane to read, or only acknowledgements can be waited for.
     pub fn next_step(&mut self) -> Option<Step> {
+        // New rows wait for it.
+        if let Some(find) = self.detours.to_find() {
+            return Some(Step::Find(find));
+        }
         let is_turn = std::mem::replace(&mut self.part_is_next, false);
-        let other = match self.detours.to_find() {
-            Some(find) => Some(Step::Find(find)),
-            None if self.detours.block_reads() => None,
-            None => self.plan().map(Step::Read),
-        };
+        let other = if self.detours.block_reads() { None } else { self.plan().map(Step::Read) };
         if (is_turn || other.is_none())
             && self.has_part()
             && let Some(part) = self.detours.part()

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// A moment: a new event may wait so long behind those of a bulk.
-const MOMENT: Duration = Duration::from_millis(200);
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// See the module.
 #[derive(Debug)]
