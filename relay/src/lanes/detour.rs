@@ -3,10 +3,12 @@
 //! A bulk transaction that commits late can leave millions of rows at or below the positions. The read that finds too many of them hands
 //! out none. It begins a detour instead: the late rows that are visible in its snapshot become a set of their own, and the lanes' cursors
 //! go on as if that set had been read. What keeps order per aggregate meanwhile is a filter of the set's aggregates: a row of such an aggregate
-//! is held back until the detour has ended. Only its lane and id are kept; it is read a second time. To fill the filter, all rows of the set are
-//! looked at. So that waits until a read brings something: that read counts for nothing, and is made again with the filter. If nobody else
-//! writes, the bulk is looked at once. What keeps events from being lost is [`super::Progress`]: no cursor that tells of the set is settled before all of the set,
-//! and all that was held back, is acknowledged. A crash therefore repeats, and loses nothing.
+//! is held back until the detour has ended. Only its lane and id are kept; it is read a second time. To fill the filter, the relay has to look
+//! at all rows of the set. So it waits until a read brings a row: it discards that read, fills the filter, and reads again. If no other
+//! transaction writes meanwhile, the relay looks at the set only once.
+//!
+//! [`super::Progress`] keeps events from being lost: no cursor that tells of the set is settled before all of the set, and all that was held
+//! back, is acknowledged. A crash therefore repeats, and loses nothing.
 //!
 //! A further bulk begins a further detour. They are published one after the other, each with the rows that were held back while it was the
 //! newest: an aggregate may have rows in the first one, then held back, and then in the second one.
@@ -38,7 +40,7 @@ struct Detour {
 enum Aggregates {
     /// They are not, and need not be: nothing was read that may be of one.
     NotNeeded,
-    /// They are looked for before anything but parts is read.
+    /// They are looked for before anything else is read.
     Needed,
     Known,
 }
@@ -100,7 +102,7 @@ impl Detours {
         !self.must_wait
     }
 
-    /// The detour whose transactions or aggregates are to be found, before anything but parts is read.
+    /// The detour whose transactions or aggregates are to be found, before anything else is read.
     pub(super) fn to_find(&self) -> Option<FindPlan> {
         let is_unknown =
             |detour: &&Detour| detour.aggregates == Aggregates::Needed || matches!(detour.stage, Stage::Unknown { .. });
@@ -110,11 +112,11 @@ impl Detours {
 
     /// Rows were read beside a detour. Whether they have to be read again after its aggregates were found.
     pub(super) fn need_aggregates(&mut self) -> bool {
-        let newest = self.list.back_mut().filter(|detour| detour.aggregates != Aggregates::Known);
-        newest.is_some_and(|newest| {
-            newest.aggregates = Aggregates::Needed;
-            true
-        })
+        let Some(newest) = self.list.back_mut().filter(|detour| detour.aggregates != Aggregates::Known) else {
+            return false;
+        };
+        newest.aggregates = Aggregates::Needed;
+        true
     }
 
     /// Some rows of the newest detour: the hashes of their aggregates, and their transactions, or all that it has. Rows that are not of the
@@ -173,8 +175,8 @@ impl Detours {
         match &mut first.stage {
             Stage::Unknown { .. } => return None,
             Stage::Late { after, .. } if cut => *after = rows.last().map_or(*after, |row| row.id),
-            // Of what was handed out, no aggregate has to be known.
-            Stage::Late { .. } => (first.stage, first.aggregates) = (Stage::Held, Aggregates::Known),
+            // If its aggregates are not known by now, nothing was held back behind it, and it ends here.
+            Stage::Late { .. } => first.stage = Stage::Held,
             Stage::Held => drop(first.held.drain(..rows.len().min(first.held.len()))),
         }
         if !matches!(first.stage, Stage::Held) || !first.held.is_empty() {

@@ -26,7 +26,7 @@ pub struct RowKey {
 pub enum Step {
     /// Look for new rows, and for late ones.
     Read(ReadPlan),
-    /// Find the aggregates and transactions of a detour. Nothing but parts may be read before that.
+    /// Find the aggregates and transactions of a detour, before anything else is read.
     Find(FindPlan),
     /// Read the next part of a detour.
     Part(PartPlan),

@@ -23,7 +23,7 @@ pub struct Finding {
     ranges: VecDeque<(i64, i64)>,
     /// Transaction and id of the last row of the last page.
     after: (i64, i64),
-    /// The transactions of all rows, if they are known and nobody was told.
+    /// The transactions of all rows, if they are known, until a page has brought them.
     transactions: Option<Vec<i64>>,
 }
 

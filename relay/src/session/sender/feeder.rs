@@ -3,12 +3,13 @@
 //! Order by key: events of one key are of one type and go to one partition. An event is held back when its topic is being looked at, or
 //! when its partition is not open; then all later ones of the type, or of the partition, are held back behind it.
 
+mod slow_topics;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender as ChannelSender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use shared::kafka::TopicHealth;
 use shared::spans;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -20,10 +21,12 @@ use crate::batch::{Batch, Event};
 use crate::lanes::{RowKey, Ticket, TypeIndex};
 use crate::publisher::SendError;
 use crate::publisher::destinations::{self, Destination};
-use crate::publisher::flow::{FlowControl, Slow};
-use crate::publisher::outcomes::{Cause, Failure, Outcomes, Parked, SILENT, Trouble};
+use crate::publisher::flow::FlowControl;
+use crate::publisher::outcomes::{Cause, Failure, Outcomes, Parked, Trouble};
 use crate::publisher::spans::{Origin, PublishSpan};
 use crate::routes::Routes;
+
+use slow_topics::{Answer, CHECKS_MAX, Checked};
 
 /// Topics that are looked at or made at the same time.
 const LOOKS_MAX: usize = 8;
@@ -33,21 +36,6 @@ const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Between two looks for topics in trouble.
 const LOOK_FOR_TROUBLE: Duration = Duration::from_millis(50);
-
-/// Between two questions to the brokers about a topic that is slow.
-const CHECK_AGAIN: Duration = Duration::from_millis(600);
-
-/// Topics of which brokers are asked at the same time.
-const CHECKS_MAX: usize = 16;
-
-/// How long brokers may take to say how such a topic is.
-const CHECK_PATIENCE: Duration = Duration::from_millis(750);
-
-/// For so long a broker that throttles may answer nobody on a connection, with no more in flight than the window allows.
-const THROTTLED: Duration = Duration::from_millis(2_250);
-
-/// Other topics flow if so many acknowledgements come in a second.
-const OTHERS_FLOW_PER_SECOND: f64 = 5.0;
 
 /// How long the other topics' records get to be acknowledged before the producer is given up for one topic.
 const OTHERS_END: Duration = Duration::from_millis(300);
@@ -65,14 +53,6 @@ pub(super) enum Route {
     Illegal(String),
     /// Its topic takes no records: its events wait, and are not ours to send.
     Closed,
-}
-
-/// What the brokers said of a topic that was slow.
-struct Checked {
-    asked: Instant,
-    is_under_way: bool,
-    /// What they said last, and when they were asked.
-    answer: Option<(Instant, TopicHealth)>,
 }
 
 /// See the module.
@@ -95,8 +75,6 @@ pub(super) struct Feeder {
     answers: (ChannelSender<Answer>, Receiver<Answer>),
     next_look: Instant,
 }
-
-type Answer = (String, Option<TopicHealth>);
 
 impl Feeder {
     pub(super) fn new(sender: Sender, work: ChannelSender<Work>, handle: Handle) -> Self {
@@ -499,99 +477,6 @@ impl Feeder {
             if let Some(Ok(topic)) = first.map(|name| self.sender.destinations.topic_of(&name)) {
                 let cause = Cause::TimedOut("could not be looked at or made in time".to_owned());
                 self.set_aside(type_index, Trouble { topic, cause });
-            }
-        }
-    }
-
-    /// A topic that has acknowledged nothing for long, while brokers answer: the producer is given up for it once the other topics'
-    /// records are acknowledged.
-    fn look_for_slow_topics(&mut self, now: Instant) -> Result<(), Stop> {
-        self.take_answers();
-        let mut answered = Vec::new();
-        for slow in self.sender.control.slow_topics(self.sender.slow) {
-            let answer = self.check(&slow.topic, now);
-            // What was asked before the record was sent says nothing.
-            if let Some((_, health)) = answer.filter(|(asked, _)| now.saturating_duration_since(*asked) < slow.time) {
-                answered.push((slow, health));
-            }
-        }
-        // What is slow is not acknowledged in a moment.
-        let slow_topics: Vec<String> = answered.iter().map(|(slow, _)| slow.topic.clone()).collect();
-        let is_well = |health: &TopicHealth| health.leaderless == 0 && health.unanswering.is_empty();
-        let others_wait = answered.iter().any(|(_, health)| is_well(health));
-        let mut in_trouble = Vec::new();
-        for (slow, TopicHealth { leaderless, unanswering }) in answered {
-            let unanswering = unanswering.join(", ");
-            let why = if leaderless > 0 {
-                format!("{leaderless} of its partitions have no leader")
-            } else if unanswering.is_empty() {
-                SILENT.to_owned()
-            } else {
-                format!("brokers with in-sync replicas of it do not answer: {unanswering}")
-            };
-            let is_to_blame = leaderless > 0 || (!unanswering.is_empty() && others_wait);
-            // While some of its partitions flow, what is slow is given up by the producer in the end.
-            let flows = || self.sender.control.flows_to(&slow.topic, THROTTLED);
-            if is_to_blame || (!flows() && slow.time >= self.patience(&slow)) {
-                in_trouble.push((slow.topic, why));
-            }
-        }
-        if in_trouble.is_empty() {
-            return Ok(());
-        }
-        tracing::debug!(?in_trouble, ?slow_topics, "the producer is given up for topics in trouble");
-        self.let_others_end(&slow_topics);
-        let troubles = in_trouble.into_iter().map(|(topic, why)| Trouble { topic, cause: Cause::Unavailable(why) });
-        Err(Stop::Failed(Failure::Topics(troubles.collect())))
-    }
-
-    /// How long a topic may be silent.
-    ///
-    /// While others flow, not for long. With no word from any broker, longer than one that throttles is silent. One that throttles then
-    /// answers a request a second.
-    fn patience(&self, slow: &Slow) -> Duration {
-        let per_second = f64::from(slow.others) / slow.time.as_secs_f64();
-        let factor = if per_second >= OTHERS_FLOW_PER_SECOND {
-            1
-        } else if slow.silence > THROTTLED {
-            5
-        } else {
-            8
-        };
-        self.sender.slow * factor
-    }
-
-    /// Asks the brokers about a topic that is slow, unless they were asked a moment ago. Returns what they said last, and when they were asked.
-    fn check(&mut self, topic: &str, now: Instant) -> Option<(Instant, TopicHealth)> {
-        let known = self.checked.get(topic);
-        let answer = known.and_then(|checked| checked.answer.clone());
-        let rests = answer.is_some() && known.is_some_and(|of| now.saturating_duration_since(of.asked) < CHECK_AGAIN);
-        if rests || known.is_some_and(|of| of.is_under_way) {
-            return answer;
-        }
-        self.checked.insert(topic.to_owned(), Checked { asked: now, is_under_way: true, answer: answer.clone() });
-        let (topics, answers, checks) =
-            (self.sender.topics.clone(), self.answers.0.clone(), Arc::clone(&self.checks_left));
-        let topic = topic.to_owned();
-        while self.looks.try_join_next().is_some() {}
-        self.looks.spawn_on(
-            async move {
-                let _one = checks.acquire().await;
-                let health = topics.health(&topic, CHECK_PATIENCE).await.ok();
-                let _ = answers.send((topic, health));
-            },
-            &self.handle,
-        );
-        answer
-    }
-
-    /// The answers to [`Self::check`].
-    fn take_answers(&mut self) {
-        for (topic, health) in self.answers.1.try_iter() {
-            if let Some(checked) = self.checked.get_mut(&topic) {
-                tracing::debug!(messaging.destination.name = topic, asked_ago = ?checked.asked.elapsed(), ?health, "brokers answer about a slow topic");
-                checked.is_under_way = false;
-                checked.answer = health.map(|health| (checked.asked, health));
             }
         }
     }
