@@ -1,6 +1,9 @@
 //! What the integration tests of all crates share. They need a running Postgres and Kafka, named by `DATABASE_URL` and
 //! `KAFKA_BROKERS`, as `cargo dev test` starts them; every test has a database, topics and groups of its own.
 
+#[cfg(feature = "kafka")]
+mod topic;
+
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,6 +15,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgPool};
 
 use crate::config::Env;
 use crate::db::{DatabaseConfig, MIGRATOR};
+#[cfg(feature = "kafka")]
+pub use topic::{Record, published, published_at, published_once};
 
 /// How long a test waits for what must come. Long, since a machine may be busy: a test that passes never waits for it.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -65,6 +70,20 @@ impl TestDatabase {
         let env = Env::from_pairs([("DATABASE_URL", self.url.as_str()), ("DB_ROLE", role)]);
         DatabaseConfig::from_env(&env, "outrider-test").expect("the URL of a test database is good")
     }
+}
+
+/// Waits until the relays have settled all rows of the outbox that are committed, and no event waits for its topic.
+///
+/// # Panics
+/// When that takes longer than [`PATIENCE`].
+pub async fn all_settled(database: &PgPool) {
+    eventually("all rows are settled", async || {
+        let sql = "SELECT (SELECT count(*) FROM outbox o JOIN relay_lanes l USING (lane) WHERE o.id > l.position OR l.seen IS NULL
+                OR NOT pg_visible_in_snapshot(o.txid::text::xid8, l.seen)) + (SELECT count(*) FROM relay_waiting)";
+        let open: i64 = sqlx::query_scalar(sql).fetch_one(database).await.ok()?;
+        (open == 0).then_some(())
+    })
+    .await;
 }
 
 /// Keeps the spans that it is given. All clones keep the same.

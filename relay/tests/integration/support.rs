@@ -4,18 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Headers;
-use rdkafka::metadata::Metadata;
-use rdkafka::{Offset, TopicPartitionList};
 use relay::RelayConfig;
 use rustix::process::{Pid, Signal, kill_process};
 use shared::config::Env;
 use shared::shutdown::Shutdown;
-use shared::testing::{PATIENCE, TestDatabase, eventually, kafka_brokers, unique};
+pub use shared::testing::{Record, published, published_at};
+use shared::testing::{TestDatabase, kafka_brokers, unique};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -232,18 +229,6 @@ impl Drop for Process {
     }
 }
 
-/// A record as it lies in the topic.
-#[derive(Debug, Clone)]
-pub struct Record {
-    pub key: String,
-    pub version: i64,
-    pub event_id: String,
-    pub payload: String,
-    pub headers: HashMap<String, String>,
-    /// When it was handed to its producer, in milliseconds since 1970.
-    pub timestamp_ms: i64,
-}
-
 /// How many partitions a topic has.
 pub async fn partitions_of(topic: &str) -> usize {
     let topic = topic.to_owned();
@@ -254,89 +239,6 @@ pub async fn partitions_of(topic: &str) -> usize {
         metadata.topics().first().map_or(0, |topic| topic.partitions().len())
     };
     tokio::task::spawn_blocking(look).await.expect("the reader does not panic")
-}
-
-/// All records of `topic`, once `distinct` different events are in it; each partition's in its order.
-pub async fn published(topic: &str, distinct: usize) -> Vec<Record> {
-    published_at(&kafka_brokers(), topic, distinct).await
-}
-
-/// All records of `topic` at these brokers, once `distinct` different events are in it; each partition's in its order.
-pub async fn published_at(brokers: &str, topic: &str, distinct: usize) -> Vec<Record> {
-    let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
-    tokio::task::spawn_blocking(move || read_topic(&brokers, &topic, distinct))
-        .await
-        .expect("the reader does not panic")
-}
-
-fn read_topic(brokers: &str, topic: &str, distinct: usize) -> Vec<Record> {
-    let consumer: BaseConsumer = rdkafka::ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "nobody")
-        .set("enable.auto.commit", "false")
-        // A request for the end of a partition waits behind a fetch that waits for more: half a second, for each partition.
-        .set("fetch.wait.max.ms", "10")
-        .create()
-        .expect("a consumer");
-    let start = Instant::now();
-    let partitions = loop {
-        let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5));
-        let partitions = |metadata: &Metadata| metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-        match metadata.as_ref().map_or(0, partitions) {
-            0 => assert!(start.elapsed() < PATIENCE, "the topic {topic} does not appear"),
-            partitions => break i32::try_from(partitions).expect("few partitions"),
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    let mut assignment = TopicPartitionList::new();
-    for partition in 0..partitions {
-        assignment.add_partition_offset(topic, partition, Offset::Beginning).expect("a valid offset");
-    }
-    consumer.assign(&assignment).expect("an assignment");
-    let mut records = Vec::new();
-    let mut seen = HashSet::new();
-    // The end of each partition once all events are there: up to it, repeats are part of the answer.
-    while seen.len() < distinct {
-        assert!(start.elapsed() < PATIENCE, "{} of {distinct} events were published", seen.len());
-        take(&consumer, &mut records, &mut seen);
-    }
-    let end: i64 = (0..partitions).map(|partition| end_of(&consumer, topic, partition, start)).sum();
-    while i64::try_from(records.len()).expect("few records") < end {
-        assert!(start.elapsed() < PATIENCE, "{} of {end} records were read", records.len());
-        take(&consumer, &mut records, &mut seen);
-    }
-    records
-}
-
-/// How many records a partition holds. A topic that has just been made may not have a leader for each of its partitions yet.
-fn end_of(consumer: &BaseConsumer, topic: &str, partition: i32, start: Instant) -> i64 {
-    loop {
-        match consumer.fetch_watermarks(topic, partition, Duration::from_secs(5)) {
-            Ok((low, high)) => return high - low,
-            Err(error) => assert!(start.elapsed() < PATIENCE, "no end of partition {partition}: {error}"),
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn take(consumer: &BaseConsumer, records: &mut Vec<Record>, seen: &mut HashSet<String>) {
-    let Some(message) = consumer.poll(Duration::from_millis(100)) else { return };
-    let message = message.expect("the topic can be read");
-    let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).expect("UTF-8");
-    let headers: HashMap<String, String> = message
-        .headers()
-        .map(|headers| headers.iter().map(|header| (header.key.to_owned(), text(header.value))).collect())
-        .unwrap_or_default();
-    let event_id = headers.get("id").cloned().unwrap_or_default();
-    seen.insert(event_id.clone());
-    records.push(Record {
-        key: text(message.key()),
-        version: headers.get("aggregate_version").and_then(|version| version.parse().ok()).unwrap_or(0),
-        event_id,
-        payload: text(message.payload()),
-        headers,
-        timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
-    });
 }
 
 /// Each key's versions in the order in which they first appear; repeats are left out.
@@ -369,15 +271,5 @@ pub fn assert_no_repeats(records: &[Record]) {
 
 /// Waits until the settled positions have reached the last row, and nothing waits for its topic.
 pub async fn all_settled(fixture: &Fixture) {
-    eventually("all rows are settled", async || {
-        let open: i64 = sqlx::query_scalar(
-            "SELECT (SELECT count(*) FROM outbox o JOIN relay_lanes l USING (lane) WHERE o.id > l.position OR l.seen IS NULL
-                OR NOT pg_visible_in_snapshot(o.txid::text::xid8, l.seen)) + (SELECT count(*) FROM relay_waiting)",
-        )
-        .fetch_one(&fixture.database.pool)
-        .await
-        .expect("the lanes can be read");
-        (open == 0).then_some(())
-    })
-    .await;
+    shared::testing::all_settled(&fixture.database.pool).await;
 }

@@ -1,11 +1,11 @@
 //! The database moves into another Postgres cluster, by Postgres's own programs: `pg_upgrade`, and `pg_dump` with `psql`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use shared::testing::{eventually, unique};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use shared::testing::{Record, all_settled, published, unique};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use tools::migrate::migrate;
 use tools::stack::postgres::{Binaries, PostgresOptions, connect};
 use tools::stack::process::Launch;
@@ -13,7 +13,7 @@ use tools::stack::throwaway::{Supply, Throwaway};
 use tools::stack::{Postgres, free_port, unprivileged_user};
 
 use super::failover::Relay;
-use super::{supply, topic};
+use super::supply;
 
 const DATABASE: &str = "shop";
 
@@ -75,7 +75,7 @@ impl Move {
 
     /// A cluster whose transaction ids are well ahead of a new one's. Versions 1 to 5 of "k" are published from it, 6 and 7 are not, and
     /// there is a late row.
-    async fn before(&self) -> Result<Postgres> {
+    async fn before(&self) -> Result<(Postgres, Vec<Record>)> {
         let postgres = self.start("before").await?;
         postgres.create_database(DATABASE).await?;
         migrate(&postgres.url(DATABASE).parse()?).await?;
@@ -92,51 +92,52 @@ impl Move {
         self.write(&mut late, &late_key, 1..=1).await?;
         let relay = Relay::start(&postgres.url(DATABASE))?;
         self.write(&mut connection, "k", 1..=5).await?;
-        all_settled(&mut connection).await;
-        self.published(5)?;
+        self.all_settled(&postgres).await?;
         relay.stop().await?;
+        let published = self.published(5).await?;
         late.commit().await?;
         self.write(&mut connection, "k", 6..=7).await?;
         connection.close().await?;
-        Ok(postgres)
+        Ok((postgres, published))
     }
 
-    /// So many events are in the topic. Each must be there once, and in the order of its key.
-    fn published(&self, count: usize) -> Result<()> {
-        let records = topic::records(&format!("{}s", self.aggregate_type), count)?;
-        ensure!(records.len() == count, "{} records of {count} events", records.len());
+    async fn all_settled(&self, postgres: &Postgres) -> Result<()> {
+        let pool = PgPool::connect(&postgres.url(DATABASE)).await?;
+        all_settled(&pool).await;
+        pool.close().await;
+        Ok(())
+    }
+
+    /// The records of the topic, in which are so many events, in the order of their keys.
+    async fn published(&self, count: usize) -> Result<Vec<Record>> {
+        let records = published(&format!("{}s", self.aggregate_type), count).await;
         let mut versions: HashMap<&str, Vec<i64>> = HashMap::new();
-        for record in &records {
+        let mut seen = HashSet::new();
+        for record in records.iter().filter(|record| seen.insert(&record.event_id)) {
             versions.entry(&record.key).or_default().push(record.version);
         }
+        ensure!(seen.len() == count, "{} events instead of {count}", seen.len());
         for (key, versions) in versions {
             let expected: Vec<i64> = (1..=i64::try_from(versions.len())?).collect();
             ensure!(versions == expected, "versions of {key}: {versions:?}");
             ensure!(key == "k" || key.starts_with(LATE), "{key}");
         }
-        Ok(())
+        Ok(records)
     }
 
-    /// In the new cluster: what was not published is, with what is written there, and nothing twice.
-    async fn goes_on_in(&self, postgres: &Postgres) -> Result<()> {
+    /// In the new cluster what was not published is, with what is written there, and nothing that was.
+    async fn goes_on_in(&self, postgres: &Postgres, before: &[Record]) -> Result<()> {
         let mut connection = connect(&postgres.url(DATABASE)).await?;
         let relay = Relay::start(&postgres.url(DATABASE))?;
         self.write(&mut connection, "k", 8..=9).await?;
-        all_settled(&mut connection).await;
+        self.all_settled(postgres).await?;
         relay.stop().await?;
-        self.published(10)
+        let after = self.published(10).await?;
+        let known: HashSet<&str> = before.iter().map(|record| record.event_id.as_str()).collect();
+        let of_before = after.iter().filter(|record| known.contains(record.event_id.as_str())).count();
+        ensure!(of_before == before.len(), "{of_before} records of events that had {} before the move", before.len());
+        Ok(())
     }
-}
-
-/// Waits until the settled cursors cover all rows that are committed.
-async fn all_settled(connection: &mut PgConnection) {
-    eventually("all is settled", async || {
-        let sql = "SELECT count(*) FROM outbox o JOIN relay_lanes l USING (lane)
-            WHERE o.id > l.position OR NOT pg_visible_in_snapshot(o.txid::text::xid8, l.seen)";
-        let open: i64 = sqlx::query_scalar(sql).fetch_one(&mut *connection).await.ok()?;
-        (open == 0).then_some(())
-    })
-    .await;
 }
 
 async fn identifier(postgres: &Postgres) -> Result<i64> {
@@ -154,7 +155,7 @@ fn trust_local_sockets(folder: &Path) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_pg_upgrade_a_relay_goes_on_without_an_operator() -> Result<()> {
     let step = Move::new().await?;
-    let mut before = step.before().await?;
+    let (mut before, published) = step.before().await?;
     let old_identifier = identifier(&before).await?;
     before.stop().await?;
     // A new cluster, empty and stopped.
@@ -177,13 +178,13 @@ async fn after_pg_upgrade_a_relay_goes_on_without_an_operator() -> Result<()> {
 
     let after = step.start("after").await?;
     ensure!(identifier(&after).await? != old_identifier, "pg_upgrade gives another identifier");
-    step.goes_on_in(&after).await
+    step.goes_on_in(&after, &published).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_dump_and_restore_a_relay_refuses_until_it_is_reanchored() -> Result<()> {
     let step = Move::new().await?;
-    let before = step.before().await?;
+    let (before, published) = step.before().await?;
     let after = step.start("after").await?;
     after.create_database(DATABASE).await?;
     let dump = step.work().join("dump.sql");
@@ -201,5 +202,5 @@ async fn after_a_dump_and_restore_a_relay_refuses_until_it_is_reanchored() -> Re
     let error = Relay::start(&after.url(DATABASE))?.task.await?.err().context("it refuses")?.to_string();
     ensure!(error.contains("restored from a dump") && error.contains("CALL relay_reanchor()"), "{error}");
     connection.execute("CALL relay_reanchor()").await?;
-    step.goes_on_in(&after).await
+    step.goes_on_in(&after, &published).await
 }

@@ -12,7 +12,7 @@ use relay::RelayConfig;
 use relay::outbox::slots::replication_slots;
 use shared::config::Env;
 use shared::shutdown::Shutdown;
-use shared::testing::{eventually, kafka_brokers, unique};
+use shared::testing::{eventually, kafka_brokers, published, unique};
 use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tools::stack::free_port;
 
 use super::command_line::outrider;
-use super::{supply, topic};
+use super::supply;
 use pair::Pair;
 
 const WRITERS: usize = 4;
@@ -121,7 +121,9 @@ async fn grows_by(counter: &AtomicI64, more: i64) {
 /// Ids of the events that the settled cursors cover, on this server.
 async fn settled(connection: &mut PgConnection) -> Result<HashSet<String>> {
     let sql = "SELECT o.event_id::text FROM outbox o JOIN relay_lanes l USING (lane)
-        WHERE o.id <= l.position AND pg_visible_in_snapshot(o.txid::text::xid8, l.seen)";
+        LEFT JOIN relay_waiting w ON w.lane = o.lane AND w.aggregate_type = o.aggregate_type
+        WHERE o.id <= l.position AND pg_visible_in_snapshot(o.txid::text::xid8, l.seen)
+            AND (w.lane IS NULL OR (o.id <= w.position AND pg_visible_in_snapshot(o.txid::text::xid8, w.seen)))";
     Ok(sqlx::query_scalar(sql).fetch_all(connection).await?.into_iter().collect())
 }
 
@@ -225,7 +227,7 @@ async fn check(
     }
     assert!(!versions.contains_key("held"));
     let (topic, distinct) = (format!("{aggregate_type}s"), rows.len());
-    let records = tokio::task::spawn_blocking(move || topic::records(&topic, distinct)).await??;
+    let records = published(&topic, distinct).await;
     let mut seen = HashSet::new();
     let mut published: HashMap<&str, Vec<i64>> = HashMap::new();
     for record in &records {

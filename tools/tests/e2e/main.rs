@@ -24,7 +24,6 @@ mod settings;
 mod status;
 mod timeline;
 mod top;
-mod topic;
 mod topic_faults;
 mod traces;
 mod up;

@@ -1,12 +1,7 @@
 //! The SQL of the documents for producers, run as it is printed: what it writes is published.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{Headers, Message};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use shared::testing::{PATIENCE, TestDatabase, eventually, kafka_brokers};
+use anyhow::{Context, Result};
+use shared::testing::{TestDatabase, all_settled, kafka_brokers, published_once};
 use sqlx::{Connection, PgConnection};
 use tools::stack::{Kind, Service};
 
@@ -35,12 +30,7 @@ async fn the_examples_for_producers_are_published_as_the_documents_say() -> Resu
     let logs = tempfile::tempdir()?;
     let surroundings = surroundings(&database.url, kafka_brokers(), logs.path().to_owned())?;
     let mut relay = Service::start(Kind::Relay, "relay", &surroundings, &[], &reaper()?)?;
-    eventually("all is published", async || {
-        let sql = "SELECT count(*) FROM outbox o JOIN relay_lanes l USING (lane) WHERE o.id > l.position";
-        let open: i64 = sqlx::query_scalar(sql).fetch_one(&database.pool).await.expect("the database answers");
-        (open == 0).then_some(())
-    })
-    .await;
+    all_settled(&database.pool).await;
     for (topic, types) in [
         ("accounts", vec!["account.debited", "account.closed", "account.debited"]),
         ("invoices", vec!["invoice.opened", "invoice.paid"]),
@@ -55,40 +45,15 @@ async fn the_examples_for_producers_are_published_as_the_documents_say() -> Resu
         assert_eq!(written.iter().map(|row| row.2.as_str()).collect::<Vec<_>>(), types);
         assert_eq!(written.iter().map(|row| row.1).collect::<Vec<_>>(), (1..=3).take(types.len()).collect::<Vec<_>>());
         let ids: Vec<String> = written.into_iter().map(|row| row.0).collect();
-        let wanted = ids.clone();
-        let found = tokio::task::spawn_blocking(move || on_topic(topic, &wanted)).await??;
-        assert_eq!(found, ids, "events of {topic}");
+        assert_eq!(on_topic(topic, &ids).await, ids, "events of {topic}");
     }
     relay.stop().await?;
     Ok(())
 }
 
 /// Those of the events `wanted` that are on the topic, in its order; waits until all of them are. Other tests may use the topic too.
-fn on_topic(topic: &str, wanted: &[String]) -> Result<Vec<String>> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", kafka_brokers())
-        .set("group.id", "nobody")
-        .set("enable.auto.commit", "false")
-        .create()?;
-    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5))?;
-    let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-    let mut assignment = TopicPartitionList::new();
-    for partition in 0..partitions {
-        assignment.add_partition_offset(topic, i32::try_from(partition)?, Offset::Beginning)?;
-    }
-    consumer.assign(&assignment)?;
-    let start = Instant::now();
-    let mut found = Vec::new();
-    while found.len() < wanted.len() {
-        ensure!(start.elapsed() < PATIENCE, "{} of {} events are on the topic {topic}", found.len(), wanted.len());
-        let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
-        let message = message?;
-        let headers = message.headers().context("headers")?;
-        let id = headers.iter().find(|header| header.key == "id").and_then(|header| header.value).context("an id")?;
-        let id = str::from_utf8(id)?.to_owned();
-        if wanted.contains(&id) {
-            found.push(id);
-        }
-    }
-    Ok(found)
+async fn on_topic(topic: &str, wanted: &[String]) -> Vec<String> {
+    let all = wanted.to_vec();
+    let records = published_once(&kafka_brokers(), topic, move |seen| all.iter().all(|id| seen.contains(id))).await;
+    records.into_iter().map(|record| record.event_id).filter(|id| wanted.contains(id)).collect()
 }

@@ -7,10 +7,9 @@ use relay::RelayConfig;
 use serde_json::Value;
 use shared::config::Env;
 use shared::shutdown::Shutdown;
-use shared::testing::{TestDatabase, eventually, kafka_brokers, unique};
+use shared::testing::{Record, TestDatabase, all_settled, kafka_brokers, published, unique};
 
 use super::command_line::outrider;
-use super::topic::{Record, records};
 
 const KEYS: i64 = 3;
 const VERSIONS: i64 = 10;
@@ -43,12 +42,7 @@ impl Stage {
         ];
         let shutdown = Shutdown::new();
         let relay = tokio::spawn(relay::run(RelayConfig::from_env(&Env::from_pairs(settings))?, shutdown.clone()));
-        eventually("all is settled", async || {
-            let sql = "SELECT count(*) FROM outbox o JOIN relay_lanes l USING (lane) WHERE o.id > l.position";
-            let open: i64 = sqlx::query_scalar(sql).fetch_one(&stage.database.pool).await.ok()?;
-            (open == 0).then_some(())
-        })
-        .await;
+        all_settled(&stage.database.pool).await;
         shutdown.request();
         relay.await??;
         Ok(stage)
@@ -72,14 +66,9 @@ impl Stage {
     }
 
     /// The records of the relay's own topic.
-    async fn original(&self) -> Result<Vec<Record>> {
-        read(&format!("{}s", self.aggregate_type), 30).await
+    async fn original(&self) -> Vec<Record> {
+        published(&format!("{}s", self.aggregate_type), 30).await
     }
-}
-
-async fn read(topic: &str, distinct: usize) -> Result<Vec<Record>> {
-    let topic = topic.to_owned();
-    tokio::task::spawn_blocking(move || records(&topic, distinct)).await?
 }
 
 /// Keys with versions and event ids, in an order that does not depend on partitions.
@@ -100,7 +89,7 @@ async fn a_dry_run_says_what_a_replay_would_do_and_does_nothing() -> Result<()> 
     let report: Value = serde_json::from_str(&stage.replay("--from-id 4 --to-id 9 --dry-run --json")?)?;
     assert_eq!((&report["events"], &report["published"]), (&6.into(), &0.into()));
     assert_eq!((&report["first_id"], &report["last_id"]), (&4.into(), &9.into()));
-    assert_eq!(stage.original().await?.len(), 30, "nothing was published again");
+    assert_eq!(stage.original().await.len(), 30, "nothing was published again");
     Ok(())
 }
 
@@ -111,7 +100,7 @@ async fn events_are_published_again_by_key_by_time_and_by_id() -> Result<()> {
     let said = stage.replay(&format!("--key {}/k2", stage.aggregate_type))?;
     assert!(said.contains("10 events of 1 keys will be published again: ids 2 to 29"), "{said}");
     assert!(said.contains("10 events published again"), "{said}");
-    let all = stage.original().await?;
+    let all = stage.original().await;
     assert_eq!(all.len(), 40);
     let of_k2: Vec<(i64, &str)> = all
         .iter()
@@ -125,14 +114,14 @@ async fn events_are_published_again_by_key_by_time_and_by_id() -> Result<()> {
     // To another topic, all of the last hour.
     let (by_time, by_id) = (unique("by-time"), unique("by-id"));
     assert!(stage.replay(&format!("--since 1h --topic {by_time}"))?.contains("30 events published again"));
-    let copied = read(&by_time, 30).await?;
+    let copied = published(&by_time, 30).await;
     let mut original = sorted(&all);
     original.dedup();
     assert_eq!(sorted(&copied), original);
 
     // A range of ids.
     assert!(stage.replay(&format!("--from-id 4 --to-id 9 --topic {by_id}"))?.contains("6 events published again"));
-    let ranged = read(&by_id, 6).await?;
+    let ranged = published(&by_id, 6).await;
     assert!(ranged.iter().all(|record| (2..=3).contains(&record.version)) && ranged.len() == 6);
     Ok(())
 }
@@ -145,7 +134,7 @@ async fn a_rate_holds_a_replay_back() -> Result<()> {
     stage.replay(&format!("--from-id 1 --topic {topic} --rate 20"))?;
     // The thirtieth goes out 29 twentieths of a second after the first.
     assert!(start.elapsed() >= Duration::from_millis(1_450), "{:?}", start.elapsed());
-    assert_eq!(read(&topic, 30).await?.len(), 30);
+    assert_eq!(published(&topic, 30).await.len(), 30);
     Ok(())
 }
 
@@ -175,6 +164,6 @@ async fn a_replay_that_cannot_be_done_says_what_to_do() -> Result<()> {
             assert!(said.contains(word), "'{word}' is not in what '{line}' says: {said}");
         }
     }
-    assert_eq!(stage.original().await?.len(), 30, "nothing was published again");
+    assert_eq!(stage.original().await.len(), 30, "nothing was published again");
     Ok(())
 }
