@@ -25,7 +25,7 @@ use crate::outbox::cluster::ForeignCursors;
 use crate::outbox::read::ReadLimits;
 use crate::outbox::{self, Server};
 use crate::publisher::destinations::{self, Destination, Destinations};
-use crate::publisher::flow::{FlowControl, WINDOW_FIRST};
+use crate::publisher::flow::FlowControl;
 use crate::publisher::outcomes::{Acknowledged, Failure, Outcomes};
 use crate::publisher::{Batching, Listener, Publisher, SendError, Unmade};
 use crate::session::PublishConstraints;
@@ -305,7 +305,7 @@ impl Flight {
     fn begin(config: &RelayConfig, destinations: Destinations) -> Result<Self, ReplayError> {
         let outcomes = Arc::new(Outcomes::default());
         let batch_bytes = PublishConstraints::default().batch_bytes;
-        let control = FlowControl::new(config.limits.message_timeout(), WINDOW_FIRST);
+        let control = FlowControl::new(config.limits.message_timeout());
         let listener = Listener { outcomes: Arc::clone(&outcomes), flows: control.flows() };
         let producer = config.kafka.producer("outrider-replay", config.limits.message_timeout());
         let publisher = Publisher::new(producer, Batching::Full(batch_bytes), listener, Spans::default());

@@ -42,7 +42,7 @@ use crate::publisher::outcomes::Acknowledged;
 
 use pace::Pace;
 use reading::ReadSizes;
-use stream::{Ending, LOOK_OF_ALL, Stream, Streams};
+use stream::{Ending, LOOK_OF_ALL, Stream, Streams, Unused};
 use waiting::{Flowed, Waiting};
 
 pub use stream::PublishConstraints;
@@ -118,6 +118,9 @@ pub struct Session<'a> {
     constraints: PublishConstraints,
     /// The stream of all events that flow.
     main: Stream,
+    /// The producer to go on with if that of the main stream is given up. It is made when that becomes likely: a producer may get its id
+    /// half a second after it has asked for it, and all events would wait so long.
+    spare: Option<Unused>,
     system_identifier: i64,
     lanes: HeldLanes,
     types: TypeNames,
@@ -176,12 +179,13 @@ impl<'a> Session<'a> {
         let routes = config.routes.with_table(outbox::routes::routes(&mut connection).await?);
         let topics = config.kafka.topics("outrider-relay");
         let streams = Streams { config, metrics, topics, routes, lease_until: now };
-        let main = streams.start(constraints, LOOK_OF_ALL)?;
+        let main = streams.start(constraints, LOOK_OF_ALL, None)?;
         let mut session = Self {
             connection,
             streams,
             constraints: constraints.clone(),
             main,
+            spare: None,
             system_identifier,
             lanes: HeldLanes::default(),
             types: TypeNames::default(),
@@ -210,12 +214,14 @@ impl<'a> Session<'a> {
     /// Ends the session, and notes for the next one what this one has learned of the brokers. What the producers have not sent is thrown
     /// away, which takes up to half a second.
     pub async fn end(self, constraints: &mut PublishConstraints) {
-        let Self { main, waiting, mut ending, constraints: learned, .. } = self;
+        let Self { main, spare, waiting, mut ending, constraints: learned, .. } = self;
+        let spare = tokio::task::spawn_blocking(move || drop(spare));
         ending.extend(waiting.into_values().filter_map(Waiting::close));
         let (_, window) = main.close().end().await;
         for ending in ending {
             ending.end().await;
         }
+        let _ = spare.await;
         *constraints = PublishConstraints { window, ..learned };
     }
 
@@ -229,10 +235,24 @@ impl<'a> Session<'a> {
         let any = !self.acknowledged.is_empty();
         self.park().await?;
         self.set_aside_types().await?;
+        self.keep_spare()?;
         if let Some(failure) = self.main.outcomes.failure() {
             self.replace_producer(failure).await?;
         }
         Ok(any)
+    }
+
+    /// Has a spare producer while a topic is slow, and none otherwise: one that was made earlier may have chosen to learn of topics from a
+    /// broker that stands still now.
+    fn keep_spare(&mut self) -> Result<(), SessionError> {
+        let is_slow = self.main.outcomes.is_topic_slow();
+        if is_slow && self.spare.is_none() {
+            self.spare = Some(self.streams.producer(&self.constraints)?);
+        } else if !is_slow && let Some(spare) = self.spare.take() {
+            // It waits for the producer's threads.
+            tokio::task::spawn_blocking(move || drop(spare));
+        }
+        Ok(())
     }
 
     fn take_acknowledged(&mut self) {

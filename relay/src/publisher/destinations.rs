@@ -24,6 +24,13 @@ pub(crate) struct Destination {
     pub flows: Range<usize>,
 }
 
+impl Destination {
+    /// The topic by itself.
+    pub(crate) fn topic(&self) -> OpenTopic {
+        OpenTopic { name: self.topic.clone(), bytes_max: self.bytes_max, partitions: self.flows.len() }
+    }
+}
+
 /// A topic that takes records, as far as is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OpenTopic {

@@ -159,10 +159,10 @@ pub(crate) struct FlowControl {
 }
 
 impl FlowControl {
-    /// `window` is how many bytes may be in flight at first.
-    pub(crate) fn new(message_timeout: Duration, window: u64) -> Self {
+    /// Of a producer whose records are given up after `message_timeout`.
+    pub(crate) fn new(message_timeout: Duration) -> Self {
         Self {
-            flows: Arc::new(Flows::new(window)),
+            flows: Arc::new(Flows::new(WINDOW_FIRST)),
             sent: Vec::new(),
             topics: HashMap::new(),
             bytes: 0,
@@ -172,6 +172,12 @@ impl FlowControl {
             moments: VecDeque::new(),
             one_at_a_time: false,
         }
+    }
+
+    /// At first so many bytes may be in flight.
+    pub(crate) fn begin_with(self, window: u64) -> Self {
+        self.set_window(window);
+        self
     }
 
     /// For a producer that goes on after a refused record. librdkafka does so under a new producer id, which no broker knows: then each
@@ -386,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_producer_introduces_itself_with_one_record_and_again_after_a_rest() {
-        let mut control = FlowControl::new(Duration::from_secs(5), WINDOW_FIRST);
+        let mut control = FlowControl::new(Duration::from_secs(5));
         let range = control.of_topic("t", 2);
         let (flow, flows) = (range.start, control.flows());
         assert!(control.is_open(flow));
@@ -410,7 +416,7 @@ mod tests {
 
     #[test]
     fn a_record_that_is_refused_alone_is_in_flight_no_more() {
-        let mut control = FlowControl::new(Duration::from_secs(5), WINDOW_FIRST).one_at_a_time(true);
+        let mut control = FlowControl::new(Duration::from_secs(5)).one_at_a_time(true);
         let flow = control.of_topic("t", 1).start;
         assert!(control.is_open(flow));
         control.sent(flow, 10);
@@ -438,7 +444,7 @@ mod tests {
 
     #[test]
     fn the_window_grows_to_a_part_of_what_was_acknowledged_lately() {
-        let mut control = FlowControl::new(Duration::from_secs(5), WINDOW_FIRST);
+        let mut control = FlowControl::new(Duration::from_secs(5));
         let (flow, flows) = (control.of_topic("t", 1).start, control.flows());
         let send = |control: &mut FlowControl, windows: u64| {
             for offset in 0..windows.try_into().unwrap() {
@@ -461,7 +467,7 @@ mod tests {
 
     #[test]
     fn the_window_shrinks_when_brokers_take_long() {
-        let mut control = FlowControl::new(Duration::from_millis(80), WINDOW_FIRST);
+        let mut control = FlowControl::new(Duration::from_millis(80));
         let flow = control.of_topic("t", 1).start;
         let half = usize::try_from(WINDOW_FIRST / 2).unwrap();
         control.sent(flow, half);

@@ -8,6 +8,7 @@ use shared::propagation::TraceId;
 use tokio::sync::Notify;
 
 use crate::lanes::{Ticket, TypeIndex};
+use crate::publisher::destinations::OpenTopic;
 
 /// A record that Kafka has.
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +116,8 @@ struct State {
     set_aside: Vec<(TypeIndex, Trouble)>,
     /// The first failure is the cause; those after it are its consequences.
     failure: Option<Failure>,
+    /// What the stream knew of topics when it ended.
+    open_topics: Vec<(TypeIndex, OpenTopic)>,
     /// A record that is sent alone, and its outcome once it is known.
     alone: Option<(Ticket, Option<Result<(), RDKafkaErrorCode>>)>,
     /// Parked records that were tried again and acknowledged since the last retry began.
@@ -130,6 +133,8 @@ pub(crate) struct Outcomes {
     answered: Condvar,
     /// Whether all records that had to be sent alone have been.
     cleared: AtomicBool,
+    /// Whether a topic is slow now, so that another producer may be needed soon.
+    topic_is_slow: AtomicBool,
 }
 
 impl Outcomes {
@@ -213,6 +218,18 @@ impl Outcomes {
         self.changed.notify_one();
     }
 
+    /// Whether a topic is slow, for which the producer may be given up.
+    pub(crate) fn set_topic_slow(&self, is_slow: bool) {
+        if self.topic_is_slow.swap(is_slow, Ordering::Relaxed) != is_slow {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Whether one is.
+    pub(crate) fn is_topic_slow(&self) -> bool {
+        self.topic_is_slow.load(Ordering::Relaxed)
+    }
+
     /// Wakes the session.
     pub(crate) fn nudge(&self) {
         self.changed.notify_one();
@@ -293,6 +310,15 @@ impl Outcomes {
 
     pub(crate) fn take_refused(&self) -> Vec<Ticket> {
         std::mem::take(&mut self.lock().refused)
+    }
+
+    /// The stream ends, and these topics were open.
+    pub(crate) fn leave_open_topics(&self, topics: Vec<(TypeIndex, OpenTopic)>) {
+        self.lock().open_topics = topics;
+    }
+
+    pub(crate) fn take_open_topics(&self) -> Vec<(TypeIndex, OpenTopic)> {
+        std::mem::take(&mut self.lock().open_topics)
     }
 
     pub(crate) fn failure(&self) -> Option<Failure> {

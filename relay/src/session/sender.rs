@@ -186,6 +186,9 @@ impl Run {
                 Err(Stop::Failed(failure)) => break Some(failure),
             }
         };
+        if failure.is_some() {
+            outcomes.leave_open_topics(self.feeder.open_topics());
+        }
         // The producer goes first: whoever hears of the failure may rely on nothing more being sent.
         drop(self);
         if let Some(failure) = failure {

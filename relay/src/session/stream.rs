@@ -64,6 +64,14 @@ pub(super) struct Streams<'a> {
     pub lease_until: Instant,
 }
 
+/// A producer to which nothing was handed yet, and those that will hear of its records.
+pub(super) struct Unused {
+    publisher: Publisher,
+    control: FlowControl,
+    outcomes: Arc<Outcomes>,
+    batching: Batching,
+}
+
 /// See the module.
 pub(super) struct Stream {
     pub pipe: Pipe,
@@ -78,16 +86,31 @@ impl Streams<'_> {
         self.routes.resolve(aggregate_type).ok()
     }
 
-    /// Makes a producer, which connects by itself, and starts its thread.
-    pub(super) fn start(&self, constraints: &PublishConstraints, look_max: Duration) -> Result<Stream, SessionError> {
+    /// Makes a producer. It connects, and has a broker give it an id, by itself.
+    pub(super) fn producer(&self, constraints: &PublishConstraints) -> Result<Unused, SessionError> {
+        let timeout = self.config.limits.message_timeout();
+        let (control, outcomes) = (FlowControl::new(timeout), Arc::new(Outcomes::default()));
+        let listener = Listener { outcomes: Arc::clone(&outcomes), flows: control.flows() };
+        let (client, batching) = (self.config.kafka.producer("outrider-relay", timeout), constraints.batching());
+        let publisher = Publisher::new(client, batching, listener, shared::telemetry::spans())?;
+        Ok(Unused { publisher, control, outcomes, batching })
+    }
+
+    /// Starts a thread that sends by this producer, or by a new one if it does not make batches as it is to.
+    pub(super) fn start(
+        &self,
+        constraints: &PublishConstraints,
+        look_max: Duration,
+        spare: Option<Unused>,
+    ) -> Result<Stream, SessionError> {
         let limits = &self.config.limits;
-        let control = FlowControl::new(limits.message_timeout(), constraints.window)
-            .one_at_a_time(!constraints.suspects.is_empty());
-        let (outcomes, lease, flows) = (Arc::new(Outcomes::default()), Arc::new(Lease::new()), control.flows());
+        let Unused { publisher, control, outcomes, .. } = match spare {
+            Some(spare) if spare.batching == constraints.batching() => spare,
+            _ => self.producer(constraints)?,
+        };
+        let control = control.begin_with(constraints.window).one_at_a_time(!constraints.suspects.is_empty());
+        let (lease, flows) = (Arc::new(Lease::new()), control.flows());
         lease.extend(self.lease_until);
-        let listener = Listener { outcomes: Arc::clone(&outcomes), flows: Arc::clone(&flows) };
-        let producer = self.config.kafka.producer("outrider-relay", limits.message_timeout());
-        let publisher = Publisher::new(producer, constraints.batching(), listener, shared::telemetry::spans())?;
         let pipe = Pipe::start(Sender {
             publisher,
             control,

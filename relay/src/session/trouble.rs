@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::sender::Work;
+use super::sender::{Looked, Work};
 use super::stream::LOOK_OF_ALL;
 use super::waiting::{Waiting, WaitingTopic};
 use super::{Session, SessionError, in_time};
@@ -46,7 +46,7 @@ impl Session<'_> {
                 Vec::new()
             }
         };
-        let next = self.streams.start(&self.constraints, LOOK_OF_ALL)?;
+        let next = self.streams.start(&self.constraints, LOOK_OF_ALL, self.spare.take())?;
         let (outcomes, window) = std::mem::replace(&mut self.main, next).close().end().await;
         // Nothing is sent by the old one any more. What it has done is final.
         self.constraints.window = window;
@@ -63,6 +63,12 @@ impl Session<'_> {
             self.set_aside(&types, trouble).await?;
             for (_, waiting) in self.waiting.iter_mut().filter(|(of, _)| types.contains(of)) {
                 waiting.suspect(&trouble.cause, &suspects);
+            }
+        }
+        for (type_index, topic) in outcomes.take_open_topics() {
+            if !self.waiting.contains_key(&type_index) {
+                let aggregate_type = self.types.name(type_index).to_owned();
+                self.main.pipe.send(Work::Looked(Looked { type_index, aggregate_type, topic: Ok(topic) }));
             }
         }
         self.lanes.restart();

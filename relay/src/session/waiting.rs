@@ -334,7 +334,7 @@ impl Session<'_> {
                 self.main.pipe.send(Work::Resume(type_index));
                 continue;
             }
-            let stream = self.streams.start(&waiting.constraints, LOOK_OF_ONE)?;
+            let stream = self.streams.start(&waiting.constraints, LOOK_OF_ONE, None)?;
             if let Some(waiting) = self.waiting.get_mut(&type_index) {
                 waiting.state = State::Trying(Try { stream, begun: now, flows: false });
             }

@@ -61,6 +61,11 @@ impl Scene {
         self.service(Kind::Relay, name, env).await
     }
 
+    /// In how many lanes types wait for their topic.
+    pub(crate) async fn waiting(&self) -> Option<i64> {
+        sqlx::query_scalar("SELECT count(*) FROM relay_waiting").fetch_one(&self.database.pool).await.ok()
+    }
+
     /// Waits until so many events have arrived on a topic.
     pub(crate) async fn flows(&self, topic: &str, events: u64) {
         let what = format!("{events} events on {topic}");

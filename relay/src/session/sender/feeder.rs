@@ -20,7 +20,7 @@ use super::{Looked, Sender, Stop, Work};
 use crate::batch::{Batch, Event};
 use crate::lanes::{RowKey, Ticket, TypeIndex};
 use crate::publisher::SendError;
-use crate::publisher::destinations::{self, Destination};
+use crate::publisher::destinations::{self, Destination, OpenTopic};
 use crate::publisher::flow::FlowControl;
 use crate::publisher::outcomes::{Cause, Failure, Outcomes, Parked, Trouble};
 use crate::publisher::spans::{Origin, PublishSpan};
@@ -392,10 +392,19 @@ impl Feeder {
         }
     }
 
-    /// The answer to [`Self::ask`].
+    /// The topics that are open, for the stream after this one: to look at them again may take a second when a broker stands still.
+    pub(super) fn open_topics(&self) -> Vec<(TypeIndex, OpenTopic)> {
+        let open = self.routes.iter().enumerate().filter_map(|(place, route)| match route {
+            Route::Open(to) => Some((TypeIndex::from(place), to.topic())),
+            _ => None,
+        });
+        open.collect()
+    }
+
+    /// The answer to [`Self::ask`], or what the stream before this one knew.
     pub(super) fn looked(&mut self, looked: Looked) -> Result<(), Stop> {
         let Looked { type_index, aggregate_type, topic } = looked;
-        if !matches!(self.routes.get(type_index.place()), Some(Route::Asked(_))) {
+        if !matches!(self.routes.get(type_index.place()), None | Some(Route::Unknown | Route::Asked(_))) {
             return Ok(());
         }
         match topic {

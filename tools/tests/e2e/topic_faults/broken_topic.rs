@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use shared::testing::eventually;
 use tokio::time::sleep;
 
 use crate::command_line::{operator, well};
@@ -50,9 +51,10 @@ async fn one_topic_is_broken_under(test: &str, trouble: Trouble, load: Load) -> 
     scene.flows("steadys", 200).await;
     if !missing {
         scene.flows("shakys", 200).await;
+        // A broker that has just begun may be slow by itself.
+        eventually("no type waits", async || (scene.waiting().await? == 0).then_some(())).await;
     }
 
-    // A broker that has just begun may be slow by itself.
     let said_before = if missing { [0, 0] } else { said(&scene) };
     trouble.begin(&mut scene.broker, &scene.supply, "shakys").await?;
     let begun = now_us();

@@ -28,12 +28,7 @@ async fn events_that_wait_for_one_topic_go_in_order_to_the_one_that_their_type_i
     let mut relay = scene.relay("relay", &[("KAFKA_CREATE_TOPICS", "false")]).await?;
     let writer = Writer::start(&scene.database.pool, Load::new(&["steady", "shaky"], 200));
     scene.flows("steadys", 200).await;
-    eventually("the type waits", async || {
-        let waiting: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM relay_waiting").fetch_one(&scene.database.pool).await.ok()?;
-        (waiting == 16).then_some(())
-    })
-    .await;
+    eventually("the type waits", async || (scene.waiting().await? == 16).then_some(())).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(scene.reader.arrived_since("shakys", 0), 0);
 

@@ -27,9 +27,7 @@ async fn a_relay_ends_while_a_type_waits(test: &str, killed: bool) -> Result<()>
     let mut second = scene.relay("second", &settings).await?;
     let writer = Writer::start(&scene.database.pool, Load::new(&["steady", "shaky"], 200));
     eventually("each relay has its lanes, and the type waits in all of them", async || {
-        let waiting: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM relay_waiting").fetch_one(&scene.database.pool).await.ok()?;
-        (waiting == 16 && shares(&scene).await.ok()? == [8, 8]).then_some(())
+        (scene.waiting().await? == 16 && shares(&scene).await.ok()? == [8, 8]).then_some(())
     })
     .await;
     if killed {

@@ -42,10 +42,14 @@ impl Feeder {
     pub(super) fn look_for_slow_topics(&mut self, now: Instant) -> Result<(), Stop> {
         self.take_answers();
         let mut answered = Vec::new();
-        for slow in self.sender.control.slow_topics(self.sender.slow) {
+        // Brokers are asked before the topic counts as slow, so that their answers are there by then.
+        let slow_topics = self.sender.control.slow_topics(self.sender.slow / 2);
+        self.sender.outcomes.set_topic_slow(!slow_topics.is_empty());
+        for slow in slow_topics {
             let answer = self.check(&slow.topic, now);
             // What was asked before the record was sent says nothing.
-            if let Some((_, health)) = answer.filter(|(asked, _)| now.saturating_duration_since(*asked) < slow.time) {
+            let is_new = |asked: Instant| now.saturating_duration_since(asked) < slow.time;
+            if let Some((_, health)) = answer.filter(|(asked, _)| slow.time >= self.sender.slow && is_new(*asked)) {
                 answered.push((slow, health));
             }
         }
