@@ -30,8 +30,8 @@ const LATE_MS: i64 = 1_000;
 const LATE_BESIDE_BROKER_MS: i64 = 1_500;
 
 /// The same while a replica does not answer its leader. A broker answers the requests of a connection in turn, so all are late until the relay
-/// has found out which topic it is, and goes on over another connection: half a second until it asks, as much until a broker is found not to
-/// answer, and a part of one if the first one asked is that broker. Measured: 0.6 to 1.7 s.
+/// has found out which topic it is, and goes on over another connection: a quarter of a second until it asks, and up to a second until a broker
+/// is found not to answer. Measured: 0.7 to 1.8 s.
 const LATE_BEHIND_REPLICA_MS: i64 = 2_500;
 
 /// Breaks the topic of the type `shaky` and mends it, while the type `steady` has its own.
