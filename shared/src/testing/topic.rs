@@ -61,7 +61,7 @@ pub async fn published_once(
 fn read_topic(brokers: &str, topic: &str, complete: impl Fn(&HashSet<String>) -> bool) -> Vec<Record> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
-        .set("group.id", "nobody")
+        .set("group.id", "outrider-test")
         .set("enable.auto.commit", "false")
         // A request for the end of a partition waits behind a fetch that waits for more: half a second, for each partition.
         .set("fetch.wait.max.ms", "10")

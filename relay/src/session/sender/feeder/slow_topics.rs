@@ -19,7 +19,7 @@ pub(super) const CHECKS_MAX: usize = 16;
 /// How long brokers may take to say how such a topic is.
 const CHECK_PATIENCE: Duration = Duration::from_millis(750);
 
-/// For so long a broker that throttles may answer nobody on a connection, with no more in flight than the window allows.
+/// How long a broker that throttles may leave all requests of a connection unanswered, with no more in flight than the window allows.
 const THROTTLED: Duration = Duration::from_millis(2_250);
 
 /// Other topics flow if so many acknowledgements come in a second.
