@@ -19,8 +19,7 @@ async fn killed_at(failpoint: &str, committed: bool) {
     // Whatever comes twice has come before this one.
     world.created_orders(1).await;
     world.eventually_processed(51).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     world.assert_processed_once(51).await;
     // Not thanks to the order's own guard: what was committed was not even given to the handler again.
     assert_eq!((i64::try_from(tally.applied), tally.superseded), (Ok(51 - before), 0));
@@ -51,8 +50,7 @@ async fn cut_at(mode: Mode) -> u64 {
     world.created_orders(1).await;
     world.eventually_processed(11).await;
     world.assert_processed_once(11).await;
-    let metrics = running.metrics.clone();
-    running.stop().await;
+    let metrics = running.stop().await;
     assert_eq!((metrics.tally().applied, metrics.tally().repeated, metrics.fenced()), (11, 0, 0));
     metrics.retries()
 }

@@ -50,8 +50,7 @@ async fn broken_records_are_dead_lettered_and_their_neighbours_are_processed() {
     world.produce(records);
     let running = world.start(&[]);
     world.eventually_at(0, 19).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     world.assert_processed_once(9).await;
     assert_eq!((tally.applied, tally.dead_lettered, tally.passed_over), (9, 9, 1));
 
@@ -124,8 +123,7 @@ async fn refused(table: &str, refusal: Refusal, reason: &str) {
     world.produce((0..20).map(|n| event("kept", Uuid::now_v7(), &key(n), "{}")));
     let running = Running::start(Processor::builder(world.config(&[])).handler("kept", Keep(refusal)));
     world.eventually_at(0, 20).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.applied, tally.dead_lettered), (19, 1));
     assert_eq!(world.count("SELECT count(DISTINCT key) FROM kept WHERE key <> 'bad'").await, 19);
     assert_eq!(world.count("SELECT count(*) FROM kept").await, 19);

@@ -61,8 +61,7 @@ async fn an_event_published_again_at_another_offset_has_no_second_effect() {
     let new = world.orders(1).await.remove(0);
     world.produce(orders.iter().chain([&new, &new]).map(|order| order.created(1)));
     world.eventually_at(0, 22).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.applied, tally.repeated, tally.superseded), (11, 11, 0));
     world.assert_processed_once(11).await;
 }
@@ -75,8 +74,7 @@ async fn another_event_for_an_order_that_has_moved_on_has_no_effect() {
     world.eventually_processed(1).await;
     world.produce([order.event(Uuid::now_v7(), 0)]);
     world.eventually_at(0, 2).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.superseded, tally.dead_lettered), (1, 0));
     world.assert_processed_once(1).await;
 }
@@ -99,8 +97,7 @@ async fn the_position_in_postgres_wins_when_kafkas_offsets_are_lost() {
     world.created_orders(1).await;
     let running = world.start(&[]);
     world.eventually_processed(11).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.applied, tally.superseded), (1, 0), "the old ones were not even read");
     world.assert_processed_once(11).await;
 }
@@ -131,8 +128,7 @@ async fn events_of_an_unknown_type_are_passed_over_and_counted() {
     world.produce(others.chain([order.created(1)]));
     let running = world.start(&[]);
     world.eventually_at(0, 6).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.passed_over, tally.applied), (5, 1));
     assert_eq!(world.count("SELECT count(*) FROM dead_letters").await, 0);
     assert_eq!(world.count("SELECT count(*) FROM inbox").await, 1, "those without a handler are not taken in");
@@ -162,8 +158,7 @@ async fn records_that_nobody_handles_do_not_cost_a_transaction_each() {
     let order = world.orders(1).await.remove(0);
     world.produce([event("order.audited", Uuid::now_v7(), "2", "{}"), order.created(1)]);
     world.eventually_at(0, 42).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.passed_over, tally.applied), (41, 1));
 }
 
@@ -173,8 +168,8 @@ async fn queues_that_are_full_all_the_time_lose_and_repeat_nothing() {
     world.created_orders(5_000).await;
     let running = world.start(&[("PROCESSOR_QUEUE_ROWS_MAX", "20"), ("PROCESSOR_BATCH_ROWS_MAX", "10")]);
     world.eventually_processed(5_000).await;
-    let (tally, pauses) = (running.metrics.tally(), running.metrics.pauses());
-    running.stop().await;
+    let metrics = running.stop().await;
+    let (tally, pauses) = (metrics.tally(), metrics.pauses());
     assert!(pauses > 10, "{pauses} pauses");
     assert_eq!((tally.applied, tally.repeated), (5_000, 0));
     world.assert_processed_once(5_000).await;

@@ -69,8 +69,7 @@ async fn a_partition_that_is_set_back_is_read_again_without_a_second_effect() {
     world.created_orders(5).await;
     let running = moved_under_a_batch(&world, 0, 3).await;
     world.eventually_at(0, 8).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.applied, tally.repeated), (8, 5));
     world.assert_processed_once(8).await;
 }
@@ -90,8 +89,8 @@ async fn partitions_that_are_set_back_again_and_again_lose_nothing() {
             .expect("set back");
     }
     world.eventually_processed(600).await;
-    let (tally, fenced) = (running.metrics.tally(), running.metrics.fenced());
-    running.stop().await;
+    let metrics = running.stop().await;
+    let (tally, fenced) = (metrics.tally(), metrics.fenced());
     assert!(fenced >= 6, "fenced {fenced} times");
     assert!(tally.repeated > 0);
     assert_eq!((tally.applied, tally.superseded), (600, 0));

@@ -151,8 +151,7 @@ async fn an_event_is_known_whatever_partitions_are_made_and_dropped_around_it() 
 
     world.produce(events.iter().cloned());
     world.eventually_at(0, 16).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.applied, tally.repeated), (0, 8));
     assert_eq!(noted(&world).await.len(), 8);
 }
@@ -276,8 +275,7 @@ async fn an_event_is_looked_up_in_the_one_partition_of_its_day() {
     world.eventually_at(0, 4).await;
     world.produce(events());
     world.eventually_at(0, 6).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.applied, tally.repeated), (2, 4));
     let scans = async || -> Vec<(String, i64)> {
         let sql = "SELECT s.relname::text, sum(s.idx_scan)::bigint FROM pg_stat_user_indexes s

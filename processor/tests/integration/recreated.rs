@@ -88,8 +88,7 @@ async fn a_topic_made_anew_is_known_even_if_it_is_longer_than_before() {
     let running = world.start(&[]);
     world.eventually_at(0, 15).await;
     world.eventually_at(1, 15).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.applied, tally.repeated), (20, 10));
     world.assert_processed_once(30).await;
     assert_eq!(accept(&world).await, [], "all is well");
@@ -141,8 +140,7 @@ async fn the_position_in_postgres_wins_when_kafka_has_forgotten_the_group() {
     world.created_orders(1).await;
     let running = world.start(&[]);
     world.eventually_processed(11).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.applied, tally.superseded), (1, 0), "the old ones were not even read");
     world.assert_processed_once(11).await;
 }

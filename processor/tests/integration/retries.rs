@@ -35,8 +35,7 @@ async fn held_up(test: &str, names: bool) {
     world.eventually_state("slow", None).await;
     world.produce([kept("slow", 5)]);
     world.eventually_kept("slow", 5).await;
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     world.assert_nothing_waits().await;
     assert_eq!((tally.applied, tally.waiting, tally.dead_lettered), (9, 3, 0));
     assert_eq!((tally.keys_retrying, tally.keys_parked, tally.keys_unblocked), (1, 0, 1));
@@ -67,8 +66,7 @@ async fn a_key_whose_attempts_are_exhausted_is_parked_once() {
         1
     );
     assert_eq!(world.count("SELECT count(*) FROM told").await, 1);
-    let tally = running.metrics.tally();
-    running.stop().await;
+    let tally = running.stop().await.tally();
     assert_eq!((tally.keys_tried, tally.keys_parked), (2, 1));
 }
 

@@ -303,10 +303,11 @@ impl Running {
         Self { metrics, shutdown, task }
     }
 
-    /// Shuts it down in order.
-    pub async fn stop(self) {
+    /// Shuts it down in order. What it has counted is complete then: a batch is counted after its commit, hence after Postgres shows it.
+    pub async fn stop(self) -> Metrics {
         self.shutdown.request();
         self.task.await.expect("no panic").expect("an ordered end");
+        self.metrics
     }
 
     /// Waits until it ends by itself.
