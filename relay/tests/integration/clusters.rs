@@ -74,7 +74,7 @@ async fn assert_published(fixture: &Fixture, expected: &BTreeSet<String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_pg_upgrade_a_relay_goes_on_by_itself() {
-    let fixture = Fixture::new("after_pg_upgrade_a_relay").await;
+    let fixture = Fixture::with_topic("after_pg_upgrade_a_relay").await;
     let [k, late_key] = <[String; 2]>::try_from(fixture.keys_of_one_lane(2).await).unwrap();
     let relay = fixture.relay(&[]);
     let mut late = PgConnection::connect(&fixture.database.url).await.unwrap();
@@ -105,7 +105,7 @@ async fn after_pg_upgrade_a_relay_goes_on_by_itself() {
 /// Cursors of another cluster, far ahead, and no row that could tell: new rows are above the positions, so nothing can be lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_outbox_needs_no_reanchoring_in_whatever_cluster() {
-    let fixture = Fixture::new("an_empty_outbox_needs_no").await;
+    let fixture = Fixture::with_topic("an_empty_outbox_needs_no").await;
     run(
         &fixture,
         "UPDATE relay_lanes SET system_identifier = 1, position = 500, seen = '1000000000:1000000000:';
@@ -124,7 +124,7 @@ async fn an_empty_outbox_needs_no_reanchoring_in_whatever_cluster() {
 /// Before any relay has settled there is no identifier that could differ, and yet its rows would be published without end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_was_restored_before_a_relay_has_run_is_refused_too() {
-    let fixture = Fixture::new("a_database_that_was_restored").await;
+    let fixture = Fixture::with_topic("a_database_that_was_restored").await;
     fixture.insert_all("k", 1, 3).await;
     run(&fixture, "UPDATE outbox SET txid = txid + 1000000000").await;
     let error = fixture.relay(&[]).task.await.unwrap().unwrap_err().to_string();
@@ -135,7 +135,7 @@ async fn a_database_that_was_restored_before_a_relay_has_run_is_refused_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reanchoring_publishes_what_was_late_or_new_and_nothing_twice() {
-    let fixture = Fixture::new("reanchoring_publishes_what_was").await;
+    let fixture = Fixture::with_topic("reanchoring_publishes_what_was").await;
     restore(&fixture).await;
     let expected = unpublished(&fixture).await;
     assert!(expected.len() > 1_000 && expected.len() < 1_600, "{}: some are late, many are done with", expected.len());
@@ -179,7 +179,7 @@ async fn a_row_that_has_the_number_of_the_reanchoring_by_chance_is_not_taken_for
 /// Rows that came before a check and break it can be published, and so they can be reanchored: the first step changes some, and so do pieces.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_break_a_younger_check_are_reanchored_and_the_check_stays() {
-    let fixture = Fixture::new("rows_that_break_a_younger").await;
+    let fixture = Fixture::with_topic("rows_that_break_a_younger").await;
     restore(&fixture).await;
     run(&fixture, "ALTER TABLE outbox ADD CONSTRAINT younger CHECK (aggregate_id <> 'k7') NOT VALID").await;
     let expected = unpublished(&fixture).await;
@@ -195,7 +195,7 @@ async fn rows_that_break_a_younger_check_are_reanchored_and_the_check_stays() {
 /// in the middle of a step.
 #[tokio::test(flavor = "multi_thread")]
 async fn reanchoring_goes_on_after_an_interruption_and_stops_no_writer() {
-    let fixture = Fixture::new("reanchoring_goes_on_after").await;
+    let fixture = Fixture::with_topic("reanchoring_goes_on_after").await;
     restore(&fixture).await;
     let mut expected = unpublished(&fixture).await;
     let mut held = PgConnection::connect(&fixture.database.url).await.unwrap();
@@ -239,7 +239,7 @@ async fn reanchoring_goes_on_after_an_interruption_and_stops_no_writer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dump_that_was_made_in_the_middle_of_reanchoring_is_reanchored_as_well() {
-    let fixture = Fixture::new("a_dump_that_was_made_in").await;
+    let fixture = Fixture::with_topic("a_dump_that_was_made_in").await;
     restore(&fixture).await;
     let mut expected = unpublished(&fixture).await;
     for _ in 0..6 {

@@ -115,7 +115,7 @@ async fn temporary_bytes(fixture: &Fixture) -> i64 {
 
 /// A bulk of `rows` events commits late, beside a writer of fresh ones.
 async fn publish_a_bulk(test: &str, rows: i64, bytes: i64) {
-    let fixture = Arc::new(Fixture::new(test).await);
+    let fixture = Arc::new(Fixture::with_topic(test).await);
     let relay = fixture.process(&[("RELAY_LEASE_MS", "10000")]);
     // The topic is made by the first event, which takes as long as the rest may.
     fixture.insert_all("first", 1, 1).await;

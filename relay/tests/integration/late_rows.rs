@@ -7,7 +7,7 @@ use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_commit_is_published_once_and_in_order() {
-    let fixture = Fixture::new("a_late_commit_is_published").await;
+    let fixture = Fixture::with_topic("a_late_commit_is_published").await;
     let [late, undone, early] = <[String; 3]>::try_from(fixture.keys_of_one_lane(3).await).unwrap();
     let relay = fixture.relay(&[]);
     let mut held = fixture.database.pool.acquire().await.unwrap();
@@ -45,7 +45,7 @@ async fn a_late_commit_is_published_once_and_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn late_rows_are_not_lost_by_a_restart_before_they_commit() {
-    let fixture = Fixture::new("late_rows_are_not_lost_by_a_restart").await;
+    let fixture = Fixture::with_topic("late_rows_are_not_lost_by_a_restart").await;
     let [late, early] = <[String; 2]>::try_from(fixture.keys_of_one_lane(2).await).unwrap();
     let relay = fixture.relay(&[]);
     let mut held = fixture.database.pool.acquire().await.unwrap();
@@ -64,7 +64,7 @@ async fn late_rows_are_not_lost_by_a_restart_before_they_commit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_late_rows_than_one_read_may_bring_are_published_once_and_in_order() {
-    let fixture = Fixture::new("more_late_rows_than_one_read").await;
+    let fixture = Fixture::with_topic("more_late_rows_than_one_read").await;
     let relay = fixture.relay(&[("RELAY_LATE_ROWS_MAX", "7"), ("RELAY_LANE_ROWS_MAX", "5")]);
     let mut one = fixture.database.pool.acquire().await.unwrap();
     let mut one = one.begin().await.unwrap();
@@ -98,7 +98,7 @@ async fn more_late_rows_than_one_read_may_bring_are_published_once_and_in_order(
 /// Amid late rows a settled cursor tells of none of them: a relay that gave its lanes back there would have them published again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_is_stopped_amid_many_late_rows_repeats_none() {
-    let fixture = Fixture::new("a_relay_that_is_stopped_amid_many").await;
+    let fixture = Fixture::with_topic("a_relay_that_is_stopped_amid_many").await;
     let few = [("RELAY_LATE_ROWS_MAX", "7")];
     let relay = fixture.relay(&few);
     let mut held = fixture.database.pool.acquire().await.unwrap();

@@ -74,7 +74,7 @@ const PUBLISHED: [(&str, &str); 14] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_of_any_content_is_published_or_parked_with_its_reason_and_stops_nobody() {
-    let fixture = Fixture::new("a_row_of_any_content").await;
+    let fixture = Fixture::with_topic("a_row_of_any_content").await;
     without_checks(&fixture).await;
     for (number, (column, expression, _)) in PARKED.iter().enumerate() {
         fixture.insert_all(&format!("before{number}"), 1, 1).await;
@@ -109,7 +109,7 @@ async fn a_row_of_any_content_is_published_or_parked_with_its_reason_and_stops_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_payloads_and_headers_come_whole_and_in_order() {
-    let fixture = Fixture::new("large_payloads_and_headers").await;
+    let fixture = Fixture::with_topic("large_payloads_and_headers").await;
     let mut connection = fixture.database.pool.acquire().await.unwrap();
     // Larger together than two reads, and mixed with small ones.
     let insert =
@@ -139,7 +139,7 @@ async fn large_payloads_and_headers_come_whole_and_in_order() {
 /// ids were published, so that the relay finds them by their transaction alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_name_another_transaction_than_their_own_are_published_once() {
-    let fixture = Fixture::new("rows_that_name_another").await;
+    let fixture = Fixture::with_topic("rows_that_name_another").await;
     let relay = fixture.relay(&[]);
     // More of the future than late rows are read at once, and some of long ago.
     let insert = "INSERT INTO outbox (txid, event_id, aggregate_type, aggregate_id, aggregate_version, type, payload)

@@ -6,7 +6,7 @@ use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_too_large_parks_its_key_and_nothing_else() {
-    let fixture = Fixture::new("an_event_too_large_parks_its_key").await;
+    let fixture = Fixture::with_topic("an_event_too_large_parks_its_key").await;
     let relay = fixture.relay(&[]);
     let mut connection = fixture.database.pool.acquire().await.unwrap();
     fixture.insert(&mut connection, "big", 1).await;
@@ -96,7 +96,7 @@ async fn eventually_parked(fixture: &Fixture, key: &str, versions: &[i64]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parked_key_that_is_retried_is_published_in_order_and_flows_again() {
-    let fixture = Fixture::new("a_parked_key_that_is_retried").await;
+    let fixture = Fixture::with_topic("a_parked_key_that_is_retried").await;
     let (aggregate_type, topic) = (unroutable(), unique("routed"));
     let relay = fixture.relay(&[]);
     let mut connection = fixture.database.pool.acquire().await.unwrap();
@@ -128,7 +128,7 @@ async fn a_parked_key_that_is_retried_is_published_in_order_and_flows_again() {
 async fn a_key_with_many_parked_events_is_retried_in_order_while_it_goes_on_and_others_flow() {
     const PARKED: i64 = 1_200;
     const ALL: i64 = 1_500;
-    let fixture = Fixture::new("a_key_with_many_parked_events").await;
+    let fixture = Fixture::with_topic("a_key_with_many_parked_events").await;
     let (aggregate_type, topic) = (unroutable(), unique("routed"));
     let relay = fixture.relay(&[]);
     let mut connection = fixture.database.pool.acquire().await.unwrap();

@@ -40,7 +40,7 @@ async fn an_event_is_published_as_it_was_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_larger_than_one_read_is_published_in_order_and_once() {
-    let fixture = Fixture::new("a_backlog_larger_than_one_read").await;
+    let fixture = Fixture::with_topic("a_backlog_larger_than_one_read").await;
     let sql = "INSERT INTO outbox (event_id, aggregate_type, aggregate_id, aggregate_version, type, payload)
         SELECT gen_random_uuid(), $1, 'k' || key, version, 'thing.changed', '{}'
         FROM generate_series(1, 50) version, generate_series(1, 40) key ORDER BY version, key";
@@ -55,7 +55,7 @@ async fn a_backlog_larger_than_one_read_is_published_in_order_and_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_is_stopped_and_started_repeats_nothing() {
-    let fixture = Fixture::new("a_relay_that_is_stopped_and_started").await;
+    let fixture = Fixture::with_topic("a_relay_that_is_stopped_and_started").await;
     for round in 0..4 {
         let relay = fixture.relay(&[]);
         fixture.insert_all("k", round * 10 + 1, round * 10 + 10).await;
@@ -80,7 +80,7 @@ async fn an_older_schema_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_database_is_refused_until_it_is_reanchored() {
-    let fixture = Fixture::new("a_restored_database_is_refused").await;
+    let fixture = Fixture::with_topic("a_restored_database_is_refused").await;
     let [k, late_key] = <[String; 2]>::try_from(fixture.keys_of_one_lane(2).await).unwrap();
     let relay = fixture.relay(&[]);
     fixture.insert_all(&k, 1, 5).await;

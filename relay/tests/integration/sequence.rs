@@ -53,7 +53,7 @@ async fn goes_on_once_mended(fixture: &Fixture) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_waits_while_ids_come_out_of_order_and_goes_on_by_itself() {
-    let fixture = Fixture::new("a_relay_waits_while_ids").await;
+    let fixture = Fixture::with_topic("a_relay_waits_while_ids").await;
     fixture.insert_all("k", 1, 2).await;
     sqlx::query("ALTER SEQUENCE outbox_id_seq CACHE 50").execute(&fixture.database.pool).await.unwrap();
     let relay = fixture.process(&[]);
@@ -71,7 +71,7 @@ async fn a_relay_waits_while_ids_come_out_of_order_and_goes_on_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_runs_finds_out_within_two_minutes_and_goes_on_by_itself() {
-    let fixture = Fixture::new("a_relay_that_runs_finds_out").await;
+    let fixture = Fixture::with_topic("a_relay_that_runs_finds_out").await;
     let relay = fixture.process(&[]);
     fixture.insert_all("k", 1, 2).await;
     fixture.published(2).await;

@@ -9,7 +9,7 @@ use crate::writing::Writing;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_relays_share_the_lanes_and_keep_each_keys_order() {
-    let fixture = Arc::new(Fixture::new("two_relays_share_the_lanes").await);
+    let fixture = Arc::new(Fixture::with_topic("two_relays_share_the_lanes").await);
     let writing = Writing::begin(&fixture, 4, 8);
 
     let one = fixture.relay(&[]);

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use shared::config::Env;
 use shared::shutdown::Shutdown;
 pub use shared::testing::{Record, published, published_at};
-use shared::testing::{TestDatabase, kafka_brokers, unique};
+use shared::testing::{TestDatabase, kafka_brokers, make_topic, unique};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -32,6 +32,13 @@ impl Fixture {
             aggregate_type: unique("thing"),
             logs: tempfile::tempdir().expect("a temporary folder"),
         }
+    }
+
+    /// The same with the topic made: for a test that allows no repeats.
+    pub async fn with_topic(test: &str) -> Self {
+        let fixture = Self::new(test).await;
+        make_topic(&fixture.topic()).await;
+        fixture
     }
 
     pub fn topic(&self) -> String {

@@ -1,4 +1,4 @@
-//! The records of a topic, repeats included.
+//! Topics of tests, and their records, repeats included.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -9,6 +9,8 @@ use rdkafka::metadata::Metadata;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::{PATIENCE, kafka_brokers};
+use crate::config::Env;
+use crate::kafka::KafkaConfig;
 
 /// A record as it lies in the topic.
 #[derive(Debug, Clone)]
@@ -25,6 +27,18 @@ pub struct Record {
     pub headers: HashMap<String, String>,
     /// When it was handed to its producer, in milliseconds since 1970.
     pub timestamp_ms: i64,
+}
+
+/// Makes a topic as a relay would, and waits until all of its partitions answer. A type waits while a slow broker makes its topic, and some of
+/// its events may be repeated then: a test that allows no repeats begins with this.
+///
+/// # Panics
+/// When the brokers refuse, or do not answer in time.
+pub async fn make_topic(topic: &str) {
+    let env = Env::from_pairs([("KAFKA_BROKERS", kafka_brokers())]);
+    let config = KafkaConfig::from_env(&env).expect("the settings are good");
+    config.ensure_topics("outrider-test", &[topic]).await.expect("the topic is made");
+    assert!(published(topic, 0).await.is_empty(), "the topic is new");
 }
 
 /// All records of `topic`, once `distinct` different events are in it; each partition's in its order.

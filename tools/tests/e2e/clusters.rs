@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use shared::config::Env;
-use shared::kafka::KafkaConfig;
-use shared::testing::{Record, all_settled, kafka_brokers, published, unique};
+use shared::testing::{Record, all_settled, make_topic, published, unique};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use tools::migrate::migrate;
 use tools::stack::postgres::{Binaries, PostgresOptions, connect};
@@ -41,10 +39,7 @@ impl Move {
             std::os::unix::fs::chown(&work, Some(user.uid), Some(user.gid))?;
         }
         let step = Self { place, supply, binaries, aggregate_type: unique("thing") };
-        // A type waits while a slow broker makes its topic, and some of its events may be repeated then: that is not what is tried here.
-        let config = KafkaConfig::from_env(&Env::from_pairs([("KAFKA_BROKERS", kafka_brokers())]))?;
-        config.ensure_topics("outrider-test", &[&step.topic()]).await?;
-        ensure!(step.published(0).await?.is_empty(), "the topic is new");
+        make_topic(&step.topic()).await;
         Ok(step)
     }
 

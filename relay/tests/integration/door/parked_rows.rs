@@ -1,7 +1,7 @@
 //! Odd rows in `relay_parked`, and their way back.
 
 use relay::outbox::parked::{begin_retry, parked_keys, parked_rows, refuse_retry};
-use shared::testing::{eventually, unique};
+use shared::testing::{eventually, make_topic, unique};
 
 use super::stage::Stage;
 use crate::support::{assert_complete_and_in_order, assert_no_repeats, published};
@@ -26,6 +26,7 @@ async fn reasons_once_answered(stage: &Stage) -> Vec<(Option<String>,)> {
 async fn a_key_longer_than_an_index_entry_is_parked_and_published_when_it_may_go() {
     let stage = Stage::new("a_key_longer_than_an_index_entry").await;
     let (odd, topic) = (unique("no topic"), unique("routed"));
+    make_topic(&topic).await;
     stage.plant(&odd, 1, &[("aggregate_id", LONG_ID)]).await;
     stage
         .run(
@@ -131,6 +132,7 @@ async fn headers_above_the_bound_are_parked_by_reference() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_of_a_row_that_cannot_be_published_is_refused_and_the_relay_goes_on() {
     let stage = Stage::new("a_retry_of_a_row_that_cannot").await;
+    make_topic(&stage.fixture.topic()).await;
     let mut holder = stage.holder().await;
     let kind = stage.fixture.aggregate_type.clone();
     let odd = [
