@@ -1,7 +1,7 @@
 //! Outrider's API: takes orders over HTTP and writes each one together with its event, in one statement.
 //!
 //! An order's way: [`auth`] says who asks, [`routes`] reads the request, [`domain`] validates it, [`batcher`] groups it with what arrives at the same time,
-//! [`store`] writes the group, each order with its event and its key ([`idempotency`]), and each request is answered with the bytes that its event carries. Whatever goes wrong leaves as a
+//! [`store`] writes the group, each order with its event and its key ([`idempotency`]), and each request is answered with the order that its event carries ([`representation`]). Whatever goes wrong leaves as a
 //! [`problem`]. [`edge`] is what all of it passes on its way in and out.
 
 pub mod auth;
@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod observe;
 pub mod problem;
 pub mod rate;
+pub mod representation;
 pub mod routes;
 pub mod server;
 pub mod store;

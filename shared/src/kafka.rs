@@ -24,8 +24,8 @@ mod retention;
 /// The section `KAFKA_*`: where the brokers are, who we are to them, and how missing topics are made.
 #[derive(Debug, Clone, Deserialize)]
 pub struct KafkaConfig {
-    /// `KAFKA_BROKERS`: host:port, comma-separated.
-    brokers: String,
+    /// `KAFKA_BROKERS`: host:port, comma-separated; none for [`DEFAULT_BROKERS`].
+    brokers: Option<String>,
     #[serde(default)]
     security_protocol: SecurityProtocol,
     sasl_mechanism: Option<String>,
@@ -55,6 +55,9 @@ enum SecurityProtocol {
     Ssl,
     SaslSsl,
 }
+
+/// Where Kafka is if nothing says so: where the system that this one replaces expects it.
+const DEFAULT_BROKERS: &str = "localhost:9092";
 
 /// Memory for records that are not acknowledged. A producer that has filled it makes its callers wait.
 const PRODUCER_QUEUE_KBYTES: &str = "131072";
@@ -101,11 +104,9 @@ impl KafkaConfig {
         let has_port = |broker: &str| {
             broker.trim().rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         };
-        if !config.brokers.split(',').all(has_port) {
-            return bad(
-                "KAFKA_BROKERS",
-                &format!("'{}' is not a list such as kafka-1:9092,kafka-2:9092", config.brokers),
-            );
+        let brokers = config.brokers();
+        if !brokers.split(',').all(has_port) {
+            return bad("KAFKA_BROKERS", &format!("'{brokers}' is not a list such as kafka-1:9092,kafka-2:9092"));
         }
         if config.topic_partitions < 1 {
             return bad("KAFKA_TOPIC_PARTITIONS", "must be at least 1");
@@ -144,11 +145,15 @@ impl KafkaConfig {
         Ok(config)
     }
 
+    fn brokers(&self) -> &str {
+        self.brokers.as_deref().unwrap_or(DEFAULT_BROKERS)
+    }
+
     /// What every client has in common: brokers, credentials, and a name in the brokers' logs.
     #[must_use]
     pub fn client(&self, client_id: &str) -> ClientConfig {
         let mut client = ClientConfig::new();
-        client.set("bootstrap.servers", &self.brokers);
+        client.set("bootstrap.servers", self.brokers());
         client.set("client.id", client_id);
         client.set("security.protocol", self.security_protocol.name());
         // A broker that comes back is found within a quarter of a second and not within librdkafka's ten.
@@ -251,6 +256,9 @@ impl KafkaConfig {
 
     /// Waits with backoff until a broker answers. Returns whether one did: it did not if the shutdown was asked for first.
     pub async fn wait_until_up(&self, client_id: &str, shutdown: &Shutdown) -> bool {
+        if self.brokers.is_none() {
+            tracing::info!("KAFKA_BROKERS is not set: using {DEFAULT_BROKERS}");
+        }
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         loop {
             let config = self.client(client_id);
@@ -265,7 +273,7 @@ impl KafkaConfig {
             };
             let delay = backoff.random_delay();
             tracing::warn!(
-                kafka.brokers = self.brokers,
+                kafka.brokers = self.brokers(),
                 error,
                 retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
                 "waiting for Kafka"
@@ -478,8 +486,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_contradicts_is_named() {
-        assert_eq!(refused(&[]), "KAFKA_BROKERS: is not set and has no default");
+    fn what_contradicts_is_named_and_brokers_have_a_default() {
+        assert_eq!(read(&[]).expect("complete").client("t").get("bootstrap.servers"), Some("localhost:9092"));
         assert!(refused(&[("KAFKA_BROKERS", "kafka")]).starts_with("KAFKA_BROKERS: 'kafka' is not a list"));
         let brokers = ("KAFKA_BROKERS", "a:1,b:2");
         assert!(refused(&[brokers, ("KAFKA_TOPIC_PARTITIONS", "0")]).starts_with("KAFKA_TOPIC_PARTITIONS: "));

@@ -30,6 +30,7 @@ pub struct NewOrder {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Order {
     /// Its number.
+    #[serde(rename = "ID")]
     pub id: i64,
     /// Where it stands: `Pending`, `Processed`, or an end of another kind.
     pub status: String,

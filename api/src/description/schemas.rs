@@ -30,13 +30,22 @@ pub struct NewOrderBatch(Vec<NewOrder>);
 /// An order as it is.
 #[derive(ToSchema)]
 #[schema(example = json!({
-    "id": 1, "user_id": 7, "product_id": 42, "quantity": 3, "status": "Processed", "version": 2,
-    "created_at": "2026-11-24T12:00:00.000001+00:00", "updated_at": "2026-11-24T12:00:00.054321+00:00", "failure_reason": null,
+    "ID": 1, "CreatedAt": "2026-11-24T12:00:00.000001Z", "UpdatedAt": "2026-11-24T12:00:00.054321Z", "DeletedAt": null,
+    "user_id": 7, "product_id": 42, "quantity": 3, "status": "Processed", "version": 2, "failure_reason": null,
 }))]
 pub struct Order {
     /// Its identity.
-    #[schema(minimum = 1)]
+    #[schema(rename = "ID", minimum = 1)]
     id: i64,
+    /// When it was accepted.
+    #[schema(rename = "CreatedAt")]
+    created_at: DateTime<Utc>,
+    /// When it changed last.
+    #[schema(rename = "UpdatedAt")]
+    updated_at: DateTime<Utc>,
+    /// Always null: an order that is deleted is in no answer.
+    #[schema(rename = "DeletedAt", required)]
+    deleted_at: Option<DateTime<Utc>>,
     /// Who ordered.
     #[schema(minimum = 1)]
     user_id: i64,
@@ -51,10 +60,6 @@ pub struct Order {
     /// How many changes it has seen, the first being its creation. It is the `ETag`.
     #[schema(minimum = 1)]
     version: i64,
-    /// When it was accepted.
-    created_at: DateTime<Utc>,
-    /// When it changed last.
-    updated_at: DateTime<Utc>,
     /// Why it is Failed.
     #[schema(required)]
     failure_reason: Option<String>,

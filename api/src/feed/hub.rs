@@ -14,6 +14,7 @@ use super::event::{self, Change};
 use super::reader::Reader;
 use crate::listing::Status;
 use crate::metrics::FeedMetrics;
+use crate::representation::OrderDocument;
 use crate::store::feed::{Page, Row};
 
 /// What a reader wants to hear of.
@@ -51,8 +52,8 @@ impl Filter {
 pub struct Settled {
     /// The order's version.
     pub version: i64,
-    /// Its JSON.
-    pub document: Bytes,
+    /// The order.
+    pub document: OrderDocument,
 }
 
 /// All who listen, and all who want to. Cheap to clone.

@@ -77,10 +77,10 @@ pub async fn create(
         order.and_then(|_| Ok(written.next().unwrap_or(Err(Refusal::InDoubt))?))
     });
     let outcomes: Vec<Result<Written, Problem>> = outcomes.collect();
-    Ok(HttpResponse::Ok().content_type(header::ContentType::json()).body(results(&outcomes)))
+    Ok(HttpResponse::Ok().content_type(header::ContentType::json()).body(results(&outcomes)?))
 }
 
-fn results(outcomes: &[Result<Written, Problem>]) -> Vec<u8> {
+fn results(outcomes: &[Result<Written, Problem>]) -> Result<Vec<u8>, Problem> {
     let mut body = b"{\"results\":[".to_vec();
     for (place, outcome) in outcomes.iter().enumerate() {
         if place > 0 {
@@ -89,7 +89,7 @@ fn results(outcomes: &[Result<Written, Problem>]) -> Vec<u8> {
         match outcome {
             Ok(written) => {
                 body.extend_from_slice(b"{\"status\":201,\"order\":");
-                body.extend_from_slice(&written.document);
+                written.document.write(&mut body)?;
             }
             Err(problem) => {
                 let status = problem.status_code().as_u16();
@@ -100,7 +100,7 @@ fn results(outcomes: &[Result<Written, Problem>]) -> Vec<u8> {
         body.push(b'}');
     }
     body.extend_from_slice(b"]}");
-    body
+    Ok(body)
 }
 
 fn no_list(error: &serde_json::Error) -> Problem {

@@ -35,7 +35,7 @@ pub async fn cancel(
     Ok(HttpResponse::Ok()
         .insert_header((header::ETAG, conditions::etag(order.version)))
         .content_type(header::ContentType::json())
-        .body(order.document))
+        .body(order.document.represent()?))
 }
 
 /// Delete an order

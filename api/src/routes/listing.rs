@@ -27,13 +27,13 @@ pub async fn list(
     filter.user_id = caller.shown(filter.user_id);
     let page = state.orders.list(&filter).await?;
 
-    let mut body = Vec::with_capacity(64 + page.documents.iter().map(|document| document.len() + 1).sum::<usize>());
+    let mut body = Vec::with_capacity(64 + 256 * page.documents.len());
     body.extend_from_slice(b"{\"orders\":[");
     for (place, document) in page.documents.iter().enumerate() {
         if place > 0 {
             body.push(b',');
         }
-        body.extend_from_slice(document);
+        document.write(&mut body)?;
     }
     let mut response = HttpResponse::Ok();
     match page.next {

@@ -35,10 +35,10 @@ use crate::server::State;
         status = 201, description = "The order is accepted.", body = Order,
         headers(("Location"), ("ETag"), ("Idempotency-Replayed"), ("Preference-Applied")),
         links(
-            ("Read it" = (operation_id = "readOrder", parameters(("id" = "$response.body#/id")))),
-            ("See its life" = (operation_id = "readTimeline", parameters(("id" = "$response.body#/id")))),
-            ("Cancel it" = (operation_id = "cancelOrder", parameters(("id" = "$response.body#/id")))),
-            ("Delete it" = (operation_id = "deleteOrder", parameters(("id" = "$response.body#/id")))),
+            ("Read it" = (operation_id = "readOrder", parameters(("id" = "$response.body#/ID")))),
+            ("See its life" = (operation_id = "readTimeline", parameters(("id" = "$response.body#/ID")))),
+            ("Cancel it" = (operation_id = "cancelOrder", parameters(("id" = "$response.body#/ID")))),
+            ("Delete it" = (operation_id = "deleteOrder", parameters(("id" = "$response.body#/ID")))),
         )
     )),
     extensions(("x-problems" = json!([
@@ -71,10 +71,10 @@ pub async fn create(
         if let Some(settled) = state.feed.settled(written.id, wait.patience).await {
             return Ok(response
                 .insert_header((header::ETAG, conditions::etag(settled.version)))
-                .body(settled.document));
+                .body(settled.document.represent()?));
         }
     }
-    Ok(response.insert_header((header::ETAG, conditions::etag(1))).body(written.document))
+    Ok(response.insert_header((header::ETAG, conditions::etag(1))).body(written.document.represent()?))
 }
 
 /// Read an order
@@ -107,7 +107,7 @@ pub async fn read(
     Ok(HttpResponse::Ok()
         .insert_header((header::ETAG, etag))
         .content_type(header::ContentType::json())
-        .body(order.document))
+        .body(order.document.represent()?))
 }
 
 /// There is no such order, or none any more.

@@ -1,11 +1,11 @@
 //! SQL of changes of one order.
 
-use actix_web::web::Bytes;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Orders, StoreError};
 use crate::domain::OrderId;
+use crate::representation::OrderDocument;
 
 /// What to do with an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +27,13 @@ pub struct Target<'a> {
     pub expected: Option<&'a [i64]>,
 }
 
-/// An order's JSON, and its version.
+/// An order and its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned {
     /// `orders.version`.
     pub version: i64,
-    /// Its JSON.
-    pub document: Bytes,
+    /// The order.
+    pub document: OrderDocument,
 }
 
 /// What came of a change.

@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use actix_web::web::Bytes;
 use sqlx::PgConnection;
 use sqlx::types::chrono::NaiveDate;
 use uuid::Uuid;
 
 use crate::domain::NewOrder;
 use crate::idempotency::IdempotencyKey;
+use crate::representation::OrderDocument;
 
-/// An order's JSON, and which order it is.
+/// An order that was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// The order.
     pub id: i64,
-    /// Its JSON, byte for byte what its event carries.
-    pub document: Bytes,
+    /// What its event carries.
+    pub document: OrderDocument,
     /// Whether it was written before, under the same idempotency key; then `document` is what was answered then.
     pub replayed: bool,
 }

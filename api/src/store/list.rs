@@ -1,17 +1,17 @@
 //! SQL of lists of orders.
 
-use actix_web::web::Bytes;
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::{Orders, StoreError};
 use crate::listing::{Cursor, Filter, Status};
+use crate::representation::OrderDocument;
 
 /// A page of a list.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Page {
-    /// The JSON of each order, the newest first.
-    pub documents: Vec<Bytes>,
+    /// The orders, the newest first.
+    pub documents: Vec<OrderDocument>,
     /// Where the next page begins, if there is one.
     pub next: Option<Cursor>,
 }
@@ -85,6 +85,6 @@ async fn list_orders(connection: &mut PgConnection, filter: &Filter) -> Result<P
         }
         _ => None,
     };
-    let documents = rows.iter().take(limit).map(|row| row.try_get::<String, _>(0).map(Bytes::from));
+    let documents = rows.iter().take(limit).map(|row| row.try_get::<String, _>(0).map(OrderDocument::from));
     Ok(Page { documents: documents.collect::<Result<_, _>>()?, next })
 }

@@ -40,7 +40,7 @@ async fn a_repeat_gets_the_first_answer_byte_for_byte_and_makes_no_order() {
     let api = Api::start(&database).await;
     let first = post(&api, "k-1", ORDER).await;
     assert_eq!(first.status, 201);
-    let id = first.json()["id"].as_i64().expect("an id");
+    let id = first.json()["ID"].as_i64().expect("an id");
     // The order has moved on meanwhile; the answer is still the first one.
     let cancel = request("POST", &format!("/orders/{id}/cancel"), "", b"");
     assert_eq!(send(api.address, cancel).await.status, 200);

@@ -12,7 +12,7 @@ fn ids(answer: &Answer) -> Vec<i64> {
     assert_eq!(answer.status, 200, "{answer:?}");
     let list = answer.json();
     let orders = list["orders"].as_array().expect("a list").clone();
-    orders.iter().map(|order| order["id"].as_i64().expect("an id")).collect()
+    orders.iter().map(|order| order["ID"].as_i64().expect("an id")).collect()
 }
 
 /// Where the header `Link` says that the list goes on.
@@ -158,7 +158,7 @@ async fn each_order_of_a_batch_is_accepted_or_refused_by_itself() {
     assert_eq!(statuses, [201, 422, 422, 201]);
     assert_eq!((&results[0]["order"]["user_id"], &results[3]["order"]["quantity"]), (&json!(1), &json!(6)));
     assert_eq!(results[1]["problem"]["errors"][0]["field"], "quantity");
-    assert_eq!(api.get(&format!("/orders/{}", results[3]["order"]["id"])).await.json(), results[3]["order"]);
+    assert_eq!(api.get(&format!("/orders/{}", results[3]["order"]["ID"])).await.json(), results[3]["order"]);
 
     let thousand: Vec<Value> =
         (1..=1_000).map(|user| json!({"user_id": user, "product_id": 2, "quantity": 3})).collect();

@@ -5,7 +5,7 @@ use shared::testing::TestDatabase;
 use uuid::Uuid;
 
 use crate::http::{order_request, request, send};
-use crate::service::{Api, ORDER, execute, written};
+use crate::service::{Api, ORDER, execute, shown, written};
 
 #[tokio::test]
 async fn order_and_event_are_both_written_or_neither() {
@@ -28,7 +28,7 @@ async fn order_and_event_are_both_written_or_neither() {
     .expect("all three rows are there");
     assert_eq!(transition_event, event);
     assert_eq!(event.get_version_num(), 7);
-    assert_eq!(payload, answer.body, "the event carries the bytes of the answer");
+    assert_eq!(shown(payload), answer.body, "the event carries the order of the answer");
     assert!(same, "the rows agree with each other");
 
     // Each of the three inserts fails once; whichever it is, none of them must leave a row.
@@ -86,16 +86,16 @@ async fn nobody_sets_an_id_a_date_or_a_status() {
     let answer = api.post(body).await;
     assert_eq!(answer.status, 201, "{answer:?}");
     let mut order = answer.json();
-    let created_at = order["created_at"].take();
-    assert_eq!(created_at, order["updated_at"].take());
+    let created_at = order["CreatedAt"].take();
+    assert_eq!(created_at, order["UpdatedAt"].take());
     let recent = "SELECT $1::timestamptz BETWEEN now() - interval '10 minutes' AND now()";
     let created_at = created_at.as_str().expect("a date").to_owned();
     let recent: bool = sqlx::query_scalar(recent).bind(created_at).fetch_one(&database.pool).await.expect("a date");
     assert!(recent, "the date is the database's own");
     assert_eq!(
         order,
-        json!({"id": 1, "user_id": i64::MAX, "product_id": 2, "quantity": 10000, "status": "Pending", "version": 1,
-            "created_at": null, "updated_at": null, "failure_reason": null})
+        json!({"ID": 1, "user_id": i64::MAX, "product_id": 2, "quantity": 10000, "status": "Pending", "version": 1,
+            "CreatedAt": null, "UpdatedAt": null, "DeletedAt": null, "failure_reason": null})
     );
     api.stop().await;
 }
@@ -163,7 +163,7 @@ async fn many_at_once_each_get_their_own_order() {
         let answer = answer.await.expect("no panic");
         let order = answer.json();
         assert_eq!((answer.status, &order["user_id"]), (201, &json!(user)));
-        let path = format!("/orders/{}", order["id"]);
+        let path = format!("/orders/{}", order["ID"]);
         assert_eq!(answer.header("location"), Some(path.as_str()));
         assert_eq!(api.get(&path).await.body, answer.body);
     }

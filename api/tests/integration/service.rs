@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use api::auth::settings::AuthConfig;
 use api::config::Limits;
 use api::edge::settings::Edge;
+use api::representation::OrderDocument;
 use api::{Config, Server};
 use shared::db::DatabaseConfig;
 use shared::shutdown::Shutdown;
@@ -17,6 +18,12 @@ use crate::http::{Answer, order_request, request, send};
 
 /// The smallest good order.
 pub const ORDER: &str = r#"{"user_id": 1, "product_id": 2, "quantity": 3}"#;
+
+/// An event's payload as the API shows the order.
+pub fn shown(payload: String) -> String {
+    let representation = OrderDocument::from(payload).represent().expect("an order");
+    String::from_utf8(representation).expect("JSON")
+}
 
 /// A running API.
 pub struct Api {

@@ -345,7 +345,7 @@ async fn a_client_that_prefers_to_wait_gets_the_order_processed() {
         for answer in answers {
             assert_eq!((answer.status, answer.json()["status"].as_str()), (201, Some("Processed")), "{answer:?}");
             assert_eq!((answer.header("preference-applied"), answer.header("etag")), (Some("wait"), Some("\"2\"")));
-            let id = answer.json()["id"].as_i64().expect("an id");
+            let id = answer.json()["ID"].as_i64().expect("an id");
             assert_eq!(answer.header("location"), Some(format!("/orders/{id}").as_str()));
         }
     }

@@ -66,7 +66,7 @@ async fn an_orders_timeline_tells_its_way_through_outbox_kafka_and_processor() -
     assert_eq!((&processed["published"]["topic"], &processed["consumers"]), (&Value::Null, &json!([])), "{told}");
 
     let (order, _) = post(&url, 2, "wait=30").await?;
-    assert_eq!((&order["id"], &order["status"]), (&2.into(), &"Failed".into()));
+    assert_eq!((&order["ID"], &order["status"]), (&2.into(), &"Failed".into()));
     let told = timeline(&url, 2).await?;
     assert_eq!((&told["status"], &told["changes"][0]["consumers"][0]["state"]), (&"Failed".into(), &"parked".into()));
     let waiting = &told["changes"][0]["consumers"][0];

@@ -50,7 +50,7 @@ impl Traced {
     async fn post(&self, traceparent: Option<&str>) -> Result<i64> {
         let order = self.send(traceparent, "wait=30").await?;
         assert_ne!(order["status"], "Pending", "{order}");
-        order["id"].as_i64().context("an id")
+        order["ID"].as_i64().context("an id")
     }
 
     async fn send(&self, traceparent: Option<&str>, prefer: &str) -> Result<Value> {
@@ -299,7 +299,7 @@ async fn what_fails_or_is_slow_is_traced_though_it_was_not_sampled() -> Result<(
 
     // It is slow when the relay reads it: from there on its trace is whole.
     traced.services.remove(1).stop().await?;
-    let order = traced.send(None, "wait=0").await?["id"].as_i64().context("an id")?;
+    let order = traced.send(None, "wait=0").await?["ID"].as_i64().context("an id")?;
     let slow = [&RELAY_ENV[..], &[("TRACES_SLOW_MS", "1")]].concat();
     traced.services.insert(1, traced.stage.start(Kind::Relay, "slow-relay", &slow).await?);
     let spans = trace(&query, &traced.trace_id(order).await?, 4).await;
