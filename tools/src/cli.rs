@@ -135,6 +135,9 @@ const EXIT_USAGE: u8 = 2;
 const UP_EXAMPLES: &str = "Examples:
   cargo dev up
   cargo dev up --fresh --port 9090
+  cargo dev up --install             install what is missing first
+  cargo dev up --demo                keep orders coming
+  cargo dev up --no-stay --json      for scripts: what happens, an object a line, and then an end
   cargo dev up --jaeger
   cargo dev up --data /tmp/outrider --no-seed";
 
@@ -154,6 +157,7 @@ const STATUS_EXAMPLES: &str = "Examples:
 
 const TEST_EXAMPLES: &str = "Examples:
   cargo dev test
+  cargo dev test --install           install what some tests need first
   cargo dev test -p relay
   cargo dev test -p tools --test e2e -- --nocapture
   SOAK_SECS=300 cargo dev test --slow -- healthy_topics";

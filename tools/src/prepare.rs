@@ -74,7 +74,7 @@ async fn describe(workspace: &Workspace, supply: &Supply, servers: &mut Throwawa
     let _touched = Touched::new(&files_with_queries(workspace.root())?)?;
     workspace
         .cargo()
-        .args(["check", "--workspace", "--all-targets"])
+        .args(["check", "--workspace", "--all-targets", "--no-default-features"])
         .env("DATABASE_URL", url)
         .env("SQLX_OFFLINE", "false")
         .env("SQLX_OFFLINE_DIR", folder)

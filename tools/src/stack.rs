@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rand::RngExt;
 
+pub mod go;
 pub mod jaeger;
 pub mod kafka;
 pub mod maven;

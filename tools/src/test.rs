@@ -1,14 +1,16 @@
 //! `outrider test`: starts what the tests need, runs them, stops it.
 
 use std::ffi::OsString;
+use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
+use prerequisites::Program;
 use rustix::process::Signal;
 
-use crate::prerequisites;
+use crate::required::java;
 use crate::signals::StopSignals;
 use crate::stack::Reaper;
 use crate::stack::throwaway::{Supply, Throwaway};
@@ -20,14 +22,29 @@ const CARGO_PATIENCE: Duration = Duration::from_secs(5);
 /// What chooses the slow tests for cargo. Of the whole workspace, so that the dependencies have the features that they have in every build.
 const SLOW: [&str; 5] = ["--workspace", "--features", "tools/slow-tests", "--test", "slow"];
 
+/// The same for the rare tests.
+const WITH_RARE: [&str; 5] = ["--workspace", "--features", "tools/slow-tests", "--test", "e2e"];
+
+/// Ways to break a topic that are the twin of another one, which every run tries: they are tried with the slow tests.
+const RARE: [&str; 5] = [
+    "broken_topic::a_topic_of_long_events_whose_replica_stands_still_",
+    "broken_topic::a_topic_whose_brokers_disk_has_failed_",
+    "broken_topic::a_topic_whose_leader_is_not_available_",
+    "broken_topic::a_topic_whose_replica_is_killed_",
+    "broken_topic::a_topic_that_refuses_the_time_of_its_records_",
+];
+
+/// The variable that says how many tests of a binary run at the same time.
+const THREADS: &str = "RUST_TEST_THREADS";
+
 /// Tests that measure how late events are: they run one at a time, and beside no other.
 const TIMED: [&str; 2] = ["late_bulks::", "topic_faults::"];
 
 /// What to test.
 #[derive(Debug, Args)]
 pub struct TestArgs {
-    /// Run the tests that take long, and only those, one after the other: a soak of half an hour (`SOAK_SECS` in the environment changes
-    /// its length), many fresh starts (`FRESH_STARTS`), and a large backlog under a quota
+    /// Run the tests that take long or are rare, and only those, one after the other: a soak of half an hour (`SOAK_SECS` in the environment
+    /// changes its length), many fresh starts (`FRESH_STARTS`), a large backlog under a quota, and more ways to break a topic
     #[arg(long)]
     slow: bool,
 
@@ -41,6 +58,11 @@ pub struct TestArgs {
 }
 
 impl TestArgs {
+    /// Whether nothing was chosen.
+    fn is_whole(&self) -> bool {
+        !self.slow && self.args.is_empty() && self.of_tests.is_empty()
+    }
+
     /// All of them, as `cargo test` takes them.
     fn joined(&self) -> Vec<OsString> {
         let mut joined = self.args.clone();
@@ -68,8 +90,9 @@ pub async fn run(args: TestArgs) -> Result<ExitCode> {
 }
 
 async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, args: TestArgs) -> Result<ExitCode> {
+    let left_out = if args.is_whole() { left_out()? } else { Vec::new() };
     if given("KAFKA_BROKERS").is_none() {
-        prerequisites::java()?;
+        java()?;
     }
     let database_url = match given("DATABASE_URL") {
         Some(url) => url,
@@ -80,41 +103,99 @@ async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, a
         None => timed("Kafka", servers.start_kafka(supply)).await?,
     };
     // The end-to-end tests run the services, which cargo builds only if the tests of their own packages are built too.
-    workspace.cargo().args(["build", "--workspace", "--bins"]).run(&supply.reaper).await?;
-    for run in runs(&args) {
-        let mut cargo = workspace
+    workspace.cargo().args(["build", "--workspace", "--bins", "--no-default-features"]).run(&supply.reaper).await?;
+    let mut code = ExitCode::SUCCESS;
+    for run in runs(&args, &left_out) {
+        let mut launch = workspace
             .cargo()
-            .arg("test")
-            .args(run)
+            .args(["test", "--no-default-features"])
+            .args(run.arguments)
             .env("DATABASE_URL", &database_url)
             .env("KAFKA_BROKERS", &brokers)
-            .end_with(Signal::TERM, CARGO_PATIENCE)
-            .spawn(&supply.reaper)?;
+            .end_with(Signal::TERM, CARGO_PATIENCE);
+        if let Some(threads) = run.threads.filter(|_| given(THREADS).is_none()) {
+            launch = launch.env(THREADS, threads.to_string());
+        }
+        let mut cargo = launch.spawn(&supply.reaper)?;
         let status = cargo.wait().await?;
         if !status.success() {
-            let code = status.code().and_then(|code| u8::try_from(code).ok());
-            return Ok(ExitCode::from(code.unwrap_or(1)));
+            code = ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
+            break;
         }
     }
-    Ok(ExitCode::SUCCESS)
+    for (program, found) in &left_out {
+        eprintln!("not run, for want of {} ({found}):", program.name());
+        for name in tests_with(*program) {
+            eprintln!("  {name}…");
+        }
+    }
+    if !left_out.is_empty() {
+        eprintln!("to install what they need, and run all: cargo dev test --install");
+    }
+    Ok(code)
 }
 
-/// The arguments of each run of `cargo test`, one after the other.
-fn runs(args: &TestArgs) -> Vec<Vec<OsString>> {
-    let run = |parts: &[&[&str]]| parts.concat().iter().map(OsString::from).collect::<Vec<_>>();
+/// The tests that need a program which no newcomer has to have: the beginnings of their names.
+fn tests_with(program: Program) -> &'static [&'static str] {
+    match program {
+        Program::Go => &["traces::", "replaced_system::a_go_client"],
+        Program::Prometheus => &["alerts::"],
+        Program::PostgresPrograms => &[
+            "clusters::after_pg_upgrade_a_relay_goes_on_without",
+            "clusters::after_a_dump_and_restore_a_relay_refuses",
+        ],
+        Program::Compiler | Program::Java | Program::Maven | Program::Python => &[],
+    }
+}
+
+/// What is missing that only some tests need, and what was found in its place. In CI all of them are to run.
+fn left_out() -> Result<Vec<(Program, String)>> {
+    let mut left_out = Vec::new();
+    for program in Program::ALL.into_iter().filter(|program| !tests_with(*program).is_empty()) {
+        if let Err(found) = program.look() {
+            ensure!(given("CI").is_none(), "{} is missing ({found}), and in CI all tests run", program.name());
+            left_out.push((program, found));
+        }
+    }
+    Ok(left_out)
+}
+
+/// One run of `cargo test`.
+#[derive(Debug, PartialEq, Eq)]
+struct Run {
+    arguments: Vec<OsString>,
+    /// Tests at the same time.
+    threads: Option<usize>,
+}
+
+/// The runs, one after the other.
+fn runs(args: &TestArgs, left_out: &[(Program, String)]) -> Vec<Run> {
+    let run =
+        |parts: &[&[&str]], threads| Run { arguments: parts.concat().iter().map(OsString::from).collect(), threads };
     let joined = args.joined();
-    let given = |chosen: &[&str]| [run(&[chosen]), joined.clone()].concat();
+    let given = |chosen: &[&str], threads| {
+        let mut run = run(&[chosen], threads);
+        run.arguments.extend(joined.iter().cloned());
+        run
+    };
     if args.slow {
-        let alone: &[&str] = if joined.iter().any(|arg| arg == "--") { &[] } else { &["--"] };
-        return vec![[given(&SLOW), run(&[alone, &["--test-threads=1"]])].concat()];
+        let mut chosen = vec![given(&SLOW, Some(1))];
+        if joined.is_empty() {
+            chosen.push(run(&[&WITH_RARE, &["--"], &RARE], Some(1)));
+        }
+        return chosen;
     }
-    if !joined.is_empty() {
-        return vec![given(if names_packages(&joined) { &[] } else { &["--workspace"] })];
+    if !args.is_whole() {
+        return vec![given(if names_packages(&joined) { &[] } else { &["--workspace"] }, None)];
     }
-    let skipped = TIMED.map(|name| ["--skip", name]).concat();
+    let missing = left_out.iter().flat_map(|(program, _)| tests_with(*program));
+    let skip = |names: &[&'static str]| names.iter().flat_map(|name| ["--skip", *name]).collect::<Vec<_>>();
+    let skipped = skip(&TIMED.into_iter().chain(missing.copied()).collect::<Vec<_>>());
+    // Most of them wait for something most of the time.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     vec![
-        run(&[&["--workspace", "--"], &skipped]),
-        run(&[&["--workspace", "--tests", "--", "--test-threads=1"], &TIMED]),
+        run(&[&["--workspace", "--"], &skipped], Some(cores * 2)),
+        run(&[&["--workspace", "--tests", "--"], &TIMED, &skip(&RARE)], Some(1)),
     ]
 }
 
@@ -154,15 +235,21 @@ mod tests {
 
     fn lines(line: &str) -> Vec<String> {
         let args = Command::parse_from(std::iter::once("test").chain(line.split_whitespace())).args;
-        let text = |run: Vec<OsString>| run.join(OsStr::new(" ")).into_string().unwrap();
-        runs(&args).into_iter().map(text).collect()
+        let text = |run: Run| run.arguments.join(OsStr::new(" ")).into_string().unwrap();
+        runs(&args, &[]).into_iter().map(text).collect()
     }
 
     #[test]
     fn each_test_runs_once_and_those_that_measure_run_alone() {
         let [all, timed] = lines("").try_into().unwrap();
         assert_eq!(all, "--workspace -- --skip late_bulks:: --skip topic_faults::");
-        assert_eq!(timed, "--workspace --tests -- --test-threads=1 late_bulks:: topic_faults::");
+        let rare = RARE.map(|name| format!(" --skip {name}")).concat();
+        assert_eq!(timed, format!("--workspace --tests -- late_bulks:: topic_faults::{rare}"));
+        let args = Command::parse_from(["test"]).args;
+        let [all, timed] = runs(&args, &[(Program::Go, String::new())]).try_into().unwrap();
+        assert_eq!((all.threads > Some(1), timed.threads), (true, Some(1)));
+        let text = all.arguments.join(OsStr::new(" ")).into_string().unwrap();
+        assert!(text.ends_with("--skip traces:: --skip replaced_system::a_go_client"), "{text}");
     }
 
     #[test]
@@ -172,9 +259,33 @@ mod tests {
         assert_eq!(lines("some"), ["--workspace some"]);
         assert_eq!(lines("-- --nocapture some"), ["--workspace -- --nocapture some"]);
         let slow = "--workspace --features tools/slow-tests --test slow";
-        assert_eq!(lines("--slow"), [format!("{slow} -- --test-threads=1")]);
-        assert_eq!(lines("--slow -- --nocapture"), [format!("{slow} -- --nocapture --test-threads=1")]);
-        assert_eq!(lines("--slow soak"), [format!("{slow} soak -- --test-threads=1")]);
+        let rare = format!("--workspace --features tools/slow-tests --test e2e -- {}", RARE.join(" "));
+        assert_eq!(lines("--slow"), [slow, &rare]);
+        assert_eq!(lines("--slow -- --nocapture"), [format!("{slow} -- --nocapture")]);
+        assert_eq!(lines("--slow soak"), [format!("{slow} soak")]);
+    }
+
+    /// A test that was renamed would be run at the wrong time, or not at all.
+    #[test]
+    fn tests_that_are_chosen_by_name_exist() {
+        let workspace = Workspace::required().unwrap();
+        let sources = ["tools/tests/e2e", "relay/tests/integration"].map(|folder| workspace.root().join(folder));
+        let mut files: Vec<_> = sources.to_vec();
+        let mut texts = std::collections::HashMap::<String, String>::new();
+        while let Some(path) = files.pop() {
+            if path.is_dir() {
+                files.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            } else {
+                let module = path.file_stem().unwrap().to_string_lossy().into_owned();
+                texts.entry(module).or_default().push_str(&std::fs::read_to_string(path).unwrap_or_default());
+            }
+        }
+        let for_programs = Program::ALL.into_iter().flat_map(tests_with);
+        for name in TIMED.iter().chain(&RARE).chain(for_programs) {
+            let (module, test) = name.split_once("::").unwrap();
+            let source = texts.get(module).unwrap_or_else(|| panic!("no module of {name}"));
+            assert!(test.is_empty() || source.contains(&format!("fn {test}")), "{name}");
+        }
     }
 
     #[test]

@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use prerequisites::Program;
+use serde_json::json;
 
-use crate::console::{say, short, shown, step};
+use crate::console::{short, shown};
 use crate::http::OrdersApi;
 use crate::migrate::migrate;
-use crate::prerequisites;
+use crate::required::{java, need};
 use crate::signals::{Interrupted, StopSignals};
 use crate::stack::kafka::{Jars, KafkaOptions};
 use crate::stack::postgres::PostgresOptions;
@@ -20,9 +22,12 @@ use crate::stack::{Jaeger, Kafka, Pipeline, Postgres, Reaper, Service, free_port
 use crate::test::given;
 use crate::workspace::{Executables, Workspace, dev_folder};
 use data::DataFolder;
+use output::Output;
 
 mod basic_seed;
 mod data;
+mod demo;
+mod output;
 mod traces;
 
 /// The port of the API unless another is asked for.
@@ -58,6 +63,18 @@ pub struct UpArgs {
     /// Send no orders
     #[arg(long)]
     no_seed: bool,
+
+    /// Keep five orders a second coming, to have something to look at
+    #[arg(long)]
+    demo: bool,
+
+    /// Stop everything once the ten orders are Processed, and exit with 0
+    #[arg(long, conflicts_with = "demo")]
+    no_stay: bool,
+
+    /// Print what happens as JSON, an object with `event` a line; whatever else there is to tell goes to stderr
+    #[arg(long)]
+    json: bool,
 }
 
 /// Brings everything up, stays until it is told to stop, and stops everything in order.
@@ -71,16 +88,18 @@ pub async fn run(args: UpArgs) -> Result<ExitCode> {
     let data = signals.interrupts(DataFolder::open(&folder)).await?;
     let reaper = Reaper::start_with_lock(executables.outrider(), data.lock())?;
     let mut pipeline = Pipeline::default();
-    let up =
-        Up { args, executables, data, supply: Supply { cache: dev_folder()?, announce: |line| say(line), reaper } };
+    let output = Output::new(args.json);
+    let supply = Supply { cache: dev_folder()?, announce: output.announce(), reaper };
+    let up = Up { args, executables, data, supply, output };
     let result = up.live(&mut pipeline, &mut signals).await;
     if let Err(error) = &result
         && !error.is::<Interrupted>()
     {
         eprintln!("outrider: {error:#}");
+        output.event("failed", json!({ "error": format!("{error:#}") }));
     }
     if !pipeline.is_empty() {
-        stop(&mut pipeline, &mut signals).await;
+        stop(&mut pipeline, &mut signals, output).await;
     }
     match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -90,9 +109,9 @@ pub async fn run(args: UpArgs) -> Result<ExitCode> {
 }
 
 /// Stops in order; another signal meanwhile ends everything at once.
-async fn stop(pipeline: &mut Pipeline, signals: &mut StopSignals) {
+async fn stop(pipeline: &mut Pipeline, signals: &mut StopSignals, output: Output) {
     let begun = Instant::now();
-    say("stopping everything");
+    output.tell("stopping", json!({}), "stopping everything");
     let stopped = tokio::select! {
         complaints = pipeline.stop() => Some(complaints),
         _ = signals.next() => None,
@@ -101,11 +120,12 @@ async fn stop(pipeline: &mut Pipeline, signals: &mut StopSignals) {
         for complaint in complaints {
             eprintln!("outrider: {complaint}");
         }
-        say(format_args!("stopped in {}", short(begun.elapsed())));
+        let taken = begun.elapsed();
+        output.tell("stopped", json!({ "seconds": taken.as_secs_f64() }), format_args!("stopped in {}", short(taken)));
     } else {
         // Dropping the processes kills them.
         *pipeline = Pipeline::default();
-        say("killed");
+        output.tell("killed", json!({}), "killed");
     }
 }
 
@@ -115,30 +135,37 @@ struct Up {
     executables: Executables,
     data: DataFolder,
     supply: Supply,
+    output: Output,
 }
 
 impl Up {
     async fn live(&self, pipeline: &mut Pipeline, signals: &mut StopSignals) -> Result<()> {
         signals.interrupts(Box::pin(self.start(pipeline))).await?;
         let url = pipeline.api_url()?;
-        say(format_args!("ready {url}"));
+        self.output.headline("ready", json!({ "url": url }), format_args!("ready {url}"));
+        let api = OrdersApi::new(url.parse()?)?;
         if !self.args.no_seed {
-            let api = OrdersApi::new(url.parse()?)?;
             let seeding = async {
                 tokio::select! {
-                    sent = basic_seed::send(&api) => sent,
+                    sent = basic_seed::send(&api, self.output) => sent,
                     death = pipeline.death() => Err(death?.error),
                 }
             };
             let sent = signals.interrupts(Box::pin(seeding)).await;
             let first = sent.with_context(|| format!("see the logs in {}", shown(&self.data.logs())))?;
             if self.args.jaeger {
-                traces::say_where_first_is(&api, first, pipeline.jaeger.as_ref()).await?;
+                traces::tell_where_first_is(&api, first, pipeline.jaeger.as_ref(), self.output).await?;
             }
         }
-        self.say_where_to_go(pipeline, &url);
+        self.tell_where_to_go(pipeline, &url);
+        if self.args.no_stay {
+            return Ok(());
+        }
+        let load =
+            async { if self.args.demo { demo::run(&api, self.output).await } else { std::future::pending().await } };
         tokio::select! {
             _ = signals.next() => Ok(()),
+            ended = load => ended,
             death = pipeline.death() => Err(death?.error),
         }
     }
@@ -152,15 +179,18 @@ impl Up {
             self.data.wipe()?;
         }
         self.data.set_logs_aside()?;
-        step("prerequisites", async { self.check_prerequisites() }).await?;
+        self.output.step("prerequisites", async { self.check_prerequisites() }).await?;
         if let Some(arguments) = self.build_arguments() {
-            step("build", self.build(arguments)).await?;
+            self.output.step("build", self.build(arguments)).await?;
         }
-        let database_url = step("postgres", Box::pin(self.start_postgres(pipeline))).await?;
-        let kafka_brokers = step("kafka", Box::pin(self.start_kafka(pipeline))).await?;
-        step("migrate", Box::pin(apply_migrations(&database_url))).await?;
-        let env =
-            if self.args.jaeger { step("jaeger", Box::pin(self.start_jaeger(pipeline))).await? } else { Vec::new() };
+        let database_url = self.output.step("postgres", Box::pin(self.start_postgres(pipeline))).await?;
+        let kafka_brokers = self.output.step("kafka", Box::pin(self.start_kafka(pipeline))).await?;
+        self.output.step("migrate", Box::pin(apply_migrations(&database_url))).await?;
+        let env = if self.args.jaeger {
+            self.output.step("jaeger", Box::pin(self.start_jaeger(pipeline))).await?
+        } else {
+            Vec::new()
+        };
         let surroundings = Surroundings {
             binaries: self.executables.folder().to_owned(),
             logs: self.data.logs(),
@@ -171,9 +201,9 @@ impl Up {
         };
         let port = match self.args.port {
             Some(port) => port,
-            None => find_port()?,
+            None => find_port(self.output)?,
         };
-        step("services", self.start_services(pipeline, &surroundings, port)).await
+        self.output.step("services", self.start_services(pipeline, &surroundings, port)).await
     }
 
     fn build_arguments(&self) -> Option<Vec<String>> {
@@ -183,19 +213,16 @@ impl Up {
     fn check_prerequisites(&self) -> Result<((), String)> {
         let mut found = Vec::new();
         if given("KAFKA_BROKERS").is_none() {
-            found.push(format!("Java {}", prerequisites::java()?.version));
+            found.push(format!("Java {}", java()?.version));
             if !Jars::are_fetched(&self.supply.cache) {
-                prerequisites::maven()?;
-                found.push("Maven".to_owned());
+                found.push(need(Program::Maven)?);
             }
         }
         if self.build_arguments().is_some() {
-            prerequisites::c_compiler()?;
-            found.push("C compiler".to_owned());
+            found.push(need(Program::Compiler)?);
         }
         if self.args.jaeger && given(traces::ENDPOINT).is_none() && !Jaeger::is_built(&self.supply.cache) {
-            prerequisites::go()?;
-            found.push("Go".to_owned());
+            found.push(need(Program::Go)?);
         }
         Ok(((), found.join(", ")))
     }
@@ -266,26 +293,39 @@ impl Up {
         Ok(((), "api, relay and processor are ready".to_owned()))
     }
 
-    fn say_where_to_go(&self, pipeline: &Pipeline, url: &str) {
+    fn tell_where_to_go(&self, pipeline: &Pipeline, url: &str) {
         let order = r#"{"user_id": 1, "product_id": 2, "quantity": 3}"#;
-        say("");
+        let database = pipeline.postgres.as_ref().map(|postgres| postgres.url(DATABASE));
+        let brokers = pipeline.kafka.as_ref().map(Kafka::brokers);
+        let jaeger = pipeline.jaeger.as_ref().map(Jaeger::url);
+        let logs = shown(&self.data.logs());
+        let admin = |service: &Service| (service.kind().name().to_owned(), service.admin_url().into());
+        let services: serde_json::Map<_, _> = pipeline.services.iter().map(admin).collect();
+        self.output.event(
+            "addresses",
+            json!({ "api": url, "database_url": database, "kafka_brokers": brokers, "jaeger": jaeger, "admin": services, "logs": logs }),
+        );
+        let say = |line: std::fmt::Arguments<'_>| self.output.say(line);
+        say(format_args!(""));
         say(format_args!("  an order   curl -i {url}/orders -H 'content-type: application/json' -d '{order}'"));
         say(format_args!("  many       cargo dev seed --url {url}"));
-        say("  callers    nobody is asked for a key (API_AUTH=none)");
-        if let Some(postgres) = &pipeline.postgres {
-            say(format_args!("  database   psql {}", postgres.url(DATABASE)));
+        say(format_args!("  callers    nobody is asked for a key (API_AUTH=none)"));
+        if let Some(database) = database {
+            say(format_args!("  database   psql {database}"));
         }
-        if let Some(kafka) = &pipeline.kafka {
-            say(format_args!("  kafka      {}", kafka.brokers()));
+        if let Some(brokers) = brokers {
+            say(format_args!("  kafka      {brokers}"));
         }
-        if let Some(jaeger) = &pipeline.jaeger {
-            say(format_args!("  traces     DATABASE_URL=… cargo dev trace ORDER --jaeger {}", jaeger.url()));
+        if let Some(jaeger) = jaeger {
+            say(format_args!("  traces     DATABASE_URL=… cargo dev trace ORDER --jaeger {jaeger}"));
         }
         for service in &pipeline.services {
-            say(format_args!("  {:<10} {}/readyz and /metrics", service.kind().name(), service.admin_url()));
+            say(format_args!("  {:<10} curl {}/readyz, and /metrics", service.kind().name(), service.admin_url()));
         }
-        say(format_args!("  logs       {}/*.log", shown(&self.data.logs())));
-        say("  Ctrl-C stops everything; the data stays for the next time (--fresh throws it away)");
+        say(format_args!("  logs       tail -f {logs}/*.log"));
+        if !self.args.no_stay {
+            say(format_args!("  Ctrl-C stops everything; the data stays for the next time (--fresh throws it away)"));
+        }
     }
 }
 
@@ -296,12 +336,12 @@ fn check_port(port: u16) -> Result<()> {
     bail!("port {port} of 127.0.0.1 is taken; choose another, or leave out --port to let one be found")
 }
 
-fn find_port() -> Result<u16> {
+fn find_port(output: Output) -> Result<u16> {
     if is_free(PORT) {
         return Ok(PORT);
     }
     let port = free_port()?;
-    say(format_args!("port {PORT} is taken, the API gets {port} (--port chooses another)"));
+    output.say(format_args!("port {PORT} is taken, the API gets {port} (--port chooses another)"));
     Ok(port)
 }
 

@@ -13,13 +13,10 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Finds the workspace that cargo runs us from, else the one around the working folder. `None` when there is
-    /// none, as for an operator who has only the executables.
+    /// Finds the workspace around the working folder. `None` when there is none, as for an operator who has only the executables.
     #[must_use]
     pub fn find() -> Option<Self> {
-        let by_cargo = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
-        let here = std::env::current_dir().ok();
-        by_cargo.into_iter().chain(here).find_map(|start| Self::around(&start))
+        Self::around(&std::env::current_dir().ok()?)
     }
 
     fn around(start: &Path) -> Option<Self> {
@@ -48,16 +45,7 @@ impl Workspace {
     #[must_use]
     pub fn cargo(&self) -> Launch {
         let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        // `cargo run` has described the package `tools` to us; what cargo builds now is not to take that for its own,
-        // or it would rebuild whatever looks at such a variable.
-        std::env::vars_os()
-            .map(|(name, _)| name)
-            .filter(|name| {
-                let name = name.to_string_lossy();
-                name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
-            })
-            .fold(Launch::new("cargo", program), Launch::env_remove)
-            .current_dir(&self.root)
+        Launch::new("cargo", program).current_dir(&self.root)
     }
 }
 
@@ -105,11 +93,12 @@ impl Executables {
         let target = self.folder().parent()?;
         // Cargo leaves this mark in the folders that it makes.
         target.join("CACHEDIR.TAG").exists().then(|| {
-            ["build", "--workspace", "--bins", "--profile", profile, "--target-dir"]
-                .map(str::to_owned)
-                .into_iter()
-                .chain([target.display().to_string()])
-                .collect()
+            let mut arguments =
+                ["build", "--workspace", "--bins", "--profile", profile, "--target-dir"].map(str::to_owned).to_vec();
+            arguments.push(target.display().to_string());
+            // As `cargo dev` builds them: default features are for releases.
+            arguments.extend((profile == "dev").then(|| "--no-default-features".to_owned()));
+            arguments
         })
     }
 }

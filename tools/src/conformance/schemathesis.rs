@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use prerequisites::Program;
 
+use crate::required::need;
 use crate::stack::throwaway::Supply;
 use crate::stack::{Launch, Reaper};
 
@@ -18,9 +19,6 @@ const CONFIG: &str = include_str!("schemathesis.toml");
 /// What it is to look at besides.
 const CHECKS: &str = include_str!("checks.py");
 
-/// The oldest Python that it runs on.
-const PYTHON_MIN: &str = "import sys; sys.exit(sys.version_info < (3, 11))";
-
 /// An installed schemathesis.
 #[derive(Debug)]
 pub struct Schemathesis {
@@ -31,7 +29,7 @@ impl Schemathesis {
     /// The one in `.dev`, which pip fetches once.
     pub async fn find(supply: &Supply) -> Result<(Self, String)> {
         let [version, ..] = PACKAGES;
-        python()?;
+        need(Program::Python)?;
         let packages = supply.cache.join(version.replace("==", "-"));
         if !packages.exists() {
             install(supply, &packages).await?;
@@ -62,17 +60,6 @@ impl Schemathesis {
             _ => Err(process.death(status)),
         }
     }
-}
-
-/// Makes sure that there is a Python that is new enough.
-fn python() -> Result<()> {
-    let found = Command::new("python3").args(["-c", PYTHON_MIN]).output();
-    if found.is_ok_and(|output| output.status.success()) {
-        return Ok(());
-    }
-    bail!(
-        "Python 3.11 or newer is missing (schemathesis runs on it); Debian: apt install python3-pip, macOS: brew install python"
-    )
 }
 
 /// Installs it into a folder of its own, which appears only when all of it is there.

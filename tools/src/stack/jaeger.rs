@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use super::process::{Launch, Process};
 use super::reaper::Reaper;
 use super::throwaway::Supply;
-use super::{free_port, is_free};
-use crate::{http, prerequisites};
+use super::{free_port, go, is_free};
+use crate::http;
 
 // Jaeger's own `go.mod` has a `replace`, which is good only for the main module; so ours requires it, with the versions and hashes of
 // all that it needs.
@@ -109,7 +109,7 @@ async fn build(supply: &Supply, log: &Path) -> Result<()> {
     if Jaeger::is_built(&supply.cache) {
         return Ok(());
     }
-    prerequisites::go()?;
+    let go = go::program().await?;
     fs::create_dir_all(&supply.cache).with_context(|| format!("cannot create {}", supply.cache.display()))?;
     let lock = File::create(supply.cache.join("jaeger.lock")).context("cannot write in the folder for what is kept")?;
     // Until this function ends, or we do.
@@ -125,7 +125,7 @@ async fn build(supply: &Supply, log: &Path) -> Result<()> {
     fs::write(place.path().join("go.mod"), GO_MOD)?;
     fs::write(place.path().join("go.sum"), GO_SUM)?;
     let built = place.path().join("built");
-    build_in(place.path(), &built.join("jaeger"), log, &supply.reaper)
+    build_in(&go, place.path(), &built.join("jaeger"), log, &supply.reaper)
         .await
         .context("Go can't build Jaeger; is the network reachable?")?;
     fs::rename(&built, target).with_context(|| format!("cannot create {}", target.display()))?;
@@ -133,8 +133,8 @@ async fn build(supply: &Supply, log: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn build_in(folder: &Path, program: &Path, log: &Path, reaper: &Reaper) -> Result<()> {
-    Launch::new("go build", "go")
+async fn build_in(go: &Path, folder: &Path, program: &Path, log: &Path, reaper: &Reaper) -> Result<()> {
+    Launch::new("go build", go)
         .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"])
         .arg(program)
         .arg(PACKAGE)

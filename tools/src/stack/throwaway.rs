@@ -9,7 +9,7 @@ use super::kafka::{Jars, KafkaOptions};
 use super::maven::Maven;
 use super::postgres::{Binaries, PostgresOptions, Source};
 use super::{Kafka, Postgres, Reaper, make_passable, reachable, unprivileged_user};
-use crate::prerequisites;
+use crate::required::java;
 
 /// Servers that are gone, with all of their data, when this is dropped. They are killed rather than stopped.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ impl Supply {
 
     /// Kafka's jars and the Java to run them.
     pub async fn kafka(&self, log: &Path) -> Result<Jars> {
-        let java = prerequisites::java()?;
+        let java = java()?;
         Jars::find(&self.cache, &java.program, &self.maven(log)).await
     }
 

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 use tokio::time;
 
-use crate::console::say;
+use super::output::Output;
 use crate::http::{NewOrder, OrdersApi};
 
 /// User, product and quantity of each order; the same in every run.
@@ -28,8 +29,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// How long an order may take on a machine that has just started everything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Posts the orders one after the other and prints a line for each when it is Processed. Returns the number of the first one.
-pub async fn send(api: &OrdersApi) -> Result<i64> {
+/// Posts the orders one after the other and tells of each when it is Processed. Returns the number of the first one.
+pub async fn send(api: &OrdersApi, output: Output) -> Result<i64> {
     let mut first = None;
     let mut slowest = Duration::ZERO;
     let mut total = Duration::ZERO;
@@ -43,21 +44,23 @@ pub async fn send(api: &OrdersApi) -> Result<i64> {
         first.get_or_insert(posted.id);
         let status = follow(api, posted.id).await?;
         let taken = begun.elapsed();
-        say(format_args!(
+        let line = format!(
             "order {:<6} user {user_id:<3} product {product_id:<4} quantity {quantity:<3} {} -> {status} {:>8} ms",
             posted.id,
             posted.status,
             taken.as_millis()
-        ));
+        );
+        output.tell("order", json!({ "id": posted.id, "status": status, "seconds": taken.as_secs_f64() }), line);
         slowest = slowest.max(taken);
         total += taken;
     }
     let count = u32::try_from(ORDERS.len())?;
-    say(format_args!(
+    let line = format!(
         "{count} of {count} orders Processed, {} ms on average, {} ms at most",
         (total / count).as_millis(),
         slowest.as_millis()
-    ));
+    );
+    output.tell("orders_processed", json!({ "count": count, "slowest_seconds": slowest.as_secs_f64() }), line);
     first.context("there are orders")
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, getpid};
 use tokio::time;
 
-use crate::console::{say, shown};
+use crate::console::shown;
 use crate::stack::{reachable, reaper, unprivileged_user};
 
 /// How long the children of an `up` that was killed may take to end. Its reaper gives them less.
@@ -122,7 +122,7 @@ async fn take(lock: &mut File, path: &Path) -> Result<()> {
             bail!("{} is still in use by what an earlier run has left", shown(path));
         }
         if !told {
-            say("waiting for the last run's processes to end");
+            eprintln!("waiting for the last run's processes to end");
             told = true;
         }
         time::sleep(LOCK_INTERVAL).await;

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::json;
 use tokio::time;
 
-use crate::console::say;
+use super::output::Output;
 use crate::http::OrdersApi;
 use crate::jaeger::Query;
 use crate::stack::Jaeger;
@@ -33,13 +34,19 @@ pub fn env(endpoint: &str) -> Env {
 }
 
 /// Waits for the first order's trace and says where it is.
-pub async fn say_where_first_is(api: &OrdersApi, order_id: i64, jaeger: Option<&Jaeger>) -> Result<()> {
+pub async fn tell_where_first_is(
+    api: &OrdersApi,
+    order_id: i64,
+    jaeger: Option<&Jaeger>,
+    output: Output,
+) -> Result<()> {
     let Some(trace_id) = api.trace_id(order_id).await? else {
-        say(format_args!("order {order_id} has no trace: see OTEL_TRACES_SAMPLER"));
+        output.say(format_args!("order {order_id} has no trace: see OTEL_TRACES_SAMPLER"));
         return Ok(());
     };
     let Some(jaeger) = jaeger else {
-        say(format_args!("the trace of order {order_id} is {trace_id}"));
+        let fields = json!({ "order": order_id, "trace_id": trace_id });
+        output.tell("trace", fields, format_args!("the trace of order {order_id} is {trace_id}"));
         return Ok(());
     };
     let query = Query::new(&jaeger.url())?;
@@ -48,6 +55,8 @@ pub async fn say_where_first_is(api: &OrdersApi, order_id: i64, jaeger: Option<&
         time::sleep(LOOK_INTERVAL).await;
     }
     // Not a page for the browser: those are no part of Jaeger's Go module.
-    say(format_args!("the trace of order {order_id}: {}/api/traces/{trace_id}", jaeger.url()));
+    let url = format!("{}/api/traces/{trace_id}", jaeger.url());
+    let fields = json!({ "order": order_id, "trace_id": trace_id, "url": url });
+    output.tell("trace", fields, format_args!("the trace of order {order_id}: {url}"));
     Ok(())
 }

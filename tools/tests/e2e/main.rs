@@ -18,6 +18,7 @@ mod processes;
 mod producer_grants;
 mod producers;
 mod proxy;
+mod replaced_system;
 mod replay;
 mod servers;
 mod settings;

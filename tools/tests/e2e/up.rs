@@ -7,6 +7,7 @@ use std::process::{Child, Output};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use shared::testing::eventually;
 use tempfile::TempDir;
 use tools::stack::postgres::connect;
@@ -141,6 +142,47 @@ async fn ten_orders_and_then_many_are_processed_once_each_and_nothing_is_left_ru
     assert_eq!(up.exit_code().await, Some(0), "{}", up.output());
     assert!(up.output().contains("\nstopped in "), "{}", up.output());
     all_closed(addresses).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn scripts_are_told_what_happens_and_need_not_stop_it() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    make_passable(folder.path())?;
+    let mut up = outrider(&format!("up --no-build --no-stay --json --port {} --data", free_port()?));
+    let output = up.arg(folder.path().join("data")).output()?;
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let events = stdout(&output).lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let named = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
+    let steps = ["prerequisites", "postgres", "kafka", "migrate", "services"];
+    for name in ["step_started", "step_done"] {
+        assert_eq!(named(name).iter().map(|event| &event["step"]).collect::<Vec<_>>(), steps, "{events:?}");
+    }
+    assert!(named("step_done").iter().all(|event| event["seconds"].as_f64() > Some(0.0)), "{events:?}");
+    let orders = named("order");
+    assert!(orders.len() == 10 && orders.iter().all(|event| event["status"] == "Processed"), "{events:?}");
+    let addresses = named("addresses").first().context("addresses")?.to_owned();
+    assert_eq!(addresses["api"], named("ready").first().context("ready")?["url"]);
+    for name in ["api", "relay", "processor"] {
+        assert!(addresses["admin"][name].as_str().context("a URL")?.starts_with("http://"), "{addresses}");
+    }
+    assert_eq!(events.last().context("an end")?["event"], "stopped");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_demo_keeps_orders_coming() -> Result<()> {
+    let mut up = Up::start("--demo").await?;
+    let mut connection = connect(&up.told("database   psql")?).await?;
+    let mut orders = 0;
+    eventually("orders beyond the first ten", async || {
+        let count = sqlx::query_scalar("SELECT count(*) FROM orders WHERE status = 'Processed'");
+        orders = count.fetch_one(&mut connection).await.unwrap_or(0_i64);
+        (orders > 15).then_some(())
+    })
+    .await;
+    up.signal(Signal::INT)?;
+    assert_eq!(up.exit_code().await, Some(0), "{}", up.output());
     Ok(())
 }
 

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use prerequisites::Program;
+use prerequisites::program::postgres_program;
 
 use super::check;
 use crate::bench::ground::{Ground, Scene};
-use crate::stack::postgres::binaries;
+use crate::required::need;
 
 /// What the api's statement writes for each order, without the arrays and the trace context that it has for many. The id of the event
 /// rises with that of the order, as UUIDs of version 7 do. Users, products and quantities are those of the load generator.
@@ -60,9 +62,8 @@ const SERVERS_END: Duration = Duration::from_millis(500);
 impl Pgbench {
     /// Finds the program and makes the database.
     pub async fn open(ground: &Ground, name: &str) -> Result<Self> {
-        let program = binaries::system_program("pgbench").context(
-            "pgbench is missing (the api is compared with it); Debian: apt install postgresql, macOS: brew install postgresql@17",
-        )?;
+        need(Program::PostgresPrograms)?;
+        let program = postgres_program("pgbench").context("it was just found")?;
         let scene = ground.scene(name).await?;
         let script = ground.folder().join(format!("{name}.sql"));
         std::fs::write(&script, SCRIPT)?;

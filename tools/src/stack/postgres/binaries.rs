@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use prerequisites::program::postgres_folders;
 
 use super::super::maven::{self, Maven, Wanted};
 use super::super::{make_passable, reachable, unprivileged_user};
@@ -54,7 +55,7 @@ impl Binaries {
     pub async fn find(source: Source, cache: &Path, existing: &Path, maven: &Maven<'_>) -> Result<Self> {
         let wanted_major = data_major(&existing.join("data"));
         if source != Source::Archive {
-            let mut found = system_candidates().filter_map(|folder| Self::at(&folder));
+            let mut found = postgres_folders().filter_map(|folder| Self::at(&folder));
             let chosen = match wanted_major {
                 None => found.find(|binaries| binaries.major() >= MAJOR_MIN),
                 Some(major) => found.find(|binaries| binaries.major() == major),
@@ -112,15 +113,6 @@ impl Binaries {
     }
 }
 
-/// One of Postgres's other programs, which the fetched archive lacks: beside the system's servers, or on the path.
-#[must_use]
-pub fn system_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    // The path comes last: Debian's has a script there that looks for the program itself.
-    system_candidates().chain(on_path).map(|folder| folder.join(name)).find(|program| program.is_file())
-}
-
 fn data_major(data: &Path) -> Option<u32> {
     let text = fs::read_to_string(data.join("PG_VERSION")).ok()?;
     text.trim().parse().ok()
@@ -136,40 +128,6 @@ fn parse_version(text: &str) -> Option<String> {
 fn major(version: &str) -> Option<u32> {
     let digits = version.find(|character: char| !character.is_ascii_digit());
     version[..digits.unwrap_or(version.len())].parse().ok()
-}
-
-/// Folders that may hold the programs, the best first.
-fn system_candidates() -> impl Iterator<Item = PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let by_config = Command::new("pg_config").arg("--bindir").output().ok();
-    let by_config = by_config.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim().to_owned()));
-    on_path
-        .into_iter()
-        .filter(|folder| folder.join("postgres").exists())
-        .chain(versioned("/usr/lib/postgresql", "", "bin"))
-        .chain(versioned("/usr", "pgsql-", "bin"))
-        .chain(by_config)
-        .chain(versioned("/opt/homebrew/opt", "postgresql@", "bin"))
-        .chain(versioned("/usr/local/opt", "postgresql@", "bin"))
-        .chain(versioned("/Applications/Postgres.app/Contents/Versions", "", "bin"))
-}
-
-/// The folders `PARENT/PREFIX<version>/INNER`, the newest version first.
-fn versioned(parent: &str, prefix: &str, inner: &str) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(parent) else {
-        return Vec::new();
-    };
-    let mut found: Vec<(u32, PathBuf)> = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| {
-            let name = entry.file_name();
-            let version = major(name.to_str()?.strip_prefix(prefix)?)?;
-            Some((version, entry.path().join(inner)))
-        })
-        .collect();
-    found.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
-    found.into_iter().map(|(_, folder)| folder).collect()
 }
 
 /// Fetches the archive that fits this machine and unpacks it, unless that was done before.
@@ -240,19 +198,5 @@ mod tests {
         assert_eq!(major("18beta1"), Some(18));
         assert_eq!(major("9.6"), Some(9));
         assert_eq!(major("common"), None);
-    }
-
-    #[test]
-    fn the_newest_version_comes_first() -> Result<()> {
-        let folder = tempfile::tempdir()?;
-        for name in ["postgresql@9", "postgresql@17", "postgresql@16", "postgresql", "mysql@8"] {
-            fs::create_dir(folder.path().join(name))?;
-        }
-        let parent = folder.path().to_str().context("a readable path")?;
-        let names: Vec<_> = versioned(parent, "postgresql@", "bin");
-        let expected: Vec<_> =
-            ["17", "16", "9"].map(|version| folder.path().join(format!("postgresql@{version}/bin"))).to_vec();
-        assert_eq!(names, expected);
-        Ok(())
     }
 }
