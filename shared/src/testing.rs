@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgPool};
 use crate::config::Env;
 use crate::db::{DatabaseConfig, MIGRATOR};
 #[cfg(feature = "kafka")]
-pub use topic::{Record, make_topic, published, published_at, published_once};
+pub use topic::{Record, first_appearances, make_topic, partitions_of, published, published_at, published_once};
 
 /// How long a test waits for what must come. Long, since a machine may be busy: a test that passes never waits for it.
 pub const PATIENCE: Duration = Duration::from_mins(1);

@@ -1,9 +1,9 @@
 //! What is published, and what a relay refuses to start on.
 
-use shared::testing::eventually;
+use shared::testing::{eventually, kafka_brokers, partitions_of};
 use sqlx::Connection;
 
-use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_no_repeats, partitions_of};
+use crate::support::{Fixture, all_settled, assert_complete_and_in_order, assert_no_repeats};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_published_as_it_was_written() {
@@ -35,7 +35,11 @@ async fn an_event_is_published_as_it_was_written() {
     assert!(record.headers["ce_time"].ends_with('Z'));
     relay.stop().await;
     // Brokers would have made it with one partition, and a question after it is enough for that.
-    assert_eq!(partitions_of(&fixture.topic()).await, 12, "partitions of a topic that the relay made");
+    assert_eq!(
+        partitions_of(&kafka_brokers(), &fixture.topic()).await,
+        12,
+        "partitions of a topic that the relay made"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

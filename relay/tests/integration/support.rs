@@ -4,14 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use relay::RelayConfig;
 use rustix::process::{Pid, Signal, kill_process};
 use shared::config::Env;
 use shared::shutdown::Shutdown;
-pub use shared::testing::{Record, published, published_at};
+pub use shared::testing::{Record, first_appearances, published, published_at};
 use shared::testing::{TestDatabase, kafka_brokers, make_topic, unique};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tokio::task::JoinHandle;
@@ -234,30 +232,6 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// How many partitions a topic has.
-pub async fn partitions_of(topic: &str) -> usize {
-    let topic = topic.to_owned();
-    let look = move || {
-        let consumer: BaseConsumer =
-            rdkafka::ClientConfig::new().set("bootstrap.servers", kafka_brokers()).create().expect("a client");
-        let metadata = consumer.fetch_metadata(Some(&topic), Duration::from_secs(5)).expect("the brokers answer");
-        metadata.topics().first().map_or(0, |topic| topic.partitions().len())
-    };
-    tokio::task::spawn_blocking(look).await.expect("the reader does not panic")
-}
-
-/// Each key's versions in the order in which they first appear; repeats are left out.
-pub fn first_appearances(records: &[Record]) -> HashMap<String, Vec<i64>> {
-    let mut seen = HashSet::new();
-    let mut keys: HashMap<String, Vec<i64>> = HashMap::new();
-    for record in records {
-        if seen.insert(&record.event_id) {
-            keys.entry(record.key.clone()).or_default().push(record.version);
-        }
-    }
-    keys
 }
 
 /// Every key has its versions 1 to `versions(key)`, and they first appear in this order.

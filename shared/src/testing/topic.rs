@@ -72,6 +72,33 @@ pub async fn published_once(
         .expect("the reader does not panic")
 }
 
+/// How many partitions a topic has.
+///
+/// # Panics
+/// When the brokers do not answer.
+pub async fn partitions_of(brokers: &str, topic: &str) -> usize {
+    let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
+    let look = move || {
+        let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client");
+        let metadata = consumer.fetch_metadata(Some(&topic), Duration::from_secs(5)).expect("the brokers answer");
+        metadata.topics().first().map_or(0, |topic| topic.partitions().len())
+    };
+    tokio::task::spawn_blocking(look).await.expect("the reader does not panic")
+}
+
+/// Each key's versions in the order in which they first appear; repeats are left out.
+#[must_use]
+pub fn first_appearances(records: &[Record]) -> HashMap<String, Vec<i64>> {
+    let mut seen = HashSet::new();
+    let mut keys: HashMap<String, Vec<i64>> = HashMap::new();
+    for record in records {
+        if seen.insert(&record.event_id) {
+            keys.entry(record.key.clone()).or_default().push(record.version);
+        }
+    }
+    keys
+}
+
 fn read_topic(brokers: &str, topic: &str, complete: impl Fn(&HashSet<String>) -> bool) -> Vec<Record> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)

@@ -282,8 +282,7 @@ async fn an_order_that_failed_for_good_is_processed_after_a_replay() -> Result<(
             AND b.to_status = 'Processed'";
     assert_eq!(stage.count(sql).await, 2);
     // Each change is told of, in order: five creations, three failures, four times Processed.
-    let brokers = stage.surroundings.kafka_brokers.clone();
-    let topic = tokio::task::spawn_blocking(move || versions_on_topic(&brokers, 12)).await??;
+    let topic = versions_on_topic(&stage.surroundings.kafka_brokers, 12).await;
     assert_eq!((&topic["1"], &topic["2"], &topic["5"]), (&vec![1, 2, 3], &vec![1, 2], &vec![1, 2]));
     let log: Vec<(String, String)> = sqlx::query_as(
         "SELECT action, convert_from(record_key, 'UTF8') FROM dead_letter_log WHERE os_user LIKE 'alice%' ORDER BY id",

@@ -1,6 +1,5 @@
 //! A broker that goes away for a while, under relays that have work.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -63,10 +62,8 @@ impl Scene {
     /// Everything is published, and of each key in order.
     async fn assert_complete_and_in_order(&self) -> Result<()> {
         let versions = self.versions.load(Ordering::Relaxed);
-        let brokers = self.stage.surroundings.kafka_brokers.clone();
         let events = usize::try_from(versions * KEYS)?;
-        let topic: HashMap<String, Vec<i64>> =
-            tokio::task::spawn_blocking(move || versions_on_topic(&brokers, events)).await??;
+        let topic = versions_on_topic(&self.stage.surroundings.kafka_brokers, events).await;
         let expected: Vec<i64> = (1..=versions).collect();
         for (key, found) in &topic {
             if let Some(place) = found.iter().zip(&expected).position(|(found, expected)| found != expected) {

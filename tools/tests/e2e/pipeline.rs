@@ -1,13 +1,9 @@
 //! The three services as real processes: an order's whole way, and the promises while everything is killed and frozen.
 
-use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{Headers, Message};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use shared::testing::{PATIENCE, TestDatabase, eventually};
+use shared::testing::{PATIENCE, TestDatabase, eventually, first_appearances, partitions_of, published_at};
 use tools::http::{NewOrder, OrdersApi, client};
 use tools::stack::service::Surroundings;
 use tools::stack::throwaway::{Supply, Throwaway};
@@ -111,9 +107,10 @@ impl Stage {
         ] {
             assert_eq!(self.count(sql).await, 0, "{what}");
         }
-        let brokers = self.surroundings.kafka_brokers.clone();
         let wanted = usize::try_from(orders)?;
-        let topic = tokio::task::spawn_blocking(move || versions_on_topic(&brokers, 2 * wanted)).await??;
+        let brokers = &self.surroundings.kafka_brokers;
+        let topic = versions_on_topic(brokers, 2 * wanted).await;
+        assert_eq!(partitions_of(brokers, "orders").await, 12, "partitions of a topic that was made");
         ensure!(topic.len() == wanted, "{} orders on the topic", topic.len());
         for (key, versions) in topic {
             assert_eq!(versions, [1, 2], "versions of order {key} on the topic, repeats left out");
@@ -136,37 +133,8 @@ pub(super) async fn stop_all(services: &mut [Service]) -> Result<()> {
 }
 
 /// Each order's versions in the order in which they first appear on the topic, once so many different events are there.
-pub(super) fn versions_on_topic(brokers: &str, wanted: usize) -> Result<HashMap<String, Vec<i64>>> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "nobody")
-        .set("enable.auto.commit", "false")
-        .set("auto.offset.reset", "earliest")
-        .create()?;
-    let metadata = consumer.fetch_metadata(Some("orders"), Duration::from_secs(5))?;
-    let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-    assert_eq!(partitions, 12, "partitions of a topic that was made");
-    let mut assignment = TopicPartitionList::new();
-    for partition in 0..partitions {
-        assignment.add_partition_offset("orders", i32::try_from(partition)?, Offset::Beginning)?;
-    }
-    consumer.assign(&assignment)?;
-    let start = Instant::now();
-    let mut versions: HashMap<String, Vec<i64>> = HashMap::new();
-    let mut seen = HashSet::new();
-    while seen.len() < wanted {
-        ensure!(start.elapsed() < PATIENCE, "{} of {wanted} events are on the topic", seen.len());
-        let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
-        let message = message?;
-        let key = str::from_utf8(message.key().context("a key")?)?.to_owned();
-        let headers = message.headers().context("headers")?;
-        let version = headers.iter().find(|header| header.key == "aggregate_version").and_then(|header| header.value);
-        let version: i64 = str::from_utf8(version.context("a version")?)?.parse()?;
-        if seen.insert((key.clone(), version)) {
-            versions.entry(key).or_default().push(version);
-        }
-    }
-    Ok(versions)
+pub(super) async fn versions_on_topic(brokers: &str, wanted: usize) -> HashMap<String, Vec<i64>> {
+    first_appearances(&published_at(brokers, "orders", wanted).await)
 }
 
 async fn post(api: &OrdersApi, count: u64) -> Result<()> {

@@ -272,7 +272,7 @@ mod tests {
             if id == 10 {
                 tokio::time::sleep(stall).await;
             }
-            let body = format!("{{\"id\":{id}}}");
+            let body = format!("{{\"ID\":{id}}}");
             let answer = format!("HTTP/1.1 201 Created\r\ncontent-length: {}\r\n\r\n{body}", body.len());
             stream.write_all(answer.as_bytes()).await?;
         }

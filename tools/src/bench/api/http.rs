@@ -171,12 +171,12 @@ fn order(body: &mut Vec<u8>, number: u64) {
 pub fn accepted(answer: Answer<'_>, ids: &mut Vec<i64>) -> Result<u64> {
     let text = str::from_utf8(answer.body).context("the answer is no text")?;
     if answer.status == 201 {
-        let order = text.strip_prefix("{\"id\":").context("the answer begins with the order's number")?;
+        let order = text.strip_prefix("{\"ID\":").context("the answer begins with the order's number")?;
         ids.push(leading_number(order)?);
         return Ok(1);
     }
     let mut count = 0;
-    for order in text.split("{\"status\":201,\"order\":{\"id\":").skip(1) {
+    for order in text.split("{\"status\":201,\"order\":{\"ID\":").skip(1) {
         ids.push(leading_number(order)?);
         count += 1;
     }
@@ -194,11 +194,11 @@ mod tests {
 
     #[test]
     fn a_head_is_read_when_it_is_whole() -> Result<()> {
-        let answer = b"HTTP/1.1 201 Created\r\nLocation: /orders/7\r\nContent-Length: 8\r\n\r\n{\"id\":7}";
+        let answer = b"HTTP/1.1 201 Created\r\nLocation: /orders/7\r\nContent-Length: 8\r\n\r\n{\"ID\":7}";
         assert_eq!(Head::parse(answer.get(..60).unwrap_or_default())?, None);
         let head = Head::parse(answer)?.context("whole")?;
         assert_eq!((head.status, head.body_bytes, head.event_stream), (201, Some(8), false));
-        assert_eq!(answer.get(head.bytes..), Some(&b"{\"id\":7}"[..]));
+        assert_eq!(answer.get(head.bytes..), Some(&b"{\"ID\":7}"[..]));
         let stream = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-type: text/event-stream\r\n\r\n";
         let head = Head::parse(stream)?.context("whole")?;
         assert!(head.event_stream && head.body_bytes.is_none());
@@ -221,9 +221,9 @@ mod tests {
     #[test]
     fn the_numbers_of_accepted_orders_are_read_from_the_answers() -> Result<()> {
         let mut ids = Vec::new();
-        assert_eq!(accepted(Answer { status: 201, body: b"{\"id\":7,\"user_id\":1}" }, &mut ids)?, 1);
-        let body = b"{\"results\":[{\"status\":201,\"order\":{\"id\":8,\"status\":\"Pending\"}},{\"status\":503,\"problem\":{\"type\":\"/x\",\"status\":503}},\
-            {\"status\":201,\"order\":{\"id\":9}}]}";
+        assert_eq!(accepted(Answer { status: 201, body: b"{\"ID\":7,\"user_id\":1}" }, &mut ids)?, 1);
+        let body = b"{\"results\":[{\"status\":201,\"order\":{\"ID\":8,\"status\":\"Pending\"}},{\"status\":503,\"problem\":{\"type\":\"/x\",\"status\":503}},\
+            {\"status\":201,\"order\":{\"ID\":9}}]}";
         assert_eq!(accepted(Answer { status: 200, body }, &mut ids)?, 2);
         assert_eq!(ids, [7, 8, 9]);
         assert!(accepted(Answer { status: 201, body: b"{}" }, &mut ids).is_err());
