@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use shared::testing::{PATIENCE, TestDatabase, eventually};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
@@ -80,8 +81,7 @@ async fn the_event_carries_the_span_of_its_request() {
     assert!(traceparent.starts_with("00-0af7651916cd43dd8448eb211c80319c-"), "the caller's trace: {traceparent}");
     assert!(!traceparent.contains("b7ad6b7169203331"), "and a span of its own: {traceparent}");
 
-    let pid = child.id().expect("it runs").to_string();
-    assert!(Command::new("kill").arg(&pid).status().await.expect("kill runs").success());
+    signal(&child, Signal::TERM);
     let status = timeout(Duration::from_secs(30), child.wait()).await.expect("it ends").expect("it is our child");
     assert_eq!(status.code(), Some(0));
 }
@@ -100,9 +100,9 @@ async fn stopped(child: &Child) {
     .await;
 }
 
-async fn signal(child: &Child, name: &str) {
-    let pid = child.id().expect("it runs").to_string();
-    assert!(Command::new("kill").args([name, &pid]).status().await.expect("kill runs").success());
+fn signal(child: &Child, signal: Signal) {
+    let process = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)).expect("it runs");
+    kill_process(process, signal).expect("it can be signalled");
 }
 
 #[tokio::test]
@@ -126,11 +126,11 @@ async fn a_repeat_gets_the_first_answer_though_the_program_was_killed_between_co
     let mut client = open(address, &keyed("k", ORDER)).await;
     statement_waits(&database, "-- insert_keyed_orders%", 1).await;
     // It can hear of the commit no more.
-    signal(&child, "-STOP").await;
+    signal(&child, Signal::STOP);
     stopped(&child).await;
     drop(held);
     eventually("the order is committed", async || (written(&database).await == (2, 2, 2)).then_some(())).await;
-    signal(&child, "-KILL").await;
+    signal(&child, Signal::KILL);
     child.wait().await.expect("it is our child");
     let mut answer = Vec::new();
     let _ = client.read_to_end(&mut answer).await;

@@ -1,7 +1,6 @@
 //! Somebody else has moved a partition's position.
 
-use std::process::Command;
-
+use rustix::process::{Pid, Signal, kill_process};
 use shared::testing::eventually;
 
 use crate::support::{Running, World};
@@ -112,12 +111,12 @@ async fn wakes_after_its_partitions_have_moved(test: &str, membership: &[(&str, 
     world.created_orders(20).await;
     let frozen = world.spawn(membership);
     world.eventually_processed(20).await;
-    signal("-STOP", frozen.id());
+    signal(Signal::STOP, frozen.id());
     // Fetched or not, these are its own until its session is over.
     world.created_orders(20).await;
     let running = world.start(&[]);
     world.eventually_processed(40).await;
-    signal("-CONT", frozen.id());
+    signal(Signal::CONT, frozen.id());
     // It is thrown out and joins anew; then each has a partition.
     world.created_orders(200).await;
     world.eventually_processed(240).await;
@@ -135,11 +134,11 @@ async fn a_processor_that_wakes_after_another_has_taken_its_name_ends_and_change
     let name = [("PROCESSOR_INSTANCE_ID", "one")];
     let mut frozen = world.spawn(&name);
     world.eventually_processed(20).await;
-    signal("-STOP", frozen.id());
+    signal(Signal::STOP, frozen.id());
     world.created_orders(20).await;
     let running = world.start(&name);
     world.eventually_processed(40).await;
-    signal("-CONT", frozen.id());
+    signal(Signal::CONT, frozen.id());
     world.created_orders(200).await;
     assert!(!frozen.ended().await, "Kafka tells it that it is fenced, for good");
     world.eventually_processed(240).await;
@@ -156,18 +155,18 @@ async fn a_processor_frozen_in_a_transaction_does_not_hold_its_partition() {
     sqlx::query("SELECT 1 FROM orders FOR UPDATE").execute(&mut *other).await.expect("locked");
     let frozen = world.spawn(&[("PROCESSOR_TRANSACTION_IDLE_MS", "500")]);
     eventually("the processor waits", async || (waiting(&world).await == 1).then_some(())).await;
-    signal("-STOP", frozen.id());
+    signal(Signal::STOP, frozen.id());
     other.commit().await.expect("committed");
     let running = world.start(&[]);
     world.eventually_processed(5).await;
-    signal("-CONT", frozen.id());
+    signal(Signal::CONT, frozen.id());
     world.created_orders(5).await;
     world.eventually_processed(10).await;
     running.stop().await;
     world.assert_processed_once(10).await;
 }
 
-fn signal(signal: &str, process: u32) {
-    let sent = Command::new("kill").args([signal, &process.to_string()]).status().expect("kill runs");
-    assert!(sent.success());
+fn signal(signal: Signal, process: u32) {
+    let process = Pid::from_raw(process.try_into().expect("a process id")).expect("a process");
+    kill_process(process, signal).expect("it can be signalled");
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Output};
 
 use anyhow::{Context, Result};
@@ -224,11 +224,18 @@ async fn a_service_that_dies_is_reported_and_takes_the_rest_along() -> Result<()
 
 /// The process whose admin port is this one, by its environment.
 fn listener(port: &str) -> Result<Pid> {
-    let ps = std::process::Command::new("ps").args(["eww", "-A", "-o", "pid=,command="]).output()?;
     let wanted = format!("ADMIN_BIND=127.0.0.1:{port}");
-    stdout(&ps)
-        .lines()
-        .find(|line| line.contains(&wanted))
-        .and_then(|line| Pid::from_raw(line.split_whitespace().next()?.parse().ok()?))
-        .with_context(|| format!("no process with {wanted}"))
+    let found = if Path::new("/proc/self/environ").exists() {
+        let has_it = |environment: Vec<u8>| environment.split(|byte| *byte == 0).any(|one| one == wanted.as_bytes());
+        fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()).find(
+            // Those of other users cannot be read.
+            |process| fs::read(format!("/proc/{process}/environ")).is_ok_and(has_it),
+        )
+    } else {
+        let ps = std::process::Command::new("ps").args(["eww", "-A", "-o", "pid=,command="]).output()?;
+        let text = stdout(&ps);
+        let line = text.lines().find(|line| line.contains(&wanted));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+    };
+    found.and_then(Pid::from_raw).with_context(|| format!("no process with {wanted}"))
 }
