@@ -117,7 +117,7 @@ async fn temporary_bytes(fixture: &Fixture) -> i64 {
 async fn publish_a_bulk(test: &str, rows: i64, bytes: i64) {
     let fixture = Arc::new(Fixture::with_topic(test).await);
     let relay = fixture.process(&[("RELAY_LEASE_MS", "10000")]);
-    // The topic is made by the first event, which takes as long as the rest may.
+    // The first event waits until the relay has taken its lanes, which takes as long as the rest may.
     fixture.insert_all("first", 1, 1).await;
     fixture.published(1).await;
     let bulk = Bulk::begin(&fixture, "b", rows, bytes).await;
