@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use prerequisites::Program;
+use prerequisites::{BUILD, Program};
 use rustix::process::Signal;
 
 use crate::required::java;
@@ -103,7 +103,7 @@ async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, a
         None => timed("Kafka", servers.start_kafka(supply)).await?,
     };
     // The end-to-end tests run the services, which cargo builds only if the tests of their own packages are built too.
-    workspace.cargo().args(["build", "--workspace", "--bins", "--no-default-features"]).run(&supply.reaper).await?;
+    workspace.cargo().args(BUILD).run(&supply.reaper).await?;
     let mut code = ExitCode::SUCCESS;
     for run in runs(&args, &left_out) {
         let mut launch = workspace

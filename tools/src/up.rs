@@ -309,7 +309,7 @@ impl Up {
         say(format_args!(""));
         say(format_args!("  an order   curl -i {url}/orders -H 'content-type: application/json' -d '{order}'"));
         say(format_args!("  many       cargo dev seed --url {url}"));
-        say(format_args!("  callers    nobody is asked for a key (API_AUTH=none)"));
+        say(format_args!("  callers    every caller may send orders without a key (API_AUTH=none)"));
         if let Some(database) = database {
             say(format_args!("  database   psql {database}"));
         }

@@ -13,7 +13,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Finds the workspace around the working folder. `None` when there is none, as for an operator who has only the executables.
+    /// Finds the workspace around the working folder. `None` outside of a checkout, as for an operator who has only the executables.
     #[must_use]
     pub fn find() -> Option<Self> {
         Self::around(&std::env::current_dir().ok()?)

@@ -55,16 +55,13 @@ impl Request {
         match self.arguments.first().and_then(|command| command.to_str()) {
             Some("up") => {
                 servers();
-                if self.has("--jaeger") && !cache.has("jaeger-") {
+                if self.has("--jaeger") && !given("OTEL_EXPORTER_OTLP_ENDPOINT") && !cache.has("jaeger-") {
                     needs.required.push(Program::Go);
                 }
             }
             Some("test") => {
                 servers();
-                needs.optional.extend([Program::Prometheus, Program::PostgresPrograms]);
-                if !cache.has("jaeger-") {
-                    needs.optional.push(Program::Go);
-                }
+                needs.optional.extend([Program::Prometheus, Program::PostgresPrograms, Program::Go]);
             }
             Some("bench") => {
                 servers();
@@ -134,9 +131,14 @@ mod tests {
         }
         assert_eq!(request("up").needs(&root, none).required, [Program::Compiler, Program::Java]);
         assert_eq!(request("up --jaeger").needs(&root, none).required, [Program::Compiler, Program::Java, Program::Go]);
+        let given = |name: &str| name == "OTEL_EXPORTER_OTLP_ENDPOINT";
+        assert_eq!(request("up --jaeger").needs(&root, given).required, [Program::Compiler, Program::Java]);
         let given = |name: &str| name == "KAFKA_BROKERS";
         assert_eq!(request("up").needs(&root, given).required, [Program::Compiler]);
         assert_eq!(request("test --help").needs(&root, none).required, [Program::Compiler]);
+        assert!(request("test").needs(&root, none).optional.contains(&Program::Go));
+        // The clients of the replaced system need it, whether Jaeger is built or not.
+        fs::create_dir(root.join(".dev/jaeger-1.76.0")).unwrap();
         assert!(request("test").needs(&root, none).optional.contains(&Program::Go));
         fs::remove_dir_all(&root).unwrap();
     }

@@ -95,7 +95,7 @@ pub fn run(lines: &[Vec<String>]) -> Result<(), String> {
     for line in lines {
         let Some((program, arguments)) = line.split_first() else { continue };
         eprintln!("$ {}", pasteable(line));
-        // Nobody is there to answer questions.
+        // Debian's packages would ask questions, and wait for answers.
         let status = Command::new(program).args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status();
         match status {
             Ok(status) if status.success() => {}

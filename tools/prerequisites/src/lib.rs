@@ -9,3 +9,7 @@ pub mod program;
 pub mod version;
 
 pub use program::Program;
+
+/// Cargo's arguments for the one build of the workspace, whatever is asked for: a part of it would want its dependencies with other features,
+/// and build them again. Without the services' default features, which are for releases.
+pub const BUILD: [&str; 4] = ["build", "--workspace", "--bins", "--no-default-features"];

@@ -7,9 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use prerequisites::Program;
 use prerequisites::command::Request;
 use prerequisites::install::{self, Manager};
+use prerequisites::{BUILD, Program};
 
 fn main() -> ExitCode {
     match run(&Request::parse(env::args_os().skip(1))) {
@@ -38,10 +38,6 @@ fn run(request: &Request) -> Result<std::convert::Infallible, String> {
     forget_our_package(&mut outrider);
     Err(format!("cannot run outrider: {}", outrider.exec()))
 }
-
-/// The one build of the workspace, whatever is asked for: a part of it would want its dependencies with other features, and build them again.
-/// Without the services' default features, which are for releases.
-const BUILD: [&str; 4] = ["build", "--workspace", "--bins", "--no-default-features"];
 
 /// Looks for what is needed, and installs what is missing if that is wanted.
 fn provide(request: &Request, root: &Path) -> Result<(), String> {

@@ -108,7 +108,7 @@ pub struct Java {
 /// Finds Java, first where `JAVA_HOME` says.
 ///
 /// # Errors
-/// When there is none, or only one that is too old.
+/// When no Java is found, or only one that is too old.
 pub fn java() -> Result<Java, String> {
     let program = env::var_os("JAVA_HOME")
         .map(|home| PathBuf::from(home).join("bin/java"))

@@ -37,7 +37,7 @@ pub async fn program() -> Result<PathBuf> {
     let platform = ask(&["env", "GOOS", "GOARCH"]).await?.trim().replace('\n', "-");
     let answer = ask(&["mod", "download", "-json", &format!("{TOOLCHAIN}.{platform}")]).await?;
     let module: Module = serde_json::from_str(&answer).context("Go says where it has put a module")?;
-    // A module's files are none that could be run.
+    // Go unpacks the files of a module without the right to run them.
     make_executable(&module.dir.join("bin"))?;
     make_executable(&module.dir.join("pkg/tool").join(platform.replace('-', "_")))?;
     Ok(module.dir.join("bin/go"))
@@ -45,7 +45,7 @@ pub async fn program() -> Result<PathBuf> {
 
 async fn ask(arguments: &[&str]) -> Result<String> {
     let mut command = Command::new("go");
-    // Outside of any module: what is around us is none of its business.
+    // In a folder outside of any module: Go would follow the settings of a module around it.
     command
         .args(arguments)
         .env("GOWORK", "off")

@@ -65,7 +65,7 @@ fn nothing_is_installed_without_being_asked_for() {
     if !managers.is_empty() {
         assert!(text.contains("to install all of it:") && text.contains("cargo dev up --install"), "{text}");
     }
-    // Help needs neither, and goes on to the build, which is none here.
+    // Help needs no Java. It goes on to the build, which fails in an empty checkout.
     let text = machine.refuses(&["test", "--help"]);
     assert!(text.contains("the build failed"), "{text}");
 }
