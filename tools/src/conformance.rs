@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::console::step;
 use crate::migrate;
+use crate::output::Output;
 use crate::signals::StopSignals;
 use crate::stack::service::Surroundings;
 use crate::stack::throwaway::{Supply, Throwaway};
@@ -62,13 +62,15 @@ async fn conform(
     if let Some(arguments) = own.build_arguments() {
         workspace.cargo().args(arguments).run(&supply.reaper).await?;
     }
-    let schemathesis = step("schemathesis", Schemathesis::find(supply)).await?;
-    let database_url = step("postgres", async {
-        let url = servers.start_postgres(supply).await?;
-        migrate::migrate(&url.parse::<PgConnectOptions>()?).await?;
-        Ok((url, "a fresh database, migrated".to_owned()))
-    })
-    .await?;
+    let output = Output::new(false);
+    let schemathesis = output.step("schemathesis", Schemathesis::find(supply)).await?;
+    let database_url = output
+        .step("postgres", async {
+            let url = servers.start_postgres(supply).await?;
+            migrate::migrate(&url.parse::<PgConnectOptions>()?).await?;
+            Ok((url, "a fresh database, migrated".to_owned()))
+        })
+        .await?;
     let surroundings = Surroundings {
         binaries: own.folder().to_owned(),
         logs: servers.folder().to_owned(),
@@ -79,12 +81,13 @@ async fn conform(
         env: Vec::new(),
     };
     let mut api = Service::start(Kind::Api, "api", &surroundings, &ENV, &supply.reaper)?;
-    let url = step("api", async {
-        api.wait_ready().await?;
-        let url = api.api_url().context("the api has a URL")?;
-        Ok((url.clone(), url))
-    })
-    .await?;
+    let url = output
+        .step("api", async {
+            api.wait_ready().await?;
+            let url = api.api_url().context("the api has a URL")?;
+            Ok((url.clone(), url))
+        })
+        .await?;
     let conforms = schemathesis.run(&url, args.examples, args.seed, servers.folder(), &supply.reaper).await?;
     api.stop().await?;
     Ok(if conforms { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -3,24 +3,14 @@
 use std::fmt::Display;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tokio::sync::oneshot;
 
 /// Prints a line. A reader who has gone away is no reason to stop: the work goes on, and ends in order.
 pub fn say(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
-}
-
-/// Does one step of a longer way, and prints a line with its name, what came of it and how long it took.
-///
-/// The step returns its result and a few words on it.
-pub async fn step<T>(name: &str, work: impl Future<Output = Result<(T, String)>>) -> Result<T> {
-    let begun = Instant::now();
-    let (result, words) = work.await.with_context(|| format!("{name} failed"))?;
-    say(format_args!("{name:<15}{words:<60} {:>8}", short(begun.elapsed())));
-    Ok(result)
 }
 
 /// Asks whoever sits at the terminal; without one, nobody says yes.

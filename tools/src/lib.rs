@@ -14,6 +14,7 @@ pub mod http;
 pub mod jaeger;
 pub mod migrate;
 pub mod offsets;
+pub mod output;
 pub mod parked;
 pub mod prepare;
 pub mod producers;

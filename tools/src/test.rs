@@ -113,7 +113,8 @@ async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, a
             .env("DATABASE_URL", &database_url)
             .env("KAFKA_BROKERS", &brokers)
             .end_with(Signal::TERM, CARGO_PATIENCE);
-        if let Some(threads) = run.threads.filter(|_| given(THREADS).is_none()) {
+        // Tests that must run alone do, whatever is set.
+        if let Some(threads) = run.threads.filter(|threads| *threads == 1 || given(THREADS).is_none()) {
             launch = launch.env(THREADS, threads.to_string());
         }
         let mut cargo = launch.spawn(&supply.reaper)?;

@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::console::{short, shown};
 use crate::http::OrdersApi;
 use crate::migrate::migrate;
+use crate::output::Output;
 use crate::required::{java, need};
 use crate::signals::{Interrupted, StopSignals};
 use crate::stack::kafka::{Jars, KafkaOptions};
@@ -22,12 +23,10 @@ use crate::stack::{Jaeger, Kafka, Pipeline, Postgres, Reaper, Service, free_port
 use crate::test::given;
 use crate::workspace::{Executables, Workspace, dev_folder};
 use data::DataFolder;
-use output::Output;
 
 mod basic_seed;
 mod data;
 mod demo;
-mod output;
 mod traces;
 
 /// The port of the API unless another is asked for.

@@ -139,9 +139,9 @@ pub fn postgres_folders() -> impl Iterator<Item = PathBuf> {
     let by_config = by_config.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim().to_owned()));
     with_server
         .into_iter()
-        .chain(by_config)
         .chain(versioned("/usr/lib/postgresql", "", "bin"))
         .chain(versioned("/usr", "pgsql-", "bin"))
+        .chain(by_config)
         .chain(versioned("/opt/homebrew/opt", "postgresql@", "bin"))
         .chain(versioned("/usr/local/opt", "postgresql@", "bin"))
         .chain(versioned("/Applications/Postgres.app/Contents/Versions", "", "bin"))

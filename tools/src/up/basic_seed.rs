@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use tokio::time;
 
-use super::output::Output;
 use crate::http::{NewOrder, OrdersApi};
+use crate::output::Output;
 
 /// User, product and quantity of each order; the same in every run.
 const ORDERS: [(u64, u64, u64); 10] = [

@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::output::Output;
 use crate::http::OrdersApi;
+use crate::output::Output;
 use crate::workload::{Ranges, Workload};
 
 /// Between two orders.

@@ -6,9 +6,9 @@ use anyhow::Result;
 use serde_json::json;
 use tokio::time;
 
-use super::output::Output;
 use crate::http::OrdersApi;
 use crate::jaeger::Query;
+use crate::output::Output;
 use crate::stack::Jaeger;
 
 /// The standard variable that says where spans go to; given, it takes the place of a Jaeger of our own.

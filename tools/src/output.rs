@@ -1,4 +1,4 @@
-//! What `up` shows: lines for people, or events for scripts.
+//! What a command of several steps shows: lines for people, or events for scripts.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
