@@ -346,7 +346,7 @@ impl Flight {
         loop {
             let Some(to) = self.known.get(event.aggregate_type) else { return Ok(()) };
             let flow = FlowControl::of_key(&to.flows, event.aggregate_id);
-            if self.control.is_open(flow) && self.control.has_room(bytes) {
+            if self.control.is_open(flow) && self.control.has_room(flow, bytes) {
                 match self.publisher.send(to, event, Ticket::new(0, self.sent), flow, &mut None) {
                     Ok(()) => {
                         self.control.sent(flow, bytes);

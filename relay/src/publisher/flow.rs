@@ -11,6 +11,11 @@
 //! **What is in flight adapts to what brokers take in time.** Records that wait longer than the message time-out are given up and
 //! published again. A broker that throttles would never be done with a full queue. So there is a window of bytes: it shrinks to an eighth
 //! when an acknowledgement takes long, and is doubled when it is what limits, up to a part of what was acknowledged in the last seconds.
+//!
+//! **A broker that throttles makes a pause after each request**, and there is one for each partition. However few bytes they have, the last of
+//! several requests waits for all of those pauses. So when nothing at all is acknowledged for long, records go out in bursts: the next one
+//! when nothing is in flight any more, and each to fewer partitions while bursts take long. It may be one partition alone that is silent: so
+//! one record follows each burst that takes long, and if it is acknowledged at once, all is as before.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -25,16 +30,17 @@ use crate::lanes::ticket::FLOWS;
 const REST: Duration = Duration::from_millis(500);
 
 /// Bytes that may be in flight: at first, at the least, and at the most.
-pub(crate) const WINDOW_FIRST: u64 = 512 * 1024;
+pub(crate) const WINDOW_FIRST: u64 = 128 * 1024;
 const WINDOW_MIN: u64 = 32 * 1024;
 const WINDOW_MAX: u64 = 4 * 1024 * 1024;
 
 /// Above the first window, not more may be in flight than this part of what was acknowledged in the last ten seconds.
 ///
 /// A broker that throttles lets ten seconds' worth of bytes pass at full speed. Then it is silent after each request, for as long as all
-/// that is beyond them would have taken. So what is in flight at that moment takes 10 s / 16 at its pace. A broker that takes a hundred
+/// that is beyond them would have taken. Twice what may be in flight at that moment is beyond them, so each of the requests that it is in waits
+/// for 10 s / 32 at the broker's pace. Five are on their way at most, which together is well within the message time-out. A broker that takes a hundred
 /// megabytes a second, and needs ten milliseconds for an acknowledgement, soon gets more than is limited by the window.
-const PART_OF_RECENT: u64 = 16;
+const PART_OF_RECENT: u64 = 64;
 const RECENT_MS: u32 = 10_000;
 
 /// Between two samples of what was acknowledged.
@@ -48,6 +54,9 @@ const LONG: u32 = 8;
 
 /// So much smaller it is then.
 const SHRINK: u64 = 8;
+
+/// A burst that takes longer than this part of the message time-out is followed by one to half as many partitions.
+const LONG_BURST: u32 = 4;
 
 /// What has been acknowledged, as the thread writes it that hears of it.
 #[derive(Debug)]
@@ -140,6 +149,10 @@ pub(crate) struct Slow {
     pub silence: Duration,
 }
 
+fn after(now_ms: u32, time: Duration) -> u32 {
+    now_ms.saturating_add(u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
+}
+
 /// Decides what may be sent. One for each producer.
 #[derive(Debug)]
 pub(crate) struct FlowControl {
@@ -156,6 +169,22 @@ pub(crate) struct FlowControl {
     moments: VecDeque<(u32, u32)>,
     /// One record at a time goes to each partition.
     one_at_a_time: bool,
+    /// After an acknowledgement that took long, until one is quick.
+    burst: Option<Burst>,
+}
+
+/// Records that go out together, when nothing else is in flight.
+#[derive(Debug)]
+struct Burst {
+    /// To how many partitions the next one may go.
+    flows_max: usize,
+    /// To which it has gone so far.
+    flows: Vec<usize>,
+    /// Bytes that may follow.
+    left: u64,
+    begun_ms: u32,
+    /// When one more record may follow, wherever it goes.
+    next_ms: u32,
 }
 
 impl FlowControl {
@@ -171,6 +200,7 @@ impl FlowControl {
             long: message_timeout / LONG,
             moments: VecDeque::new(),
             one_at_a_time: false,
+            burst: None,
         }
     }
 
@@ -229,20 +259,40 @@ impl FlowControl {
         !self.one_at_a_time && acknowledged >= sent.introduced_with
     }
 
-    /// Whether so many bytes more may be in flight.
-    pub(crate) fn has_room(&mut self, bytes: usize) -> bool {
+    /// Whether so many bytes more may be in flight, to this partition.
+    pub(crate) fn has_room(&mut self, flow: usize, bytes: usize) -> bool {
         let in_flight = self.bytes_in_flight();
         if in_flight == 0 {
             // After a rest, what was acknowledged before says nothing.
             let most = self.window_max();
             self.set_window(self.flows.window().min(most));
+            self.next_burst();
             return true;
         }
-        if in_flight + bytes as u64 <= self.flows.window() {
-            return true;
+        let fits = match &self.burst {
+            None => in_flight + bytes as u64 <= self.flows.window(),
+            Some(burst) => {
+                let is_of_it = burst.flows.contains(&flow) || burst.flows.len() < burst.flows_max;
+                (is_of_it && bytes as u64 <= burst.left) || self.flows.now_ms() >= burst.next_ms
+            }
+        };
+        if !fits {
+            self.adapt();
         }
-        self.adapt();
-        false
+        fits
+    }
+
+    /// The last burst, if there was one, is acknowledged: the next one may begin.
+    fn next_burst(&mut self) {
+        let (now, last) = (self.flows.now_ms(), self.flows.last_ms.load(Ordering::Relaxed));
+        let (window, long) = (self.flows.window(), self.long * LONG / LONG_BURST);
+        if let Some(burst) = &mut self.burst {
+            if Duration::from_millis(last.saturating_sub(burst.begun_ms).into()) > long {
+                burst.flows_max = (burst.flows.len() / 2).max(1);
+            }
+            burst.flows.clear();
+            (burst.left, burst.begun_ms, burst.next_ms) = (window, now, after(now, self.long));
+        }
     }
 
     fn bytes_in_flight(&self) -> u64 {
@@ -252,6 +302,16 @@ impl FlowControl {
     /// A record was handed to the producer.
     pub(crate) fn sent(&mut self, flow: usize, bytes: usize) {
         self.bytes += bytes as u64;
+        if let Some(burst) = &mut self.burst {
+            let now = self.flows.now_ms();
+            burst.left = burst.left.saturating_sub(bytes as u64);
+            if now >= burst.next_ms {
+                // Once: a request for each pause would be more than the pauses let pass.
+                burst.next_ms = u32::MAX;
+            } else if !burst.flows.contains(&flow) {
+                burst.flows.push(flow);
+            }
+        }
         let acknowledged = self.acknowledged(flow);
         let Some(sent) = self.sent.get_mut(flow) else { return };
         sent.records += 1;
@@ -281,9 +341,18 @@ impl FlowControl {
                 self.set_window((self.flows.window() / SHRINK).max(WINDOW_MIN));
                 self.shrunk_at_ms = now;
             }
-        } else if self.bytes_in_flight() * 2 > self.flows.window() && Duration::from_millis(ms.into()) < self.long / 4 {
-            let most = self.window_max();
-            self.set_window((self.flows.window() * 2).min(most));
+            let silence = now.saturating_sub(self.flows.last_ms.load(Ordering::Relaxed));
+            if Duration::from_millis(silence.into()) > self.long && self.burst.is_none() {
+                // What is in flight is none, and nothing follows.
+                let (flows_max, next_ms) = (usize::MAX, after(now, self.long));
+                self.burst = Some(Burst { flows_max, flows: Vec::new(), left: 0, begun_ms: now, next_ms });
+            }
+        } else if Duration::from_millis(ms.into()) < self.long / 4 {
+            self.burst = None;
+            if self.bytes_in_flight() * 2 > self.flows.window() {
+                let most = self.window_max();
+                self.set_window((self.flows.window() * 2).min(most));
+            }
         }
     }
 
@@ -457,11 +526,11 @@ mod tests {
             }
         };
         send(&mut control, 7);
-        assert_eq!(flows.window(), WINDOW_FIRST, "less than sixteen windows were acknowledged");
+        assert_eq!(flows.window(), WINDOW_FIRST, "less than so many windows were acknowledged");
         send(&mut control, 300);
         assert_eq!(flows.window(), WINDOW_MAX);
         control.samples = VecDeque::from([(0, flows.bytes.load(Ordering::Relaxed))]);
-        assert!(control.has_room(1));
+        assert!(control.has_room(flow, 1));
         assert_eq!(flows.window(), WINDOW_FIRST, "nothing was acknowledged lately");
     }
 
@@ -471,13 +540,62 @@ mod tests {
         let flow = control.of_topic("t", 1).start;
         let half = usize::try_from(WINDOW_FIRST / 2).unwrap();
         control.sent(flow, half);
-        assert!(control.has_room(half) && !control.has_room(half + 1));
+        assert!(control.has_room(flow, half) && !control.has_room(flow, half + 1));
         std::thread::sleep(Duration::from_millis(30));
-        assert!(!control.has_room(half + 1), "that was long: the window shrinks");
-        assert!(!control.has_room(half));
-        assert_eq!(control.flows().window(), WINDOW_FIRST / SHRINK);
+        assert!(!control.has_room(flow, half + 1), "that was long: the window shrinks");
+        assert!(!control.has_room(flow, half));
+        assert_eq!(control.flows().window(), (WINDOW_FIRST / SHRINK).max(WINDOW_MIN));
         assert_eq!(control.slow_topics(Duration::from_millis(20)).len(), 1);
         assert!(!control.flows_to("t", Duration::from_secs(1)));
         assert!(control.others_are_idle(&["t".to_owned()]) && !control.others_are_idle(&[]));
+    }
+    #[test]
+    fn a_broker_that_takes_long_gets_bursts_to_fewer_and_fewer_partitions() {
+        let mut control = FlowControl::new(Duration::from_millis(80));
+        let (flows, range) = (control.flows(), control.of_topic("t", 8));
+        let kib = 1_024;
+        for flow in range.clone() {
+            assert!(control.has_room(flow, kib));
+            control.sent(flow, kib);
+        }
+        std::thread::sleep(Duration::from_millis(30));
+        control.adapt();
+        assert!(!control.has_room(range.start, kib), "nothing follows");
+        let send = |control: &mut FlowControl, flow: usize| {
+            let goes = control.has_room(flow, kib);
+            if goes {
+                control.sent(flow, kib);
+            }
+            goes
+        };
+        let acknowledge_all = |control: &FlowControl| {
+            for flow in range.clone() {
+                for offset in control.acknowledged(flow)..control.sent[flow].records {
+                    flows.acknowledge(flow, offset.try_into().unwrap(), kib);
+                }
+            }
+        };
+        for partitions in [8, 4, 2, 1, 1] {
+            acknowledge_all(&control);
+            let of_it = range.clone().filter(|flow| send(&mut control, *flow)).count();
+            assert_eq!(of_it, partitions);
+            assert!(send(&mut control, range.start), "more of the same partition");
+            std::thread::sleep(Duration::from_millis(30));
+            if partitions < 8 {
+                let other = range.end - 1;
+                assert!(send(&mut control, other), "in case it is one partition alone");
+                std::thread::sleep(Duration::from_millis(30));
+                assert!(!send(&mut control, other), "one is enough");
+            }
+        }
+        acknowledge_all(&control);
+        assert!(control.has_room(range.start, kib));
+        // The first of these ends a look that was long, the second begins one, and the third ends that.
+        for _ in 0..3 {
+            assert!(send(&mut control, range.start));
+            acknowledge_all(&control);
+        }
+        control.sent(range.start, kib);
+        assert!(control.has_room(range.start + 1, kib), "as before");
     }
 }

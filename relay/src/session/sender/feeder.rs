@@ -266,7 +266,7 @@ impl Feeder {
         span: &mut Option<PublishSpan>,
     ) -> Result<Option<String>, Stop> {
         let bytes = event.payload.len() + event.aggregate_id.len();
-        while !self.sender.control.has_room(bytes) {
+        while !self.sender.control.has_room(flow, bytes) {
             self.wait_a_moment()?;
         }
         loop {
