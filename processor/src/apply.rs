@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shared::db::Silence;
 use shared::spans::Spans;
 use sqlx::postgres::PgConnection;
 use sqlx::{PgPool, Postgres, Transaction};
@@ -11,9 +12,10 @@ use sqlx::{PgPool, Postgres, Transaction};
 use crate::batch::Batch;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failpoint::Failpoint;
+use crate::gaps::Gap;
 use crate::handler::{FailureKind, Handlers};
-use crate::metrics::{Metrics, Tally};
-use crate::record::Partition;
+use crate::metrics::{Applied, Metrics, Tally};
+use crate::record::{Partition, Record};
 use crate::retry::{Next, Schedule};
 use crate::store;
 use crate::store::blocked::{self, Change, State};
@@ -25,6 +27,8 @@ use crate::work::Worked;
 #[derive(Debug)]
 pub(crate) struct Applier {
     pub(crate) pool: PgPool,
+    /// For how long the database may leave us without an answer.
+    pub(crate) silence: Silence,
     pub(crate) group: Arc<str>,
     pub(crate) handlers: Handlers,
     /// When keys that failed are tried again.
@@ -73,6 +77,14 @@ impl ApplyError {
     }
 }
 
+/// A batch that is applied but for the commit.
+struct Prepared {
+    transaction: Transaction<'static, Postgres>,
+    tally: Tally,
+    spans: Option<ProcessSpans>,
+    applied: Vec<Applied>,
+}
+
 /// Whether deferred constraints are checked before the commit, where the event that violates one can still be found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Constraints {
@@ -92,6 +104,25 @@ impl Applier {
         constraints: Constraints,
     ) -> Result<Tally, ApplyError> {
         let Some(last) = batch.records().last() else { return Ok(Tally::default()) };
+        let prepared = self.silence.bound(self.prepare(partition, (batch, last), position, constraints)).await?;
+        let Prepared { transaction, tally, spans, applied } = prepared;
+        Failpoint::BeforeDbCommit.reached(self.failpoint);
+        let committed = self.silence.bound(transaction.commit()).await.map_err(refused_or_unknown);
+        end_spans(spans, &committed);
+        committed?;
+        self.metrics.applied(&applied);
+        Failpoint::AfterDbCommit.reached(self.failpoint);
+        Ok(tally)
+    }
+
+    /// Does all of it but the commit.
+    async fn prepare(
+        &self,
+        partition: &Partition,
+        (batch, last): (&Batch<'_>, &Record),
+        position: Option<i64>,
+        constraints: Constraints,
+    ) -> Result<Prepared, ApplyError> {
         let mut transaction = self.begin().await?;
         if !store::advance(&mut transaction, &self.group, partition, position, last).await? {
             transaction.rollback().await?;
@@ -110,13 +141,12 @@ impl Applier {
             applied = std::mem::take(&mut worked.events);
             self.set_aside(&mut transaction, (partition, batch), &worked, &mut tally).await?;
         }
-        Failpoint::BeforeDbCommit.reached(self.failpoint);
-        let committed = transaction.commit().await.map_err(refused_or_unknown);
-        end_spans(spans, &committed);
-        committed?;
-        self.metrics.applied(&applied);
-        Failpoint::AfterDbCommit.reached(self.failpoint);
-        Ok(tally)
+        Ok(Prepared { transaction, tally, spans, applied })
+    }
+
+    /// Moves the position of a partition past offsets that hold no record. Returns whether it was where they begin.
+    pub(crate) async fn pass(&self, partition: &Partition, gap: Gap) -> Result<bool, sqlx::Error> {
+        self.silence.bound(store::pass(&self.pool, &self.group, partition, gap)).await
     }
 
     /// Begins a transaction.
@@ -183,7 +213,7 @@ impl Applier {
         let change = |(place, failure): &(usize, _)| {
             let failure: &crate::handler::Failure = failure;
             let record = records.get(*place)?;
-            let key = record.key.as_deref()?;
+            let key = record.ordering_key()?;
             let (state, wait) = self.next_state(failure.kind, 1, Duration::ZERO);
             let reason = Some(Reason::new(record, &failure.reason));
             Some(Change { key, state, reason, attempts: 1, wait, is_new: true })

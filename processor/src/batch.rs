@@ -13,6 +13,10 @@ use crate::handler::Handlers;
 use crate::record::{Event, Record};
 use crate::store::inbox::{Arrival, InboxKey};
 
+/// The years 1 to 9999: any 64 bits can be a record's timestamp, and Postgres holds less.
+const TIME_MS_MIN: i64 = -62_135_596_800_000;
+const TIME_MS_MAX: i64 = 253_402_300_799_999;
+
 /// Records of one partition in their order, read and sorted by what is to be done with them.
 #[derive(Debug)]
 pub struct Batch<'a> {
@@ -41,14 +45,14 @@ pub(crate) struct Plan<'b, 'a> {
     tried: Vec<&'b Decoded<'a>>,
     /// Places of records that wait: their key is blocked, or an elder of it in this batch cannot be read.
     pub(crate) behind: Vec<usize>,
-    /// Places of the first records of their keys, or without a key, that cannot be read, and why. Elders in this batch that fail come
+    /// Places of the first records of their keys, or of none, that cannot be read, and why. Elders in this batch that fail come
     /// before them.
     pub(crate) broken: Vec<(usize, &'b str)>,
 }
 
-/// Whether there is nothing to do for `record`: it is an event of a type without a handler.
+/// Whether there is nothing to do for `record`: its type has no handler, whatever else it is.
 pub(crate) fn is_passed_over(record: &Record, handlers: &Handlers) -> bool {
-    record.envelope().is_ok_and(|envelope| !handlers.has(&envelope.event_type))
+    record.event_type().is_some_and(|event_type| !handlers.has(event_type))
 }
 
 impl<'a> Batch<'a> {
@@ -62,16 +66,19 @@ impl<'a> Batch<'a> {
             passed_over: 0,
         };
         for (place, record) in records.iter().enumerate() {
+            if is_passed_over(record, handlers) {
+                batch.passed_over += 1;
+                continue;
+            }
             match record.envelope() {
                 Err(error) => batch.broken.push((place, error.to_string())),
-                Ok(envelope) if handlers.has(&envelope.event_type) => {
+                Ok(envelope) => {
                     let trace = TraceHeaders {
                         traceparent: envelope.traceparent.clone(),
                         tracestate: envelope.tracestate.clone(),
                     };
                     batch.decoded.push(Decoded { envelope, trace, record, place });
                 }
-                Ok(_) => batch.passed_over += 1,
             }
         }
         batch
@@ -103,9 +110,9 @@ impl<'a> Batch<'a> {
         self.begun_at
     }
 
-    /// The key of the record at `place`, if it has one.
+    /// The key in whose order the record at `place` is applied, if there is one.
     pub(crate) fn key_at(&self, place: usize) -> Option<&'a [u8]> {
-        self.records.get(place)?.key.as_deref()
+        self.records.get(place)?.ordering_key()
     }
 
     /// Offset after the last record: where the partition goes on. Offsets may have gaps, so it says nothing of how many
@@ -118,7 +125,7 @@ impl<'a> Batch<'a> {
     pub(crate) fn keys(&self) -> Vec<&'a [u8]> {
         let handled = self.decoded.iter().map(|decoded| decoded.record);
         let broken = self.broken.iter().filter_map(|(place, _)| self.records.get(*place));
-        let mut keys: Vec<&[u8]> = handled.chain(broken).filter_map(|record| record.key.as_deref()).collect();
+        let mut keys: Vec<&[u8]> = handled.chain(broken).filter_map(Record::ordering_key).collect();
         keys.sort_unstable();
         keys.dedup();
         keys
@@ -130,7 +137,7 @@ impl<'a> Batch<'a> {
         // Where each key ends for this batch.
         let mut ends: HashMap<&[u8], usize> = HashMap::new();
         for (place, reason) in &self.broken {
-            match self.records.get(*place).and_then(|record| record.key.as_deref()) {
+            match self.key_at(*place) {
                 Some(key) if blocked.contains(key) || ends.contains_key(key) => behind.push(*place),
                 key => {
                     ends.extend(key.map(|key| (key, *place)));
@@ -187,7 +194,7 @@ impl<'b> Plan<'b, '_> {
         let arrival = |decoded: &&Decoded<'_>| Arrival {
             key: InboxKey::of(&decoded.envelope),
             offset: decoded.record.offset,
-            time_ms: decoded.record.time_ms,
+            time_ms: decoded.record.time_ms.map(|time_ms| time_ms.clamp(TIME_MS_MIN, TIME_MS_MAX)),
         };
         let mut arrivals: Vec<Arrival> = self.tried.iter().map(arrival).collect();
         arrivals.sort_unstable();
@@ -250,6 +257,42 @@ mod tests {
     }
 
     #[test]
+    fn what_no_handler_wants_is_passed_over_whatever_the_rest_of_it_is() {
+        let of = |offset: i64, headers: &[(&str, &[u8])], payload: Option<&[u8]>| Record {
+            offset,
+            key: Some(b"k".to_vec()),
+            payload: payload.map(<[u8]>::to_vec),
+            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), Some(value.to_vec()))).collect(),
+            ..Record::default()
+        };
+        let records = [
+            of(0, &[(CE_TYPE, b"theirs"), (ID, b"no UUID")], Some(b"{}")),
+            of(1, &[(CE_TYPE, b"theirs"), (AGGREGATE_VERSION, b"-1")], None),
+            // The last header of a name counts.
+            of(2, &[(CE_TYPE, b"a"), (CE_TYPE, b"theirs")], Some(b"{}")),
+        ];
+        let batch = Batch::read(&records, &handlers());
+        assert_eq!((batch.handled(), batch.passed_over, batch.broken.len()), (0, 3, 0));
+        assert!(records.iter().all(|record| is_passed_over(record, &handlers())));
+    }
+
+    #[test]
+    fn a_record_of_somebody_elses_stands_in_no_keys_way() {
+        let theirs = |offset: i64, event_type: &str| {
+            let headers = [(ID, b"no UUID".to_vec()), (CE_TYPE, event_type.into())];
+            let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), Some(value)));
+            Record { offset, key: Some(b"k".to_vec()), headers: headers.collect(), ..Record::default() }
+        };
+        let unread = Record { offset: 1, key: Some(b"k".to_vec()), ..Record::default() };
+        let records = [theirs(0, "a"), unread, record(2, 7, "a")];
+        let batch = Batch::read(&records, &handlers());
+        let plan = batch.plan(&HashSet::new());
+        assert_eq!(plan.broken.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(offsets(&plan.fresh_events(HashSet::from([Uuid::from_u128(7)]))), [2]);
+        assert_eq!((batch.key_at(0), batch.key_at(1), batch.key_at(2)), (None, None, Some(&b"k"[..])));
+    }
+
+    #[test]
     fn of_an_event_that_is_twice_in_a_batch_the_first_counts() {
         let records = [record(0, 7, "a"), record(1, 8, "a"), record(2, 7, "a"), record(3, 9, "a")];
         let batch = Batch::read(&records, &handlers());
@@ -263,7 +306,13 @@ mod tests {
             key: Some(key.into()),
             ..record(offset, u128::try_from(offset).expect("small"), event_type)
         };
-        let broken = |offset: i64, key: Option<&str>| Record { offset, key: key.map(Into::into), ..Record::default() };
+        let headers = vec![(AGGREGATE_VERSION.to_owned(), Some(b"first".to_vec()))];
+        let broken = |offset: i64, key: Option<&str>| Record {
+            offset,
+            key: key.map(Into::into),
+            headers: headers.clone(),
+            ..Record::default()
+        };
         let records = [
             of_key(0, "free", "a"),
             of_key(1, "blocked", "a"),

@@ -20,6 +20,9 @@ use crate::record::{Partition, copy};
 /// How long the brokers may take to answer one question.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long it may take to read what transactions have aborted: a gigabyte or more.
+const READ_PATIENCE: Duration = Duration::from_mins(1);
+
 /// Between two questions after a group's offsets.
 const COORDINATOR_RETRY: Duration = Duration::from_millis(50);
 
@@ -60,6 +63,39 @@ impl Broker {
             .set("queued.max.messages.kbytes", "1024")
             .set("max.partition.fetch.bytes", "32768");
         Ok(Self(Mutex::new(client.create()?)))
+    }
+
+    /// Like [`Broker::new`], for reading much.
+    ///
+    /// # Errors
+    /// When the settings are none.
+    pub(crate) fn for_much(consumer: &ClientConfig) -> KafkaResult<Self> {
+        let mut client = consumer.clone();
+        client.set("enable.partition.eof", "true").set("queued.max.messages.kbytes", "16384");
+        Ok(Self(Mutex::new(client.create()?)))
+    }
+
+    /// Offset of the first record of `partition` at `from` or behind it. None if there is none before the end that the partition has when
+    /// that is reached; then there will never be one before what the end was when this was called, as what is aborted stays so.
+    ///
+    /// # Errors
+    /// When the brokers do not answer in time: [`READ_PATIENCE`].
+    pub(crate) fn first_from(&self, partition: &Partition, from: i64) -> KafkaResult<Option<i64>> {
+        let client = self.client();
+        client.assign(&list_at(std::slice::from_ref(partition), Offset::Offset(from))?)?;
+        let deadline = Instant::now() + READ_PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
+            }
+            match client.poll(left) {
+                None => {}
+                Some(Ok(message)) => return Ok(Some(message.offset())),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
+                Some(Err(error)) => return Err(error),
+            }
+        }
     }
 
     /// The range of each of `partitions`, and the group's committed offset.

@@ -13,6 +13,7 @@ use rdkafka::{ClientConfig, TopicPartitionList};
 use shared::shutdown::Shutdown;
 use shared::throttle::Throttle;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 
@@ -22,6 +23,7 @@ use self::requests::{commit, list_of};
 use self::seat::{Seat, drain};
 use crate::broker::Broker;
 use crate::config::Settings;
+use crate::gaps::{End, Gap};
 use crate::membership;
 use crate::offsets::LostPositions;
 use crate::partition::{Ending, Shop};
@@ -68,12 +70,33 @@ pub enum ConsumerError {
 /// What a task of the consumer's has done.
 #[derive(Debug)]
 pub(crate) enum Done {
-    Worker { partition: Partition, generation: u64, ending: Ending },
+    Worker {
+        partition: Partition,
+        generation: u64,
+        ending: Ending,
+    },
     Found(Result<Vec<Start>, ConsumerError>),
-    FoundAgain { generation: u64, starts: Result<Vec<Start>, ConsumerError> },
-    Sought { generation: u64, starts: Vec<Start>, result: Result<(), KafkaError> },
+    FoundAgain {
+        generation: u64,
+        starts: Result<Vec<Start>, ConsumerError>,
+    },
+    Sought {
+        generation: u64,
+        starts: Vec<Start>,
+        result: Result<(), KafkaError>,
+    },
     Failed(ConsumerError),
-    Drained { partitions: TopicPartitionList, seats: Vec<(Partition, Seat)> },
+    Drained {
+        partitions: TopicPartitionList,
+        seats: Vec<(Partition, Seat)>,
+    },
+    /// The brokers were asked what is at these offsets.
+    Looked {
+        partition: Partition,
+        generation: u64,
+        gap: Gap,
+        first: Result<Option<i64>, KafkaError>,
+    },
 }
 
 /// The consumer's task.
@@ -89,6 +112,9 @@ pub(crate) struct Consumer {
     seats: HashMap<Partition, Seat>,
     generation: u64,
     changes: UnboundedReceiver<Change>,
+    ends: watch::Receiver<Vec<End>>,
+    /// The client's settings, for more of them.
+    client: ClientConfig,
     /// The change that is under way; it is answered when it is done.
     unanswered: Option<Change>,
     /// Partitions that are being sought, which takes a moment; a change of the assignment waits for it.
@@ -105,7 +131,8 @@ impl Consumer {
         settings: &Settings,
         shop: Arc<Shop>,
     ) -> Result<Self, ConsumerError> {
-        let broker = Arc::new(Broker::new(&client)?);
+        let asking = client.clone();
+        let broker = Arc::new(Broker::new(&asking)?);
         client
             .set("queued.max.messages.kbytes", Settings::PREFETCH_KIB_MAX.to_string())
             // A partition whose prefetch is full is looked at again after a hundredth and not after a whole second.
@@ -116,12 +143,14 @@ impl Consumer {
             .set("statistics.interval.ms", "5000");
         membership::set(settings, &mut client);
         let (sender, changes) = unbounded_channel();
-        let kafka: KafkaConsumer = client.create_with_context(Context::new(sender, shop.metrics.clone()))?;
+        let (new_ends, ends) = watch::channel(Vec::new());
+        let kafka: KafkaConsumer = client.create_with_context(Context::new(sender, new_ends, shop.metrics.clone()))?;
         let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
         kafka.subscribe(&topics)?;
         let kafka = Arc::new(kafka);
         let positions = Positions {
             pool: shop.applier.pool.clone(),
+            silence: shop.applier.silence.clone(),
             group: Arc::clone(&shop.applier.group),
             broker,
             retry_max: settings.retry_max(),
@@ -137,6 +166,8 @@ impl Consumer {
             seats: HashMap::new(),
             generation: 0,
             changes,
+            ends,
+            client: asking,
             unanswered: None,
             seeking: 0,
             tasks: JoinSet::new(),
@@ -170,6 +201,7 @@ impl Consumer {
                 Some(done) = self.tasks.join_next() => self.finished(done)?,
                 () = shop.room.notified() => self.resume()?,
                 _ = tell.tick() => self.tell(),
+                Ok(()) = self.ends.changed() => self.look_for_gaps(),
                 Some(message) = messages.next() => {
                     self.route(message)?;
                     for _ in 1..BURST_ROWS_MAX {
@@ -219,6 +251,10 @@ impl Consumer {
                 Ok(())
             }
             Ok(Done::Sought { generation, starts, result }) => self.sought(generation, &starts, &result),
+            Ok(Done::Looked { partition, generation, gap, first }) => {
+                self.looked(&partition, generation, gap, &first);
+                Ok(())
+            }
             Err(error) if error.is_cancelled() => Ok(()),
             Err(error) => Err(ConsumerError::Panicked(error)),
         }
@@ -318,6 +354,50 @@ impl Consumer {
             }
         }
         Ok(())
+    }
+
+    /// Asks the brokers what is behind the positions that stay behind the ends of their partitions though nothing waits for them.
+    fn look_for_gaps(&mut self) {
+        let ends = self.ends.borrow_and_update().clone();
+        for end in ends {
+            let Some(topic) = self.topics.iter().find(|topic| ***topic == end.topic) else { continue };
+            let partition = Partition { topic: Arc::clone(topic), number: end.partition };
+            let Some(seat) = self.seats.get_mut(&partition).filter(|seat| seat.is_open()) else { continue };
+            // One that is paused has more to read; without a position there is none that could be behind.
+            let Some(position) = seat.position().filter(|_| seat.queue.is_empty() && !seat.queue.is_paused()) else {
+                continue;
+            };
+            let Some(gap) = seat.gap_watch.look(position, end.offset) else { continue };
+            let (generation, client) = (seat.generation, self.client.clone());
+            self.tasks.spawn_blocking(move || {
+                let first = Broker::for_much(&client).and_then(|broker| broker.first_from(&partition, gap.from));
+                Done::Looked { partition, generation, gap, first }
+            });
+        }
+    }
+
+    /// Tells the worker of a partition what holds no record: all of `gap`, or what is before its first record.
+    fn looked(&mut self, partition: &Partition, generation: u64, gap: Gap, first: &Result<Option<i64>, KafkaError>) {
+        let Some(seat) = self.seats.get_mut(partition).filter(|seat| seat.generation == generation) else { return };
+        seat.gap_watch.answered();
+        match first {
+            Ok(first) => {
+                let end = first.map_or(gap.end, |first| first.min(gap.end));
+                if end > gap.from {
+                    seat.tell_gap(Gap { end, ..gap });
+                }
+            }
+            Err(error) => {
+                if let Some(others) = self.log.pass("gap") {
+                    tracing::warn!(
+                        error = %error,
+                        partition = %partition,
+                        others_since_the_last = others,
+                        "what is behind a position could not be read, will try again"
+                    );
+                }
+            }
+        }
     }
 
     fn are_of(&self, generation: u64, starts: &[Start]) -> bool {

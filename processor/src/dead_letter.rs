@@ -1,11 +1,14 @@
 //! A record that waits, in the form in which Postgres can keep it, and back. Pure.
 
 use serde_json::{Value, json};
-use shared::event::{AGGREGATE_VERSION, CE_ID, CE_TYPE, ID};
+use shared::event::{AGGREGATE_VERSION, CE_ID, ID};
 use uuid::Uuid;
 
 use crate::fingerprint::fingerprint;
 use crate::record::{Record, RecordHeaders};
+
+/// What is kept of an event's type, beside the header that has all of it.
+const TYPE_BYTES_MAX: usize = 1_000;
 
 /// A row of `dead_letters`.
 #[derive(Debug)]
@@ -29,8 +32,8 @@ pub struct Reason {
 impl Reason {
     /// `reason`, of a record of this type if it tells one.
     pub(crate) fn new(record: &Record, reason: &str) -> Self {
-        let event_type = header(record, CE_TYPE).and_then(|value| str::from_utf8(value).ok());
-        Self { text: storable(reason), fingerprint: fingerprint(event_type.unwrap_or_default(), reason) }
+        let event_type = record.event_type().unwrap_or_default();
+        Self { text: reason.to_owned(), fingerprint: fingerprint(event_type, reason) }
     }
 }
 
@@ -38,12 +41,12 @@ impl<'a> DeadLetter<'a> {
     /// `record`, which could not be applied because of `reason`, or waits.
     pub(crate) fn new(record: &'a Record, reason: Option<&str>) -> Self {
         // Not by the envelope: it is all or nothing, and here each part that can be read is worth having.
-        let text = |name: &str| header(record, name).and_then(|value| str::from_utf8(value).ok());
-        let id = header(record, ID).or_else(|| header(record, CE_ID));
+        let text = |name: &str| record.header(name).and_then(|value| str::from_utf8(value).ok());
+        let id = record.header(ID).or_else(|| record.header(CE_ID));
         Self {
             record,
             event_id: id.and_then(|id| Uuid::try_parse_ascii(id).ok()),
-            event_type: text(CE_TYPE).map(storable),
+            event_type: record.event_type().map(|event_type| storable(event_type, TYPE_BYTES_MAX)),
             aggregate_version: text(AGGREGATE_VERSION).and_then(|version| version.parse().ok()),
             headers: headers_json(&record.headers),
             reason: reason.map(|reason| Reason::new(record, reason)),
@@ -51,16 +54,12 @@ impl<'a> DeadLetter<'a> {
     }
 }
 
-/// The last header of this name: the one that counts.
-fn header<'a>(record: &'a Record, name: &str) -> Option<&'a [u8]> {
-    let found = record.headers.iter().rev().find(|(found, _)| found == name);
-    found.and_then(|(_, value)| value.as_deref())
-}
-
 /// `text` as Postgres can store it: it refuses U+0000 in text and jsonb, and one such byte in a bad record would otherwise fail
-/// the transaction of all its neighbours.
-fn storable(text: &str) -> String {
-    text.replace('\0', "\\u0000")
+/// the transaction of all its neighbours. What is longer than `bytes_max` is cut, and says so.
+pub(crate) fn storable(text: &str, bytes_max: usize) -> String {
+    let kept = &text[..text.floor_char_boundary(bytes_max)];
+    let stored = kept.replace('\0', "\\u0000");
+    if kept.len() == text.len() { stored } else { format!("{stored} [cut: {} bytes in all]", text.len()) }
 }
 
 /// An array of [name, value] in the record's order; a value that is not UTF-8, or holds U+0000, is `{"hex": "..."}`.
@@ -72,7 +71,7 @@ fn headers_json(headers: &RecordHeaders) -> Value {
             _ => json!({ "hex": hex::encode(bytes) }),
         },
     };
-    headers.iter().map(|(name, bytes)| json!([storable(name), value(bytes)])).collect()
+    headers.iter().map(|(name, bytes)| json!([storable(name, usize::MAX), value(bytes)])).collect()
 }
 
 /// The headers that [`headers_json`] has made `json` of. What is not of its form comes back without a value.
@@ -109,9 +108,15 @@ mod tests {
     #[test]
     fn zero_bytes_are_written_out() {
         let record = record(&[("ce_type", Some(b"a\0b"))]);
-        let letter = DeadLetter::new(&record, Some("why\0"));
+        let letter = DeadLetter::new(&record, Some("why"));
         assert_eq!(letter.event_type.as_deref(), Some("a\\u0000b"));
-        assert_eq!(letter.reason.map(|reason| reason.text).as_deref(), Some("why\\u0000"));
+        assert_eq!(storable("why\0", 4), "why\\u0000");
+    }
+
+    #[test]
+    fn a_text_that_is_cut_says_so() {
+        assert_eq!(storable("\u{e9}\u{e9}", 3), "\u{e9} [cut: 4 bytes in all]");
+        assert_eq!(storable("abcd", 4), "abcd");
     }
 
     #[test]

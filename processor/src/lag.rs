@@ -9,7 +9,7 @@ pub(crate) struct Lag<'a> {
     pub(crate) topic: &'a str,
     /// Number of the partition.
     pub(crate) partition: i32,
-    /// How many.
+    /// How many offsets there are to its end, those of open transactions included. Offsets that hold no record are passed within seconds.
     pub(crate) records: i64,
 }
 

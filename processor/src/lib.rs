@@ -15,6 +15,7 @@ mod consumer;
 mod dead_letter;
 pub mod failpoint;
 mod fingerprint;
+mod gaps;
 pub mod handler;
 pub mod handlers;
 mod inbox;

@@ -82,7 +82,7 @@ impl Looks {
     /// Looks, and tries the keys that are due. What fails here is tried again later; batches go on meanwhile.
     pub(crate) async fn look(&mut self, shop: &Shop, partition: &Partition, position: i64) -> Looked {
         let started = Instant::now();
-        let outcome = work(shop, partition, position, self.keys_max).await;
+        let outcome = shop.applier.silence.bound(work(shop, partition, position, self.keys_max)).await;
         let ended = Instant::now();
         match outcome {
             Ok(wait) => {
@@ -113,7 +113,8 @@ impl Looks {
                 } else {
                     let way = (shop.retry_max, &*error.to_string());
                     // While the database is away this fails as well, and there is nothing to make way for.
-                    if shop.applier.give_way(partition, position, is_dry_run, way).await.is_ok() {
+                    let given = shop.applier.give_way(partition, position, is_dry_run, way);
+                    if shop.applier.silence.bound(given).await.is_ok() {
                         self.turns.failed(ended, LOOK_MIN);
                     }
                 }

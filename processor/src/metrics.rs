@@ -161,7 +161,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("outrider_processor");
         registry.register(
             "lag",
-            "Records of an assigned partition between what the group has committed to Kafka and the partition's end",
+            "Offsets of an assigned partition between what the group has committed to Kafka and the partition's end, open transactions included",
             self.lag.clone(),
         );
         registry.register("events", "Records of committed batches, by what came of them", self.events.clone());
@@ -228,6 +228,13 @@ impl Metrics {
         for Lag { topic, partition, records } in lags {
             self.lag.get_or_create(&OfPartition { topic: (*topic).to_owned(), partition: *partition }).set(*records);
         }
+    }
+
+    /// How far behind the end of a partition its position is, as of the last time that Kafka's client said so.
+    #[must_use]
+    pub fn lag_of(&self, topic: &str, partition: i32) -> Option<i64> {
+        let label = OfPartition { topic: topic.to_owned(), partition };
+        self.lag.get(&label).map(|lag| lag.get())
     }
 
     /// Counts a committed batch of `rows` records.

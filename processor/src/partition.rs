@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use shared::backoff::Backoff;
 use shared::health::Readiness;
 use shared::throttle::Throttle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Applier, ApplyError, Constraints};
 use crate::batch::{Batch, is_passed_over};
+use crate::gaps::Gap;
 use crate::looks::{Looked, Looks};
 use crate::metrics::{Metrics, Tally};
 use crate::passed::Passed;
@@ -46,6 +47,8 @@ pub(crate) struct Worker {
     pub(crate) next_offset: i64,
     pub(crate) queue: Arc<Queue>,
     pub(crate) committed: Arc<AtomicI64>,
+    /// What is known to hold no record.
+    pub(crate) gaps: mpsc::Receiver<Gap>,
     pub(crate) log: Throttle,
     pub(crate) stop: CancellationToken,
 }
@@ -87,6 +90,13 @@ impl Worker {
                 }
                 records = self.queue.take(shop.batch_rows_max) => self.unseen(&shop, records),
                 () = passed.wait() => Vec::new(),
+                Some(gap) = self.gaps.recv() => {
+                    // With records that wait to be passed over it is not where the position is.
+                    if passed.is_empty() && self.pass(&shop, gap).await == Some(Outcome::Fenced) {
+                        return Ending::Fenced;
+                    }
+                    continue;
+                }
                 () = looks.wait(), if self.position.is_some() => continue,
             };
             let nothing_to_do = records.iter().all(|record| is_passed_over(record, &shop.applier.handlers));
@@ -105,6 +115,28 @@ impl Worker {
                         looks.soon();
                     }
                 }
+            }
+        }
+    }
+
+    /// Moves the position past `gap`, if it is still where that begins. None: it did not come to it, and will be asked for again.
+    async fn pass(&mut self, shop: &Shop, gap: Gap) -> Option<Outcome> {
+        if self.position != Some(gap.from) {
+            return None;
+        }
+        match shop.applier.pass(&self.partition, gap).await {
+            Ok(true) => {
+                self.position = Some(gap.end);
+                self.next_offset = self.next_offset.max(gap.end);
+                self.committed.store(gap.end, Ordering::Release);
+                Some(Outcome::Committed { next: gap.end, keys: false })
+            }
+            Ok(false) => Some(self.fenced(shop)),
+            Err(error) => {
+                if let Some(others) = self.log.pass("gap") {
+                    tracing::warn!(error = %error, others_since_the_last = others, "offsets without records not passed, will try again");
+                }
+                None
             }
         }
     }
@@ -180,7 +212,8 @@ impl Worker {
         let mut backoff = Backoff::new(FIRST_RETRY, shop.retry_max);
         let partitions = std::slice::from_ref(&self.partition);
         loop {
-            match store::positions(&shop.applier.pool, &shop.applier.group, partitions).await {
+            let found = store::positions(&shop.applier.pool, &shop.applier.group, partitions);
+            match shop.applier.silence.bound(found).await {
                 Ok(found) => {
                     let found = found.get(&self.partition).copied();
                     return Some(match found {
@@ -262,7 +295,7 @@ impl Worker {
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
 /// What came of a batch.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     /// The partition goes on at `next`; `keys`: there may be some to be tried again soon.
     Committed {

@@ -36,6 +36,11 @@ impl Passed {
         self.0 = Some(Held { last, before: before + records.len(), due });
     }
 
+    /// Whether none wait.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Whether some have waited long enough.
     pub(crate) fn is_due(&self) -> bool {
         self.0.as_ref().is_some_and(|held| held.due <= Instant::now())

@@ -79,6 +79,11 @@ impl Queue {
         resume
     }
 
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().records.is_empty()
+    }
+
     /// Whether the partition is paused.
     pub(crate) fn is_paused(&self) -> bool {
         self.lock().paused

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use serde::de::DeserializeOwned;
-use shared::event::{DecodeError, Envelope};
+use shared::event::{AGGREGATE_VERSION, CE_TYPE, DecodeError, Envelope};
+use shared::kafka::headers;
 use shared::propagation::TraceHeaders;
 use shared::spans;
 use uuid::Uuid;
@@ -25,8 +26,7 @@ impl std::fmt::Display for Partition {
     }
 }
 
-/// A record's headers in their order; a name may come more than once.
-pub type RecordHeaders = Vec<(String, Option<Vec<u8>>)>;
+pub use shared::kafka::headers::RecordHeaders;
 
 /// A record as it came from the broker.
 #[derive(Debug, Clone, Default)]
@@ -58,6 +58,24 @@ impl Record {
             + headers.sum::<usize>()
     }
 
+    /// The value of the last header of this name: the one that counts.
+    pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
+        let found = self.headers.iter().rev().find(|(found, _)| found == name);
+        found.and_then(|(_, value)| value.as_deref())
+    }
+
+    /// What it says has happened; none if it does not say, or not in UTF-8.
+    pub(crate) fn event_type(&self) -> Option<&str> {
+        str::from_utf8(self.header(CE_TYPE)?).ok()
+    }
+
+    /// The key in whose order it is applied. None for a record without a key, and for one without a version: that is no change of
+    /// an aggregate of ours, whatever its key is, and must not stand in the way of one.
+    #[must_use]
+    pub fn ordering_key(&self) -> Option<&[u8]> {
+        self.key.as_deref().filter(|_| self.header(AGGREGATE_VERSION).is_some())
+    }
+
     /// What its headers and key say of it.
     ///
     /// # Errors
@@ -76,20 +94,10 @@ pub(crate) fn copy(message: &BorrowedMessage<'_>) -> Record {
         offset: message.offset(),
         key: message.key().map(<[u8]>::to_vec),
         payload: message.payload().map(<[u8]>::to_vec),
-        headers: message.headers().map(headers).unwrap_or_default(),
+        headers: headers::of(message),
         time_ms: message.timestamp().to_millis(),
         received_at: Some(spans::now()),
     }
-}
-
-fn headers(headers: &impl Headers) -> RecordHeaders {
-    let copy = |index| headers.try_get(index).map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)));
-    // rdkafka panics over a header whose name is not UTF-8. One such record must not end the processor: its header is kept
-    // without name and value, and the record is dead-lettered if it was one that matters.
-    let copy = |index| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| copy(index)));
-    (0..headers.count())
-        .filter_map(|index| copy(index).unwrap_or_else(|_| Some(("\u{fffd}".to_owned(), None))))
-        .collect()
 }
 
 /// An event as its handler sees it: a view, cheap to copy.

@@ -28,7 +28,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::db::MIGRATOR;
+use shared::db::{MIGRATOR, Silence};
 use shared::spans::Spans;
 use sqlx::migrate::MigrateError;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -109,7 +109,17 @@ impl TestKit {
         let page = Page { rows_max: 1_000, bytes_max: 8 << 20 };
         let handlers = Handlers::default();
         let (spans, metrics) = (Spans::default(), Metrics::default());
-        let applier = Applier { pool, group: group.into(), handlers, schedule, page, failpoint: None, spans, metrics };
+        let applier = Applier {
+            pool,
+            silence: Silence::default(),
+            group: group.into(),
+            handlers,
+            schedule,
+            page,
+            failpoint: None,
+            spans,
+            metrics,
+        };
         let partition = Partition { topic: Arc::from("testing"), number: 0 };
         Ok(Self { applier, partition, position: None, next_offset: 0, delivered: Vec::new() })
     }

@@ -5,11 +5,15 @@ use std::time::Duration;
 use serde::Deserialize;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection as _, PgExecutor, PgPool};
+use sqlx::{ConnectOptions, PgExecutor, PgPool};
 
 use crate::backoff::Backoff;
 use crate::config::{ConfigError, Env, Secret};
 use crate::shutdown::Shutdown;
+
+pub use silence::Silence;
+
+mod silence;
 
 /// The migrations of this build.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
@@ -23,6 +27,7 @@ pub const RESTED: Duration = Duration::from_secs(1);
 pub struct DatabaseConfig {
     options: PgConnectOptions,
     connections_max: u32,
+    silence: Silence,
 }
 
 #[derive(Deserialize)]
@@ -36,6 +41,8 @@ struct Parts {
     role: Option<String>,
     #[serde(default = "ten")]
     connections_max: u32,
+    #[serde(default = "ten_seconds")]
+    silence_max_ms: u64,
 }
 
 const fn postgres_port() -> u16 {
@@ -46,9 +53,13 @@ const fn ten() -> u32 {
     10
 }
 
+const fn ten_seconds() -> u64 {
+    10_000
+}
+
 impl DatabaseConfig {
-    /// Reads `DATABASE_URL`, or `DB_HOST`, `DB_USER`, `DB_PASSWORD`, `DB_NAME` and `DB_PORT`; then `DB_ROLE` and
-    /// `DB_CONNECTIONS_MAX`. `service` becomes the connections' `application_name`.
+    /// Reads `DATABASE_URL`, or `DB_HOST`, `DB_USER`, `DB_PASSWORD`, `DB_NAME` and `DB_PORT`; then `DB_ROLE`,
+    /// `DB_CONNECTIONS_MAX` and `DB_SILENCE_MAX_MS`. `service` becomes the connections' `application_name`.
     ///
     /// # Errors
     /// When neither form is complete, or a part cannot be parsed.
@@ -56,6 +67,9 @@ impl DatabaseConfig {
         let parts: Parts = env.section("DB_")?;
         if parts.connections_max == 0 {
             return Err(ConfigError::new("DB_CONNECTIONS_MAX", "must be at least 1"));
+        }
+        if !(100..=3_600_000).contains(&parts.silence_max_ms) {
+            return Err(ConfigError::new("DB_SILENCE_MAX_MS", "must be from 100 to 3600000"));
         }
         let mut options = match env.var("DATABASE_URL") {
             // The error does not repeat the URL: it holds the password.
@@ -74,7 +88,8 @@ impl DatabaseConfig {
         if let Some(role) = &parts.role {
             options = options.options([("role", role)]);
         }
-        Ok(Self { options, connections_max: parts.connections_max })
+        let silence = Silence::new(Duration::from_millis(parts.silence_max_ms));
+        Ok(Self { options, connections_max: parts.connections_max, silence })
     }
 
     /// The same database with these server settings on every connection.
@@ -90,28 +105,20 @@ impl DatabaseConfig {
         &self.options
     }
 
+    /// For how long the server may be silent, for what is done with the pool.
+    #[must_use]
+    pub const fn silence(&self) -> &Silence {
+        &self.silence
+    }
+
     /// Opens the pool and checks that this is a primary, and its database one in UTF-8 with this build's schema. Tries once.
     ///
     /// # Errors
     /// When the server does not answer or refuses, is a standby, or the database has another encoding or an older schema.
     pub async fn open(&self) -> Result<PgPool, ConnectError> {
-        let pool = PgPoolOptions::new()
-            .max_connections(self.connections_max)
-            .acquire_timeout(Duration::from_secs(5))
-            .test_before_acquire(false)
-            .before_acquire(|connection, idle| {
-                Box::pin(async move {
-                    if idle.idle_for >= RESTED {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_with(self.options.clone())
-            .await?;
-        refuse_standby(&pool).await?;
-        refuse_encoding(&pool).await?;
-        check_schema(&pool).await?;
+        let pool = PgPoolOptions::new().max_connections(self.connections_max).acquire_timeout(Duration::from_secs(5));
+        let pool = self.silence.watch(pool).connect_with(self.options.clone()).await?;
+        self.silence.bound(check(&pool)).await?;
         Ok(pool)
     }
 
@@ -224,6 +231,12 @@ impl ConnectError {
             Self::SchemaTooOld { .. } | Self::Encoding { .. } | Self::ShutDown => false,
         }
     }
+}
+
+async fn check(pool: &PgPool) -> Result<(), ConnectError> {
+    refuse_standby(pool).await?;
+    refuse_encoding(pool).await?;
+    check_schema(pool).await
 }
 
 /// Checks that this server is a primary. libpq's `target_session_attrs=read-write` for those who have no libpq.

@@ -19,6 +19,7 @@ use crate::shutdown::Shutdown;
 pub use retention::TopicRetention;
 
 mod answering;
+pub mod headers;
 mod retention;
 
 /// The section `KAFKA_*`: where the brokers are, who we are to them, and how missing topics are made.

@@ -79,6 +79,10 @@ pub struct Which {
     #[arg(long, value_name = "KEY", value_parser = RecordKey::parse)]
     key: Option<RecordKey>,
 
+    /// Only the key whose first record has this id, or the record without a key that has it
+    #[arg(long, value_name = "ID")]
+    id: Option<i64>,
+
     /// Only where an event of this type has failed
     #[arg(long = "type", value_name = "TYPE", id = "event_type")]
     event_type: Option<String>,
@@ -107,6 +111,7 @@ impl Which {
             fingerprint: self.fingerprint.as_deref(),
             since: self.since,
             state: None,
+            id: self.id,
         }
     }
 }

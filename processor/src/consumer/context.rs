@@ -8,7 +8,9 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Statistics, TopicPartitionList};
 use shared::throttle::Throttle;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
 
+use crate::gaps::{End, ends};
 use crate::lag::lags;
 use crate::metrics::Metrics;
 
@@ -26,14 +28,16 @@ pub(crate) enum Change {
 pub(crate) struct Context {
     /// Unbounded, because a callback cannot wait; there is at most one change at a time in it.
     changes: UnboundedSender<Change>,
+    /// Where partitions end; the last word counts.
+    ends: watch::Sender<Vec<End>>,
     closing: AtomicBool,
     metrics: Metrics,
     log: Throttle,
 }
 
 impl Context {
-    pub(crate) const fn new(changes: UnboundedSender<Change>, metrics: Metrics) -> Self {
-        Self { changes, closing: AtomicBool::new(false), metrics, log: Throttle::new() }
+    pub(crate) const fn new(changes: UnboundedSender<Change>, ends: watch::Sender<Vec<End>>, metrics: Metrics) -> Self {
+        Self { changes, ends, closing: AtomicBool::new(false), metrics, log: Throttle::new() }
     }
 
     /// From now on changes are answered at once: the task that would answer them has ended, and librdkafka's close waits for
@@ -52,6 +56,7 @@ impl ClientContext for Context {
 
     fn stats(&self, statistics: Statistics) {
         self.metrics.lag(&lags(&statistics));
+        self.ends.send_replace(ends(&statistics));
     }
 }
 

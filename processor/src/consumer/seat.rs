@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use shared::throttle::Throttle;
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Done;
 use super::positions::Start;
+use crate::gaps::{Gap, GapWatch};
 use crate::partition::{NOTHING_COMMITTED, Shop, Worker};
 use crate::queue::{Limits, Queue};
 
@@ -20,6 +22,10 @@ pub(crate) struct Seat {
     /// Tells this seat from an earlier one of the same partition.
     pub(crate) generation: u64,
     pub(crate) queue: Arc<Queue>,
+    pub(crate) gap_watch: GapWatch,
+    gaps: mpsc::Sender<Gap>,
+    /// Position in Postgres when it began.
+    began_at: Option<i64>,
     committed: Arc<AtomicI64>,
     /// What Kafka was last told.
     told: i64,
@@ -40,12 +46,14 @@ impl Seat {
         let queue = Arc::new(Queue::new(limits));
         let committed = Arc::new(AtomicI64::new(NOTHING_COMMITTED));
         let (halt, ended) = (CancellationToken::new(), CancellationToken::new());
+        let (gaps, known_gaps) = mpsc::channel(1);
         let worker = Worker {
             partition: start.partition.clone(),
             position: start.position,
             next_offset: start.next_offset,
             queue: Arc::clone(&queue),
             committed: Arc::clone(&committed),
+            gaps: known_gaps,
             log: Throttle::new(),
             stop: halt.clone(),
         };
@@ -55,12 +63,36 @@ impl Seat {
             let _end = end;
             Done::Worker { partition, generation, ending: worker.run(shop).await }
         });
-        Self { generation, queue, committed, told: NOTHING_COMMITTED, stop: halt, ended, abort }
+        Self {
+            generation,
+            queue,
+            gap_watch: GapWatch::default(),
+            gaps,
+            began_at: start.position,
+            committed,
+            told: NOTHING_COMMITTED,
+            stop: halt,
+            ended,
+            abort,
+        }
     }
 
     /// Whether records can still be given to it.
     pub(crate) fn is_open(&self) -> bool {
         !self.ended.is_cancelled()
+    }
+
+    /// The position in Postgres, as of the last commit.
+    pub(crate) fn position(&self) -> Option<i64> {
+        match self.committed.load(Ordering::Acquire) {
+            NOTHING_COMMITTED => self.began_at,
+            committed => Some(committed),
+        }
+    }
+
+    /// Tells the worker that these offsets hold no record. If it has not taken the last word yet, this one comes again.
+    pub(crate) fn tell_gap(&self, gap: Gap) {
+        let _ = self.gaps.try_send(gap);
     }
 
     /// The position that Kafka has not been told yet; counts as told from now on.

@@ -3,7 +3,11 @@
 use std::error::Error;
 use std::fmt;
 
+use crate::dead_letter::storable;
 use crate::record::PayloadError;
+
+/// What is kept of a reason: a handler may put anything into it.
+const REASON_BYTES_MAX: usize = 4_000;
 
 /// What may help an event that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,18 +102,22 @@ impl HandlerError {
         }
     }
 
-    /// Takes the error apart: what is known of which event. `Err`: no event is at fault.
+    /// Takes the error apart: what is known of which event, with reasons that can be stored. `Err`: no event is at fault.
     pub(crate) fn into_parts(self) -> Result<Parts, Box<dyn Error + Send + Sync>> {
-        match self {
-            Self::Retryable(error) if is_of_the_database(&*error) => Err(error),
-            Self::Retryable(error) => Ok((Vec::new(), Failure::new(FailureKind::Retryable, error))),
-            Self::Permanent(reason) => Ok((Vec::new(), Failure { kind: FailureKind::Permanent, reason })),
+        let (mut events, mut unnamed) = match self {
+            Self::Retryable(error) if is_of_the_database(&*error) => return Err(error),
+            Self::Retryable(error) => (Vec::new(), Failure::new(FailureKind::Retryable, error)),
+            Self::Permanent(reason) => (Vec::new(), Failure { kind: FailureKind::Permanent, reason }),
             Self::Events(events) => {
                 let unnamed =
                     Failure::new(FailureKind::Permanent, "the handler failed without saying over which event");
-                Ok((events, unnamed))
+                (events, unnamed)
             }
+        };
+        for failure in events.iter_mut().map(|(_, failure)| failure).chain([&mut unnamed]) {
+            failure.reason = storable(&failure.reason, REASON_BYTES_MAX);
         }
+        Ok((events, unnamed))
     }
 }
 

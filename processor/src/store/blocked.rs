@@ -31,14 +31,14 @@ pub(crate) async fn among(
     topic: &str,
     keys: &[&[u8]],
 ) -> Result<Vec<Vec<u8>>, sqlx::Error> {
-    // Looks each key up in the primary key, which is empty most of the time, whatever the planner thinks: `record_key = ANY ($3)` may
+    // Looks each key up in the primary key, which is empty most of the time, whatever the planner thinks: a join by the keys may
     // become a walk over all keys of the topic. In the order of `keys`, which are sorted, so that two such cannot lock each other out.
     sqlx::query_scalar!(
         r#"-- blocked_among
         SELECT found.record_key AS "record_key!" FROM UNNEST($3::bytea[]) AS given (record_key)
         CROSS JOIN LATERAL (
             SELECT b.record_key FROM blocked_keys b
-            WHERE b.group_id = $1 AND b.topic = $2 AND b.record_key = given.record_key LIMIT 1 FOR SHARE
+            WHERE b.group_id = $1 AND b.topic = $2 AND b.key_hash = sha256(given.record_key) LIMIT 1 FOR SHARE
         ) AS found"#,
         group,
         topic,
@@ -97,7 +97,7 @@ pub(crate) async fn wake(
             SELECT found.ctid FROM UNNEST($3::bytea[]) AS given (record_key)
             CROSS JOIN LATERAL (
                 SELECT b.ctid FROM blocked_keys b
-                WHERE b.group_id = $1 AND b.topic = $2 AND b.record_key = given.record_key LIMIT 1
+                WHERE b.group_id = $1 AND b.topic = $2 AND b.key_hash = sha256(given.record_key) LIMIT 1
             ) AS found))"#,
         group,
         topic,
@@ -143,8 +143,8 @@ pub(crate) async fn postpone(
     sqlx::query!(
         r#"-- postpone_key
         UPDATE blocked_keys SET next_attempt_at = now() + make_interval(secs => $4)
-        WHERE (group_id, topic, record_key) = (
-            SELECT group_id, topic, record_key FROM blocked_keys
+        WHERE (group_id, topic, key_hash) = (
+            SELECT group_id, topic, key_hash FROM blocked_keys
             WHERE group_id = $1 AND topic = $2 AND partition = $3 AND next_attempt_at <= now()
             ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED)"#,
         group,
@@ -172,7 +172,7 @@ pub(crate) async fn lock(
         FROM UNNEST($3::bytea[]) AS given (record_key)
         CROSS JOIN LATERAL (
             SELECT b.record_key, b.state, b.attempts, b.first_failed_at FROM blocked_keys b
-            WHERE b.group_id = $1 AND b.topic = $2 AND b.record_key = given.record_key LIMIT 1 FOR UPDATE
+            WHERE b.group_id = $1 AND b.topic = $2 AND b.key_hash = sha256(given.record_key) LIMIT 1 FOR UPDATE
         ) AS found"#,
         group,
         topic,
@@ -206,11 +206,11 @@ pub(crate) async fn unblock(
             SELECT found.ctid FROM UNNEST($3::bytea[]) AS given (record_key)
             CROSS JOIN LATERAL (
                 SELECT k.ctid FROM blocked_keys k
-                WHERE k.group_id = $1 AND k.topic = $2 AND k.record_key = given.record_key LIMIT 1
+                WHERE k.group_id = $1 AND k.topic = $2 AND k.key_hash = sha256(given.record_key) LIMIT 1
             ) AS found
             LEFT JOIN LATERAL (
                 SELECT 1 AS one FROM dead_letters AS d
-                WHERE d.group_id = $1 AND d.topic = $2 AND d.record_key = given.record_key
+                WHERE d.group_id = $1 AND d.topic = $2 AND d.key_hash = sha256(given.record_key)
                 ORDER BY d.aggregate_version NULLS FIRST LIMIT 1
             ) AS left_over ON true
             WHERE left_over.one IS NULL))
@@ -246,7 +246,7 @@ pub(crate) async fn change(
             AS new (record_key, state, reason, fingerprint, attempts, wait_secs, is_new)
         CROSS JOIN LATERAL (
             SELECT k.ctid FROM blocked_keys k
-            WHERE k.group_id = $1 AND k.topic = $2 AND k.record_key = new.record_key LIMIT 1
+            WHERE k.group_id = $1 AND k.topic = $2 AND k.key_hash = sha256(new.record_key) LIMIT 1
         ) AS found
         WHERE b.ctid = found.ctid"#,
         group,

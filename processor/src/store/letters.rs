@@ -35,7 +35,9 @@ pub(crate) async fn bury(
     let records = || letters.iter().map(|letter| letter.record);
     let offsets: Vec<i64> = records().map(|record| record.offset).collect();
     let hashes: Vec<i64> = records().map(|record| Anchor::of(record).hash).collect();
-    let keys: Vec<Option<&[u8]>> = records().map(|record| record.key.as_deref()).collect();
+    let keys: Vec<Option<&[u8]>> = records().map(Record::ordering_key).collect();
+    let unordered_key = |record: &'_ Record| record.key.clone().filter(|_| record.ordering_key().is_none());
+    let unordered_keys: Vec<Option<Vec<u8>>> = records().map(unordered_key).collect();
     let payloads: Vec<Option<&[u8]>> = records().map(|record: &Record| record.payload.as_deref()).collect();
     let event_ids: Vec<Option<Uuid>> = letters.iter().map(|letter| letter.event_id).collect();
     let event_types: Vec<Option<&str>> = letters.iter().map(|letter| letter.event_type.as_deref()).collect();
@@ -51,13 +53,13 @@ pub(crate) async fn bury(
         r#"-- bury
         INSERT INTO dead_letters
             (group_id, topic, partition, record_offset, record_key, event_id, event_type, aggregate_version, headers,
-                payload, reason, fingerprint, record_hash)
+                payload, reason, fingerprint, record_hash, unordered_key)
         SELECT $1, $2, $3, record_offset, record_key, event_id, event_type, aggregate_version, headers, payload, reason,
-            fingerprint, record_hash
+            fingerprint, record_hash, unordered_key
         FROM UNNEST($4::bigint[], $5::bytea[], $6::uuid[], $7::text[], $8::bigint[], $9::jsonb[], $10::bytea[],
-            $11::text[], $12::text[], $13::bigint[])
+            $11::text[], $12::text[], $13::bigint[], $14::bytea[])
             AS new (record_offset, record_key, event_id, event_type, aggregate_version, headers, payload, reason,
-                fingerprint, record_hash)
+                fingerprint, record_hash, unordered_key)
         ON CONFLICT ON CONSTRAINT dead_letters_record_key DO NOTHING"#,
         group,
         &partition.topic,
@@ -72,6 +74,7 @@ pub(crate) async fn bury(
         &texts as _,
         &fingerprints as _,
         &hashes,
+        &unordered_keys as _,
     )
     .execute(connection)
     .await?;
@@ -105,7 +108,7 @@ pub(crate) async fn of_keys(
                 FROM UNNEST($3::bytea[]) WITH ORDINALITY AS key (record_key, place)
                 CROSS JOIN LATERAL (
                     SELECT * FROM dead_letters AS d
-                    WHERE d.group_id = $1 AND d.topic = $2 AND d.record_key = key.record_key
+                    WHERE d.group_id = $1 AND d.topic = $2 AND d.key_hash = sha256(key.record_key)
                     ORDER BY d.aggregate_version NULLS FIRST, d.partition, d.record_offset
                     LIMIT $4
                 ) AS d
@@ -135,14 +138,14 @@ pub(crate) async fn of_keys(
     Ok(waiting.collect())
 }
 
-/// Those of the records without a key that still wait, locked.
+/// Those of the records that wait by themselves, locked.
 pub(crate) async fn without_key(
     connection: &mut PgConnection,
     ids: &[i64],
 ) -> Result<Vec<(Waiting, Record)>, sqlx::Error> {
     let rows = sqlx::query!(
         r#"-- letters_without_key
-        SELECT id, reason IS NOT NULL AS "has_failed!", record_offset, headers, payload
+        SELECT id, reason IS NOT NULL AS "has_failed!", record_offset, unordered_key, headers, payload
         FROM dead_letters WHERE id = ANY($1) AND record_key IS NULL ORDER BY id FOR UPDATE"#,
         ids,
     )
@@ -150,8 +153,13 @@ pub(crate) async fn without_key(
     .await?;
     let waiting = rows.into_iter().map(|row| {
         let headers = headers_of(&row.headers);
-        let record =
-            Record { offset: row.record_offset, key: None, payload: row.payload, headers, ..Record::default() };
+        let record = Record {
+            offset: row.record_offset,
+            key: row.unordered_key,
+            payload: row.payload,
+            headers,
+            ..Record::default()
+        };
         (Waiting { id: row.id, has_failed: row.has_failed }, record)
     });
     Ok(waiting.collect())
@@ -200,7 +208,7 @@ pub(crate) async fn count(
     sqlx::query_scalar!(
         r#"-- count_letters
         SELECT (SELECT count(*) FROM dead_letters AS d
-            WHERE d.group_id = $1 AND d.topic = $2 AND d.record_key = key.record_key) AS "count!"
+            WHERE d.group_id = $1 AND d.topic = $2 AND d.key_hash = sha256(key.record_key)) AS "count!"
         FROM UNNEST($3::bytea[]) WITH ORDINALITY AS key (record_key, place) ORDER BY place"#,
         group,
         topic,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use crate::anchor::Anchor;
+use crate::gaps::Gap;
 use crate::offsets::{Lost, Operator};
 use crate::record::{Partition, Record};
 
@@ -38,7 +39,8 @@ pub(crate) async fn stored<'e>(
     // One primary key look-up a partition.
     let rows = sqlx::query!(
         r#"-- stored
-        SELECT wanted.place AS "place!", found.next_offset, found.anchor_offset, found.anchor_hash, found.anchor_time_ms
+        SELECT wanted.place AS "place!", found.next_offset, found.anchor_offset, found.anchor_hash, found.anchor_time_ms,
+            found.empty_from
         FROM UNNEST($2::text[], $3::integer[]) WITH ORDINALITY AS wanted (topic, partition, place)
         JOIN consumer_offsets AS found
             ON found.group_id = $1 AND found.topic = wanted.topic AND found.partition = wanted.partition"#,
@@ -53,7 +55,8 @@ pub(crate) async fn stored<'e>(
         let anchor = row.anchor_offset.zip(row.anchor_hash);
         let anchor = anchor.map(|(offset, hash)| Anchor { offset, hash, time_ms: row.anchor_time_ms });
         // Whoever sets a position by hand knows nothing of anchors: then it belongs to another position.
-        let anchor = anchor.filter(|anchor| anchor.offset + 1 == row.next_offset);
+        let follows = row.empty_from.unwrap_or(row.next_offset);
+        let anchor = anchor.filter(|anchor| anchor.offset + 1 == follows && follows <= row.next_offset);
         Some((partitions.get(place)?.clone(), Stored { next_offset: row.next_offset, anchor }))
     });
     Ok(found.collect())
@@ -81,7 +84,7 @@ pub(crate) async fn advance(
         sqlx::query!(
             r#"-- advance
             UPDATE consumer_offsets
-            SET next_offset = $5, anchor_offset = $6, anchor_hash = $7, anchor_time_ms = $8, updated_at = now()
+            SET next_offset = $5, anchor_offset = $6, anchor_hash = $7, anchor_time_ms = $8, empty_from = NULL, updated_at = now()
             WHERE group_id = $1 AND topic = $2 AND partition = $3 AND next_offset = $4"#,
             group,
             &partition.topic,
@@ -112,6 +115,32 @@ pub(crate) async fn advance(
         .execute(connection)
         .await?
     };
+    Ok(hit.rows_affected() == 1)
+}
+
+/// Moves the position of a partition past offsets that hold no record. Returns whether it was where they begin.
+///
+/// The record before them stays the anchor. It fences, and is fenced, like [`advance`].
+pub(crate) async fn pass(
+    database: impl PgExecutor<'_>,
+    group: &str,
+    partition: &Partition,
+    gap: Gap,
+) -> Result<bool, sqlx::Error> {
+    // One row, found by the primary key.
+    let hit = sqlx::query!(
+        r#"-- pass
+        UPDATE consumer_offsets
+        SET next_offset = $5, empty_from = coalesce(empty_from, next_offset), updated_at = now()
+        WHERE group_id = $1 AND topic = $2 AND partition = $3 AND next_offset = $4"#,
+        group,
+        &partition.topic,
+        partition.number,
+        gap.from,
+        gap.end,
+    )
+    .execute(database)
+    .await?;
     Ok(hit.rows_affected() == 1)
 }
 
@@ -155,7 +184,8 @@ pub(crate) async fn set(
         r#"-- set
         INSERT INTO consumer_offsets AS o (group_id, topic, partition, next_offset) VALUES ($1, $2, $3, $5)
         ON CONFLICT (group_id, topic, partition) DO UPDATE
-            SET next_offset = $5, anchor_offset = NULL, anchor_hash = NULL, anchor_time_ms = NULL, updated_at = now()
+            SET next_offset = $5, anchor_offset = NULL, anchor_hash = NULL, anchor_time_ms = NULL, empty_from = NULL,
+                updated_at = now()
             WHERE o.next_offset = $4"#,
         group,
         &partition.topic,

@@ -34,7 +34,7 @@ pub(super) async fn waiting(pool: &PgPool, group: &str) -> Result<Vec<Waiting>, 
         r#"-- testing_waiting
         SELECT record_key, state, reason, attempts,
             (SELECT count(*) FROM dead_letters AS d
-                WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.record_key = b.record_key) AS "events!"
+                WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.key_hash = b.key_hash) AS "events!"
         FROM blocked_keys AS b WHERE group_id = $1 ORDER BY record_key"#,
         group,
     )

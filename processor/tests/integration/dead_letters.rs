@@ -2,6 +2,7 @@
 
 use processor::Processor;
 use processor::handler::{EventHandler, Handled, HandlerError};
+use processor::handlers::orders::{ORDER_CREATED, OrderCreated};
 use processor::record::Event;
 use serde_json::json;
 use sqlx::PgConnection;
@@ -39,7 +40,7 @@ async fn broken_records_are_dead_lettered_and_their_neighbours_are_processed() {
             ..whole(0)
         },
     ];
-    let unknown = event("type\0", Uuid::now_v7(), "1", "{}");
+    let unknown = event("other\0", Uuid::now_v7(), "1", "{}");
     let records: Vec<Produced> = broken
         .iter()
         .cloned()
@@ -48,7 +49,9 @@ async fn broken_records_are_dead_lettered_and_their_neighbours_are_processed() {
         .chain([unknown])
         .collect();
     world.produce(records);
-    let running = world.start(&[]);
+    let handlers =
+        Processor::builder(world.config(&[])).handler(ORDER_CREATED, OrderCreated).handler("type\0", OrderCreated);
+    let running = Running::start(handlers);
     world.eventually_at(0, 19).await;
     let tally = running.stop().await.tally();
     world.assert_processed_once(9).await;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use processor::broker::Broker;
 use processor::handler::{HandlerError, OneByOne, SingleEventHandler};
@@ -106,6 +107,48 @@ async fn a_database_that_is_away_at_the_assignment_is_waited_for_and_does_not_st
     world.eventually_processed(20).await;
     third.stop().await;
     world.assert_processed_once(20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_vanishes_without_a_word_is_given_up_within_seconds() {
+    let world = World::new("silent", 2).await;
+    let proxy = Proxy::to(&world.database.url).await;
+    let url = proxy.url(&world.database.url);
+    let running = world.start(&[("DATABASE_URL", &url)]);
+    world.created_orders(10).await;
+    world.eventually_processed(10).await;
+
+    // In the middle of a transaction: it waits for a row, and then for an answer that never comes.
+    let orders = world.orders(1).await;
+    let mut other = world.database.pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT FROM orders WHERE id = $1 FOR UPDATE")
+        .bind(orders[0].id)
+        .execute(&mut *other)
+        .await
+        .expect("locked");
+    world.produce([orders[0].created(2)]);
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'outrider-processor' AND wait_event_type = 'Lock'";
+    eventually("a transaction waits", async || (world.count(waiting).await > 0).then_some(())).await;
+    proxy.fall_silent();
+    // What a vanished host had under way is gone with it.
+    let gone = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'outrider-processor'";
+    assert!(world.count(gone).await > 0);
+    other.commit().await.expect("committed");
+    let started = std::time::Instant::now();
+    world.created_orders(10).await;
+    world.eventually_processed(21).await;
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+
+    // With nothing under way: connections that rest.
+    proxy.fall_silent();
+    let started = std::time::Instant::now();
+    world.created_orders(10).await;
+    world.eventually_processed(31).await;
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    running.stop().await;
+    world.assert_processed_once(31).await;
 }
 
 /// The message of a processor that stops because positions are lost.

@@ -25,6 +25,8 @@ pub enum Mode {
 pub struct Proxy {
     address: SocketAddr,
     mode: watch::Sender<Mode>,
+    /// How often the connections that there were have fallen silent.
+    silences: watch::Sender<u32>,
     refused: Arc<AtomicUsize>,
 }
 
@@ -34,8 +36,9 @@ impl Proxy {
         let server = url.split('@').nth(1).and_then(|rest| rest.split('/').next()).expect("a host and port").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let (mode, refused) = (watch::Sender::new(Mode::Pass), Arc::new(AtomicUsize::new(0)));
-        let proxy =
-            Self { address: listener.local_addr().expect("bound"), mode: mode.clone(), refused: Arc::clone(&refused) };
+        let silences = watch::Sender::new(0);
+        let address = listener.local_addr().expect("bound");
+        let proxy = Self { address, mode: mode.clone(), silences: silences.clone(), refused: Arc::clone(&refused) };
         tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.expect("a client");
@@ -43,8 +46,17 @@ impl Proxy {
                     refused.fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
-                let server = TcpStream::connect(&server).await.expect("the server");
-                tokio::spawn(carry(client, server, mode.clone()));
+                let mut client = client;
+                let mut server = TcpStream::connect(&server).await.expect("the server");
+                let mut silences = silences.subscribe();
+                let mode = mode.clone();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        // Neither end hears of the other again, and neither is closed.
+                        Ok(()) = silences.changed() => std::future::pending().await,
+                        () = carry(&mut client, &mut server, mode) => (),
+                    }
+                });
             }
         });
         proxy
@@ -62,6 +74,12 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
+    /// As if the host behind it had vanished, and another one had its address at once: the connections that there are carry nothing any
+    /// more, and are not closed; new ones pass.
+    pub fn fall_silent(&self) {
+        self.silences.send_modify(|silences| *silences += 1);
+    }
+
     /// Whether the cut that was asked for has happened.
     pub fn has_cut(&self) -> bool {
         *self.mode.borrow() == Mode::Pass
@@ -74,7 +92,7 @@ impl Proxy {
 }
 
 /// Carries bytes both ways until an end closes or the connection is cut.
-async fn carry(mut client: TcpStream, mut server: TcpStream, mode: watch::Sender<Mode>) {
+async fn carry(client: &mut TcpStream, server: &mut TcpStream, mode: watch::Sender<Mode>) {
     let mut changed = mode.subscribe();
     let (mut from_client, mut from_server) = (vec![0; 65_536], vec![0; 65_536]);
     loop {

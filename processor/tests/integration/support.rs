@@ -1,6 +1,7 @@
 //! What the tests need around a processor: a database with orders, a topic with their events, and the processor itself, in this
 //! process or as the real binary.
 
+use std::fs::File;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -187,6 +188,12 @@ impl World {
         .await;
     }
 
+    /// Offset of the next record of a partition.
+    pub fn end(&self, partition: i32) -> i64 {
+        let client: BaseConsumer = self.kafka.client("test").create().expect("a client");
+        client.fetch_watermarks(&self.topic, partition, Duration::from_secs(10)).expect("the broker answers").1
+    }
+
     /// Position of a partition in Postgres.
     pub async fn position(&self, partition: i32) -> Option<i64> {
         sqlx::query_scalar(
@@ -244,13 +251,25 @@ impl World {
         (process.0.wait().expect("it has ended").code(), said)
     }
 
+    /// Starts the real binary, and keeps what it says.
+    pub fn spawn_listened(&self, more: &[(&str, &str)]) -> Listened {
+        let path = format!("{}/{}.log", env!("CARGO_TARGET_TMPDIR"), self.group);
+        let log = File::create(&path).expect("a file");
+        let process = self.spawn_with(more, log.try_clone().expect("a handle").into(), log.into());
+        Listened { process, path }
+    }
+
     fn spawn_to(&self, more: &[(&str, &str)], stderr: Stdio) -> Process {
+        self.spawn_with(more, Stdio::null(), stderr)
+    }
+
+    fn spawn_with(&self, more: &[(&str, &str)], stdout: Stdio, stderr: Stdio) -> Process {
         let child = Command::new(env!("CARGO_BIN_EXE_outrider-processor"))
             .env_clear()
             .envs(self.variables())
             .envs(more.iter().copied())
             .current_dir(env!("CARGO_TARGET_TMPDIR")) // No `.env` of a developer's.
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(stderr)
             .spawn()
             .expect("the binary starts");
@@ -313,6 +332,22 @@ impl Running {
     /// Waits until it ends by itself.
     pub async fn ended(self) -> Result<(), ProcessorError> {
         tokio::time::timeout(shared::testing::PATIENCE, self.task).await.expect("it ends").expect("no panic")
+    }
+}
+
+/// The real binary, and the file with what it says.
+pub struct Listened {
+    process: Process,
+    path: String,
+}
+
+impl Listened {
+    /// Kills it, and returns all that it has said.
+    pub fn killed(mut self) -> String {
+        self.process.kill();
+        let said = std::fs::read_to_string(&self.path).expect("text");
+        std::fs::remove_file(&self.path).expect("removed");
+        said
     }
 }
 

@@ -152,11 +152,23 @@ impl Found {
     }
 }
 
-/// What to call a key, or a record without one.
+/// What is shown of a key in a line.
+const KEY_CHARS_MAX: usize = 60;
+
+/// What to call a key, or a record without one. A long key is cut, and found by its id.
 #[must_use]
 pub fn name(key: &WaitingKey) -> String {
     match (&key.record_key, key.dead_letter_id) {
-        (Some(key), _) => key.to_string(),
+        (Some(record_key), id) => {
+            let whole = record_key.to_string();
+            match (whole.char_indices().nth(KEY_CHARS_MAX), id) {
+                (Some(_), Some(id)) => {
+                    let start: String = whole.chars().take(KEY_CHARS_MAX / 2).collect();
+                    format!("{start}... ({} bytes, id {id})", record_key.0.len())
+                }
+                _ => whole,
+            }
+        }
         (None, Some(id)) => format!("(none, id {id})"),
         (None, None) => "(none)".to_owned(),
     }

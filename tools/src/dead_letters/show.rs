@@ -131,6 +131,9 @@ fn print_record(record: &WaitingRecord) {
     let event_id = record.event_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
     say(format_args!("  event    {event_id}, {}, version {version}", or_dash(record.event_type.as_deref())));
     say(format_args!("  reason   {}", record.reason.as_deref().map_or("waits behind an elder".to_owned(), printable)));
+    if let Some(key) = &record.unordered_key {
+        say(format_args!("  key      {key}, in whose order it is not: it has no version"));
+    }
     for header in record.headers.as_array().into_iter().flatten() {
         let name = header.get(0).and_then(Value::as_str).unwrap_or_default();
         let value = match header.get(1) {
@@ -159,6 +162,7 @@ fn record_json(record: &WaitingRecord) -> Value {
         "partition": record.partition,
         "offset": record.record_offset,
         "record_key": record.record_key,
+        "unordered_key": record.unordered_key,
         "event_id": record.event_id,
         "event_type": record.event_type,
         "aggregate_version": record.aggregate_version,

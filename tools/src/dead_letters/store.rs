@@ -31,6 +31,8 @@ pub struct Selection<'a> {
     pub since: Option<DateTime<Utc>>,
     /// `retrying`, `waiting` or `parked`.
     pub state: Option<&'a str>,
+    /// `dead_letters.id` of the first record.
+    pub id: Option<i64>,
 }
 
 /// A key that waits, or a single record without one. What is said of an event is said of its first one, which is the one that failed.
@@ -98,11 +100,11 @@ pub async fn waiting_keys(
             SELECT b.group_id, b.topic, b.partition, b.record_key, head.id AS dead_letter_id, b.state, b.attempts, b.next_attempt_at,
                 b.first_failed_at, b.last_failed_at, b.reason, b.fingerprint, head.event_id, head.event_type, head.aggregate_version,
                 (SELECT count(*) FROM dead_letters d
-                    WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.record_key = b.record_key) AS waiting
+                    WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.key_hash = b.key_hash) AS waiting
             FROM blocked_keys b
             LEFT JOIN LATERAL (
                 SELECT d.id, d.event_id, d.event_type, d.aggregate_version FROM dead_letters d
-                WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.record_key = b.record_key
+                WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.key_hash = b.key_hash
                 ORDER BY d.reason IS NULL, d.aggregate_version NULLS FIRST, d.partition, d.record_offset LIMIT 1
             ) AS head ON true
             UNION ALL
@@ -114,9 +116,9 @@ pub async fn waiting_keys(
             AND ($3::bytea IS NULL OR record_key = $3) AND ($4::text IS NULL OR event_type = $4)
             AND ($5::text IS NULL OR position(lower($5) IN lower(reason)) > 0)
             AND ($6::text IS NULL OR fingerprint = $6) AND ($7::timestamptz IS NULL OR last_failed_at >= $7)
-            AND ($8::text IS NULL OR state = $8)
+            AND ($8::text IS NULL OR state = $8) AND ($9::bigint IS NULL OR dead_letter_id = $9)
         ORDER BY first_failed_at, group_id, topic, record_key, dead_letter_id
-        LIMIT $9"#,
+        LIMIT $10"#,
         selection.group,
         selection.topic,
         selection.key,
@@ -125,6 +127,7 @@ pub async fn waiting_keys(
         selection.fingerprint,
         selection.since,
         selection.state,
+        selection.id,
         keys_max,
     )
     .fetch_all(connection)
@@ -185,28 +188,28 @@ pub async fn failure_groups(
             max(last_failed_at) AS "last_failed_at!"
         FROM (
             SELECT b.group_id, b.topic, b.record_key, b.state, b.first_failed_at, b.last_failed_at, b.reason, b.fingerprint,
-                head.event_type,
+                head.event_type, head.id AS dead_letter_id,
                 (SELECT count(*) FROM dead_letters d
-                    WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.record_key = b.record_key) AS waiting
+                    WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.key_hash = b.key_hash) AS waiting
             FROM blocked_keys b
             LEFT JOIN LATERAL (
-                SELECT d.event_type FROM dead_letters d
-                WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.record_key = b.record_key
+                SELECT d.id, d.event_type FROM dead_letters d
+                WHERE d.group_id = b.group_id AND d.topic = b.topic AND d.key_hash = b.key_hash
                 ORDER BY d.reason IS NULL, d.aggregate_version NULLS FIRST, d.partition, d.record_offset LIMIT 1
             ) AS head ON true
             UNION ALL
             SELECT d.group_id, d.topic, NULL, 'parked', d.created_at, d.created_at, d.reason, coalesce(d.fingerprint, ''),
-                d.event_type, 1
+                d.event_type, d.id, 1
             FROM dead_letters d WHERE d.record_key IS NULL
         ) AS k
         WHERE ($1::text IS NULL OR group_id = $1) AND ($2::text IS NULL OR topic = $2)
             AND ($3::bytea IS NULL OR record_key = $3) AND ($4::text IS NULL OR event_type = $4)
             AND ($5::text IS NULL OR position(lower($5) IN lower(reason)) > 0)
             AND ($6::text IS NULL OR fingerprint = $6) AND ($7::timestamptz IS NULL OR last_failed_at >= $7)
-            AND ($8::text IS NULL OR state = $8)
+            AND ($8::text IS NULL OR state = $8) AND ($9::bigint IS NULL OR dead_letter_id = $9)
         GROUP BY fingerprint, event_type
         ORDER BY count(*) DESC, min(first_failed_at), fingerprint
-        LIMIT $9"#,
+        LIMIT $10"#,
         selection.group,
         selection.topic,
         selection.key,
@@ -215,6 +218,7 @@ pub async fn failure_groups(
         selection.fingerprint,
         selection.since,
         selection.state,
+        selection.id,
         groups_max,
     )
     .fetch_all(connection)

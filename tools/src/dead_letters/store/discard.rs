@@ -91,7 +91,7 @@ pub async fn discard(
     // holds it too, so none is overlooked below when it is asked whether something is left.
     let state = sqlx::query_scalar!(
         r#"-- lock_blocked_key
-        SELECT state FROM blocked_keys WHERE group_id = $1 AND topic = $2 AND record_key = $3 FOR UPDATE"#,
+        SELECT state FROM blocked_keys WHERE group_id = $1 AND topic = $2 AND key_hash = sha256($3) FOR UPDATE"#,
         place.group_id,
         place.topic,
         place.record_key,
@@ -146,7 +146,7 @@ async fn first_has_failed(connection: &mut PgConnection, place: &Place) -> Resul
     let failed = sqlx::query_scalar!(
         r#"-- first_has_failed
         SELECT reason IS NOT NULL AS "failed!" FROM dead_letters
-        WHERE group_id = $1 AND topic = $2 AND record_key = $3
+        WHERE group_id = $1 AND topic = $2 AND key_hash = sha256($3)
         ORDER BY aggregate_version NULLS FIRST, partition, record_offset LIMIT 1"#,
         place.group_id,
         place.topic,
@@ -177,7 +177,7 @@ async fn delete(
             DELETE FROM dead_letters
             WHERE id = ANY (ARRAY(
                 SELECT id FROM dead_letters
-                WHERE group_id = $1 AND topic = $2 AND record_key IS NOT DISTINCT FROM $3 AND ($4::bigint IS NULL OR id = $4)
+                WHERE group_id = $1 AND topic = $2 AND key_hash IS NOT DISTINCT FROM sha256($3) AND ($4::bigint IS NULL OR id = $4)
                 ORDER BY aggregate_version NULLS FIRST, partition, record_offset
                 LIMIT CASE WHEN $5::boolean THEN NULL ELSE 1 END))
             RETURNING *
@@ -186,7 +186,7 @@ async fn delete(
                 os_user, why)
             SELECT 'discard', d.group_id, d.topic, d.record_key, d.event_id, d.event_type, d.aggregate_version, d.reason,
                 CASE WHEN $3::bytea IS NULL THEN 1 ELSE
-                    (SELECT count(*) FROM dead_letters WHERE group_id = $1 AND topic = $2 AND record_key = $3) END,
+                    (SELECT count(*) FROM dead_letters WHERE group_id = $1 AND topic = $2 AND key_hash = sha256($3)) END,
                 $6, $7
             FROM discarded d ORDER BY d.aggregate_version NULLS FIRST, d.partition, d.record_offset
         )
@@ -209,7 +209,7 @@ async fn settle(connection: &mut PgConnection, place: &Place) -> Result<i64, sql
     let left = sqlx::query!(
         r#"-- count_left
         SELECT count(*) AS "records!", count(reason) AS "failed!" FROM dead_letters
-        WHERE group_id = $1 AND topic = $2 AND record_key = $3"#,
+        WHERE group_id = $1 AND topic = $2 AND key_hash = sha256($3)"#,
         place.group_id,
         place.topic,
         key,
@@ -219,7 +219,7 @@ async fn settle(connection: &mut PgConnection, place: &Place) -> Result<i64, sql
     if left.records == 0 {
         sqlx::query!(
             r#"-- unblock_key
-            DELETE FROM blocked_keys WHERE group_id = $1 AND topic = $2 AND record_key = $3"#,
+            DELETE FROM blocked_keys WHERE group_id = $1 AND topic = $2 AND key_hash = sha256($3)"#,
             place.group_id,
             place.topic,
             key,
@@ -230,7 +230,7 @@ async fn settle(connection: &mut PgConnection, place: &Place) -> Result<i64, sql
         sqlx::query!(
             r#"-- tell_of_discard
             UPDATE blocked_keys SET reason = 'what failed was discarded: the rest waits for a replay'
-            WHERE group_id = $1 AND topic = $2 AND record_key = $3 AND state = 'parked'"#,
+            WHERE group_id = $1 AND topic = $2 AND key_hash = sha256($3) AND state = 'parked'"#,
             place.group_id,
             place.topic,
             key,

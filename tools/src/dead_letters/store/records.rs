@@ -36,6 +36,8 @@ pub struct WaitingRecord {
     pub record_offset: i64,
     /// Its key, if it has one.
     pub record_key: Option<RecordKey>,
+    /// The key of a record that is no event, and in no key's order.
+    pub unordered_key: Option<RecordKey>,
     /// Identity of the event, if it can be read.
     pub event_id: Option<Uuid>,
     /// Its type, if it can be read.
@@ -62,8 +64,8 @@ pub async fn waiting_records(
 ) -> Result<Vec<WaitingRecord>, sqlx::Error> {
     let rows = sqlx::query!(
         r#"-- waiting_records
-        SELECT id, group_id, topic, partition, record_offset, record_key, event_id, event_type, aggregate_version, headers, payload,
-            reason, fingerprint, created_at
+        SELECT id, group_id, topic, partition, record_offset, record_key, unordered_key, event_id, event_type, aggregate_version,
+            headers, payload, reason, fingerprint, created_at
         FROM dead_letters
         WHERE ($1::bytea IS NULL OR record_key = $1) AND ($2::bigint IS NULL OR id = $2)
             AND ($3::text IS NULL OR group_id = $3) AND ($4::text IS NULL OR topic = $4)
@@ -86,6 +88,7 @@ pub async fn waiting_records(
             partition: row.partition,
             record_offset: row.record_offset,
             record_key: row.record_key.map(RecordKey),
+            unordered_key: row.unordered_key.map(RecordKey),
             event_id: row.event_id,
             event_type: row.event_type,
             aggregate_version: row.aggregate_version,
