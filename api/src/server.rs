@@ -8,6 +8,7 @@ use actix_web::web;
 use actix_web::web::Bytes;
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
+use shared::db::Database;
 use shared::health::{self, Readiness};
 use shared::shutdown::Shutdown;
 use shared::spans::Spans;
@@ -87,7 +88,8 @@ impl Server {
         let batcher =
             Batcher::start(&database, &limits, &metrics, &mut writers).context("no thread for the writers")?;
         Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown, &mut tasks).await;
-        let orders = Orders::new(pool, &limits, metrics.clone());
+        let opened = Database { pool, watch: database.watch().clone() };
+        let orders = Orders::new(opened, &limits, metrics.clone());
         let (checked, shown) = (orders.clone(), readiness.clone());
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut tasks);
         let guard = Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut tasks)?;

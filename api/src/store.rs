@@ -3,10 +3,9 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use shared::db::{DatabaseConfig, is_retryable, sql_state};
+use shared::db::{ConnectError, Connector, Database, DatabaseConfig, READ_ONLY, ServerWatch, is_retryable, sql_state};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres};
+use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
 use tokio::time::timeout;
 
 use crate::config::Limits;
@@ -48,6 +47,27 @@ pub enum StoreError {
     /// Anything else: a fault of ours. Nothing was written.
     #[error("{0}")]
     Broken(#[source] sqlx::Error),
+}
+
+impl StoreError {
+    /// What Postgres says, or the client.
+    #[must_use]
+    pub const fn postgres(&self) -> &sqlx::Error {
+        match self {
+            Self::Unreachable(error)
+            | Self::Unavailable(error)
+            | Self::InDoubt(error)
+            | Self::Refused(error)
+            | Self::Key(error)
+            | Self::Broken(error) => error,
+        }
+    }
+
+    /// Whether its connection is of no use any more, though it is open: it leads to a server that takes no writes.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        sql_state(self.postgres()).is_some_and(|state| state == READ_ONLY)
+    }
 }
 
 impl From<sqlx::Error> for StoreError {
@@ -99,15 +119,16 @@ pub struct Orders {
     pool: PgPool,
     connect_timeout: Duration,
     statement_patience: Duration,
+    watch: ServerWatch,
     metrics: Metrics,
 }
 
 impl Orders {
-    /// Shares `pool`.
+    /// Shares `database`'s pool.
     #[must_use]
-    pub fn new(pool: PgPool, limits: &Limits, metrics: Metrics) -> Self {
+    pub fn new(Database { pool, watch }: Database, limits: &Limits, metrics: Metrics) -> Self {
         let (connect_timeout, statement_patience) = (limits.connect_timeout(), limits.statement_patience());
-        Self { pool, connect_timeout, statement_patience, metrics }
+        Self { pool, connect_timeout, statement_patience, watch, metrics }
     }
 
     /// An order, if there is one that is this user's, or anybody's.
@@ -131,7 +152,10 @@ impl Orders {
             connection.close_on_drop();
             return Err(StoreError::InDoubt(timed_out("no answer to a statement")));
         };
-        Ok(done?)
+        done.map_err(|error| {
+            self.watch.heard(&error);
+            error.into()
+        })
     }
 
     /// Whether Postgres answers.
@@ -153,9 +177,11 @@ impl Orders {
 }
 
 /// Opens a connection within its time.
-async fn open(options: &PgConnectOptions, connect_timeout: Duration) -> Result<PgConnection, StoreError> {
-    let opened = timeout(connect_timeout, options.connect()).await;
-    opened.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)
+async fn open(connector: &Connector, connect_timeout: Duration) -> Result<PgConnection, StoreError> {
+    let opened = timeout(connect_timeout, connector.connect()).await;
+    let opened =
+        opened.map_or_else(|_| Err(timed_out("no connection")), |opened| opened.map_err(ConnectError::into_sqlx));
+    opened.map_err(StoreError::Unreachable)
 }
 
 fn timed_out(what: &str) -> sqlx::Error {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::db::Silence;
+use shared::db::{MaybePostgres, ServerWatch};
 use shared::spans::Spans;
 use sqlx::postgres::PgConnection;
 use sqlx::{PgPool, Postgres, Transaction};
@@ -28,7 +28,7 @@ use crate::work::Worked;
 pub(crate) struct Applier {
     pub(crate) pool: PgPool,
     /// For how long the database may leave us without an answer.
-    pub(crate) silence: Silence,
+    pub(crate) watch: ServerWatch,
     pub(crate) group: Arc<str>,
     pub(crate) handlers: Handlers,
     /// When keys that failed are tried again.
@@ -64,14 +64,20 @@ impl From<sqlx::Error> for ApplyError {
     }
 }
 
-impl ApplyError {
-    /// Whether the database could not be reached, and not one batch of it refused.
-    pub(crate) fn is_database_away(&self) -> bool {
-        let error = match self {
+impl MaybePostgres for ApplyError {
+    fn postgres(&self) -> Option<&sqlx::Error> {
+        match self {
             Self::Unknown(error) => Some(error),
             Self::RolledBack(error) => error.downcast_ref::<sqlx::Error>(),
             Self::Fenced | Self::Deferred(_) => None,
-        };
+        }
+    }
+}
+
+impl ApplyError {
+    /// Whether the database could not be reached, and not one batch of it refused.
+    pub(crate) fn is_database_away(&self) -> bool {
+        let error = self.postgres();
         let lost_to_another = |error| shared::db::sql_state(error).is_some_and(|state| state.starts_with("40"));
         error.is_some_and(|error| shared::db::is_retryable(error) && !lost_to_another(error))
     }
@@ -104,10 +110,10 @@ impl Applier {
         constraints: Constraints,
     ) -> Result<Tally, ApplyError> {
         let Some(last) = batch.records().last() else { return Ok(Tally::default()) };
-        let prepared = self.silence.bound(self.prepare(partition, (batch, last), position, constraints)).await?;
+        let prepared = self.watch.bound(self.prepare(partition, (batch, last), position, constraints)).await?;
         let Prepared { transaction, tally, spans, applied } = prepared;
         Failpoint::BeforeDbCommit.reached(self.failpoint);
-        let committed = self.silence.bound(transaction.commit()).await.map_err(refused_or_unknown);
+        let committed = self.watch.bound(transaction.commit()).await.map_err(refused_or_unknown);
         end_spans(spans, &committed);
         committed?;
         self.metrics.applied(&applied);
@@ -146,13 +152,13 @@ impl Applier {
 
     /// Moves the position of a partition past offsets that hold no record. Returns whether it was where they begin.
     pub(crate) async fn pass(&self, partition: &Partition, gap: Gap) -> Result<bool, sqlx::Error> {
-        self.silence.bound(store::pass(&self.pool, &self.group, partition, gap)).await
+        self.watch.bound(store::pass(&self.pool, &self.group, partition, gap)).await
     }
 
     /// Begins a transaction.
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let start = Instant::now();
-        let connection = self.pool.acquire().await;
+        let connection = self.watch.acquire(&self.pool).await;
         self.metrics.waited_for_connection(start);
         Transaction::begin(connection?, None).await
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::db::Silence;
+use shared::db::ServerWatch;
 use shared::shutdown::Shutdown;
 use sqlx::PgPool;
 
@@ -19,10 +19,10 @@ const INTERVAL_MAX: Duration = Duration::from_mins(1);
 const SHARE: u32 = 100;
 
 /// Counts until the shutdown is asked for.
-pub(crate) async fn run((pool, silence): (PgPool, Silence), group: String, metrics: Metrics, shutdown: Shutdown) {
+pub(crate) async fn run((pool, watch): (PgPool, ServerWatch), group: String, metrics: Metrics, shutdown: Shutdown) {
     loop {
         let begun = std::time::Instant::now();
-        match silence.bound(blocked::count(&pool, &group)).await {
+        match watch.bound(blocked::count(&pool, &group)).await {
             Ok(found) => {
                 // Also those of which there is none any more.
                 for state in [State::Retrying, State::Waiting, State::Parked] {

@@ -150,7 +150,7 @@ impl Consumer {
         let kafka = Arc::new(kafka);
         let positions = Positions {
             pool: shop.applier.pool.clone(),
-            silence: shop.applier.silence.clone(),
+            watch: shop.applier.watch.clone(),
             group: Arc::clone(&shop.applier.group),
             broker,
             retry_max: settings.retry_max(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rdkafka::error::KafkaError;
 use shared::backoff::Backoff;
 use shared::config::ConfigError;
-use shared::db::Silence;
+use shared::db::ServerWatch;
 use shared::duration::Retention;
 use shared::kafka::{KafkaConfig, TopicRetention};
 use shared::shutdown::Shutdown;
@@ -95,7 +95,7 @@ fn judge(ours: Duration, topic: &str, theirs: TopicRetention) -> Result<(), Conf
 /// The upkeep of the inbox. Any number of processors may do it: they do not get into each other's way.
 pub(crate) struct Upkeep {
     pool: PgPool,
-    silence: Silence,
+    watch: ServerWatch,
     group: String,
     retention: Retention,
     metrics: Metrics,
@@ -103,15 +103,15 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     /// Does a first round, so that events find the partitions of their days.
-    pub(crate) async fn begin((pool, silence): (&PgPool, &Silence), settings: &Settings, metrics: &Metrics) -> Self {
+    pub(crate) async fn begin((pool, watch): (&PgPool, &ServerWatch), settings: &Settings, metrics: &Metrics) -> Self {
         let upkeep = Self {
             pool: pool.clone(),
-            silence: silence.clone(),
+            watch: watch.clone(),
             group: settings.group.clone(),
             retention: settings.inbox_retention,
             metrics: metrics.clone(),
         };
-        if let Err(error) = upkeep.silence.bound(upkeep.prepare()).await {
+        if let Err(error) = upkeep.watch.bound(upkeep.prepare()).await {
             // Without partitions all goes to the default one.
             tracing::warn!(error = %error, "inbox partitions could not be made, will try again");
         }
@@ -126,7 +126,7 @@ impl Upkeep {
         };
         let mut backoff = Backoff::new(interval, BUSY_MAX);
         loop {
-            let wait = match self.silence.bound(self.round()).await {
+            let wait = match self.watch.bound(self.round()).await {
                 Ok(true) => {
                     backoff.reset();
                     interval

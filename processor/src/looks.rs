@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shared::backoff::Backoff;
+use shared::db::MaybePostgres;
 use shared::throttle::Throttle;
 use tokio::time::Instant;
 
@@ -82,7 +83,7 @@ impl Looks {
     /// Looks, and tries the keys that are due. What fails here is tried again later; batches go on meanwhile.
     pub(crate) async fn look(&mut self, shop: &Shop, partition: &Partition, position: i64) -> Looked {
         let started = Instant::now();
-        let outcome = shop.applier.silence.bound(work(shop, partition, position, self.keys_max)).await;
+        let outcome = shop.applier.watch.bound(work(shop, partition, position, self.keys_max)).await;
         let ended = Instant::now();
         match outcome {
             Ok(wait) => {
@@ -114,7 +115,7 @@ impl Looks {
                     let way = (shop.retry_max, &*error.to_string());
                     // While the database is away this fails as well, and there is nothing to make way for.
                     let given = shop.applier.give_way(partition, position, is_dry_run, way);
-                    if shop.applier.silence.bound(given).await.is_ok() {
+                    if shop.applier.watch.bound(given).await.is_ok() {
                         self.turns.failed(ended, LOOK_MIN);
                     }
                 }
@@ -127,6 +128,12 @@ impl Looks {
 impl<E: Into<ApplyError>> From<E> for Stuck {
     fn from(error: E) -> Self {
         Self { is_dry_run: false, error: error.into() }
+    }
+}
+
+impl MaybePostgres for Stuck {
+    fn postgres(&self) -> Option<&sqlx::Error> {
+        self.error.postgres()
     }
 }
 

@@ -213,7 +213,7 @@ impl Worker {
         let partitions = std::slice::from_ref(&self.partition);
         loop {
             let found = store::positions(&shop.applier.pool, &shop.applier.group, partitions);
-            match shop.applier.silence.bound(found).await {
+            match shop.applier.watch.bound(found).await {
                 Ok(found) => {
                     let found = found.get(&self.partition).copied();
                     return Some(match found {

@@ -106,16 +106,16 @@ impl Processor {
         {
             return Ok(());
         }
-        let upkeep = inbox::Upkeep::begin((&pool, config.database.silence()), settings, &metrics).await;
+        let upkeep = inbox::Upkeep::begin((&pool, config.database.watch()), settings, &metrics).await;
         let upkeep = tokio::spawn(upkeep.run(shutdown.clone()));
-        let silence = config.database.silence();
-        let database = (pool.clone(), silence.clone());
+        let watch = config.database.watch();
+        let database = (pool.clone(), watch.clone());
         let census = census::run(database, settings.group.clone(), metrics.clone(), shutdown.clone());
         let census = tokio::spawn(census);
         let shop = Shop {
             applier: Applier {
                 pool: pool.clone(),
-                silence: silence.clone(),
+                watch: watch.clone(),
                 group: settings.group.as_str().into(),
                 handlers,
                 schedule: settings.key_schedule(),

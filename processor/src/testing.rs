@@ -28,7 +28,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::db::{MIGRATOR, Silence};
+use shared::db::{MIGRATOR, ServerWatch};
 use shared::spans::Spans;
 use sqlx::migrate::MigrateError;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -111,7 +111,7 @@ impl TestKit {
         let (spans, metrics) = (Spans::default(), Metrics::default());
         let applier = Applier {
             pool,
-            silence: Silence::default(),
+            watch: ServerWatch::default(),
             group: group.into(),
             handlers,
             schedule,

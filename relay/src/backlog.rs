@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use shared::db::Database;
 use shared::shutdown::Shutdown;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
 use crate::metrics::BacklogGauges;
 use crate::outbox::status::{self, LaneStatus, LateRows, ParkedStatus, WaitingStatus};
@@ -123,14 +124,10 @@ pub async fn look(connection: &mut PgConnection) -> Result<Look, sqlx::Error> {
 }
 
 /// Looks every few seconds and shows it, until the shutdown is asked for.
-pub async fn watch(pool: PgPool, gauges: BacklogGauges, shutdown: Shutdown) {
+pub async fn watch(Database { pool, watch }: Database, gauges: BacklogGauges, shutdown: Shutdown) {
     loop {
         let begun = Instant::now();
-        let found = match pool.acquire().await {
-            Ok(mut connection) => look(&mut connection).await,
-            Err(error) => Err(error),
-        };
-        match found {
+        match watch.bound(async { look(&mut *pool.acquire().await?).await }).await {
             Ok(found) => gauges.set(&found),
             // A failure is that of the whole connection, which the worker logs.
             Err(error) => tracing::debug!(error = %error, "the backlog was not looked at"),

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use shared::db::Database;
 use shared::shutdown::Shutdown;
 use sqlx::PgPool;
 
@@ -33,13 +34,14 @@ pub struct Watch {
 
 /// Looks until the shutdown is asked for. Every relay sets the gauges; the one that holds lane 0 names the holders in its log, so that
 /// each is named once, however many relays run. When that lane is just changing hands, two of them may, or none for one look.
-pub async fn watch(pool: PgPool, watch: Watch, metrics: Upkeep, shutdown: Shutdown) {
+pub async fn watch(database: Database, watch: Watch, metrics: Upkeep, shutdown: Shutdown) {
     let interval = (watch.age / 4).clamp(Duration::from_secs(1), Duration::from_secs(10));
     let (mut known, mut slots) = (Known::default(), Slots::default());
     let mut told_blind = false;
     loop {
         // A failure is that of the whole connection, which the worker logs.
-        if let Ok(seen) = look(&pool, &watch.relay, &mut told_blind).await {
+        let seen = database.watch.bound(look(&database.pool, &watch.relay, &mut told_blind)).await;
+        if let Ok(seen) = seen {
             metrics.oldest_transaction_age.set(seen.open.first().map_or(0.0, |oldest| oldest.age_secs));
             slots::measure(&seen.slots, &metrics);
             if seen.names {

@@ -19,10 +19,9 @@ pub mod worker;
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use shared::db::ConnectError;
+use shared::db::{ConnectError, Database};
 use shared::health::{self, Readiness};
 use shared::shutdown::Shutdown;
-use sqlx::PgPool;
 use tokio::task::JoinHandle;
 
 use config::Retention;
@@ -56,8 +55,9 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
         return Ok(());
     }
     readiness.met(KAFKA);
-    let upkeep = keep_up(&config, &pool, &metrics, &shutdown);
-    let worker = worker::Worker::new(config, pool, metrics, readiness);
+    let database = Database { pool, watch: config.database.watch().clone() };
+    let upkeep = keep_up(&config, &database, &metrics, &shutdown);
+    let worker = worker::Worker::new(config, database, metrics, readiness);
     // As a task of its own, it runs on the thread that hears of what arrives at its socket. Here, on the main thread, every few rows
     // that Postgres sends would have to wake it.
     let result = tokio::spawn({
@@ -71,15 +71,22 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
 }
 
 /// What a relay does beside publishing. Ends with the shutdown.
-fn keep_up(config: &RelayConfig, pool: &PgPool, metrics: &metrics::Metrics, shutdown: &Shutdown) -> JoinHandle<()> {
-    let backlog = backlog::watch(pool.clone(), metrics.backlog.clone(), shutdown.clone());
+fn keep_up(
+    config: &RelayConfig,
+    database: &Database,
+    metrics: &metrics::Metrics,
+    shutdown: &Shutdown,
+) -> JoinHandle<()> {
+    let backlog = backlog::watch(database.clone(), metrics.backlog.clone(), shutdown.clone());
     let metrics = &metrics.upkeep;
-    let ahead = retention::keep_partitions_ahead(pool.clone(), metrics.clone(), shutdown.clone());
+    let ahead = retention::keep_partitions_ahead(database.clone(), metrics.clone(), shutdown.clone());
     let watch = Watch { relay: config.relay.clone(), age: config.limits.holder_age };
-    let holders = holders::watch(pool.clone(), watch, metrics.clone(), shutdown.clone());
+    let holders = holders::watch(database.clone(), watch, metrics.clone(), shutdown.clone());
     let dropped = match config.limits.retention {
         Retention::Forever => None,
-        Retention::For(time) => Some(retention::drop_partitions(pool.clone(), time, metrics.clone(), shutdown.clone())),
+        Retention::For(time) => {
+            Some(retention::drop_partitions(database.clone(), time, metrics.clone(), shutdown.clone()))
+        }
     };
     tokio::spawn(async move {
         tokio::join!(ahead, holders, backlog, async {

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use shared::backoff::Backoff;
+use shared::db::Database;
 use shared::shutdown::Shutdown;
-use sqlx::PgPool;
 
 use crate::metrics::Upkeep;
 use crate::outbox::retention::{self as sql, Outcome};
@@ -23,16 +23,16 @@ const ALARM: Duration = Duration::from_mins(1);
 const DROP_BACKOFF_MAX: Duration = Duration::from_mins(10);
 
 /// Makes partitions until the shutdown is asked for. Any number of relays may do so.
-pub async fn keep_partitions_ahead(pool: PgPool, metrics: Upkeep, shutdown: Shutdown) {
+pub async fn keep_partitions_ahead(Database { pool, watch }: Database, metrics: Upkeep, shutdown: Shutdown) {
     let mut alarmed: Option<Instant> = None;
     loop {
-        match sql::make_partitions(&pool, PARTITIONS_AHEAD).await {
+        match watch.bound(sql::make_partitions(&pool, PARTITIONS_AHEAD)).await {
             Ok(0) => {}
             Ok(made) => tracing::info!(outbox.partitions.made = made, "outbox partitions made"),
             Err(error) => tracing::warn!(error = %error, "outbox partitions could not be made ahead, will try again"),
         }
         // A failure here has the same cause as one above, which is logged.
-        if let Ok(room) = sql::room(&pool).await {
+        if let Ok(room) = watch.bound(sql::room(&pool)).await {
             metrics.partitions.set(room.partitions);
             metrics.ids_ahead.set(room.ids_ahead);
             if room.whole_ahead >= 1 {
@@ -53,12 +53,12 @@ pub async fn keep_partitions_ahead(pool: PgPool, metrics: Upkeep, shutdown: Shut
 }
 
 /// Drops partitions until the shutdown is asked for. Any number of relays may do so: they do not try at the same time.
-pub async fn drop_partitions(pool: PgPool, retention: Duration, metrics: Upkeep, shutdown: Shutdown) {
+pub async fn drop_partitions(database: Database, retention: Duration, metrics: Upkeep, shutdown: Shutdown) {
     // Events may stay four hundredths longer than the retention, and a minute at most.
     let interval = (retention / 24).clamp(Duration::from_secs(1), Duration::from_mins(1));
     let mut backoff = Backoff::new(interval, DROP_BACKOFF_MAX);
     loop {
-        let wait = match try_to_drop(&pool, retention, &metrics).await {
+        let wait = match try_to_drop(&database, retention, &metrics).await {
             Tried::Dropped => {
                 backoff.reset();
                 // There may be another one.
@@ -84,8 +84,8 @@ enum Tried {
     Failed,
 }
 
-async fn try_to_drop(pool: &PgPool, retention: Duration, metrics: &Upkeep) -> Tried {
-    let attempt = match sql::drop_oldest_partition(pool, retention).await {
+async fn try_to_drop(Database { pool, watch }: &Database, retention: Duration, metrics: &Upkeep) -> Tried {
+    let attempt = match watch.bound(sql::drop_oldest_partition(pool, retention)).await {
         Ok(Some(attempt)) => attempt,
         Ok(None) => return Tried::Nothing,
         Err(error) => {

@@ -24,9 +24,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rdkafka::error::KafkaError;
 use shared::ages::{EventAge, Stage};
+use shared::db::{Database, MaybePostgres};
 use shared::spans;
+use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
-use sqlx::{PgPool, Postgres};
 
 use crate::config::RelayConfig;
 use crate::lanes::cursor::BadSnapshot;
@@ -82,6 +83,15 @@ pub enum SessionError {
     /// A snapshot that cannot be read.
     #[error(transparent)]
     Snapshot(#[from] BadSnapshot),
+}
+
+impl MaybePostgres for SessionError {
+    fn postgres(&self) -> Option<&sqlx::Error> {
+        match self {
+            Self::Database(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 impl SessionError {
@@ -161,11 +171,11 @@ impl<'a> Session<'a> {
     /// When Postgres does not answer, the cursors do not hold in this cluster, or ids are not given out in order.
     pub async fn start(
         config: &'a RelayConfig,
-        pool: &PgPool,
+        database: &Database,
         metrics: &'a Metrics,
         constraints: &PublishConstraints,
     ) -> Result<Self, SessionError> {
-        let mut connection = pool.acquire().await?;
+        let mut connection = database.watch.acquire(&database.pool).await?;
         // A connection that was given up in the middle of a statement must not be used again.
         connection.close_on_drop();
         // A connection stays at its server, and a server that was promoted never becomes a standby without a restart, which ends the

@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use shared::backoff::Backoff;
+use shared::db::Database;
 use shared::health::Readiness;
 use shared::shutdown::Shutdown;
 use shared::throttle::Throttle;
-use sqlx::PgPool;
 
 use crate::config::RelayConfig;
 use crate::lanes::plan::Found;
@@ -22,7 +22,7 @@ use crate::{KAFKA, POSTGRES};
 #[derive(Debug)]
 pub struct Worker {
     config: RelayConfig,
-    pool: PgPool,
+    database: Database,
     metrics: Metrics,
     readiness: Readiness,
 }
@@ -30,8 +30,8 @@ pub struct Worker {
 impl Worker {
     /// A relay that has not begun yet.
     #[must_use]
-    pub const fn new(config: RelayConfig, pool: PgPool, metrics: Metrics, readiness: Readiness) -> Self {
-        Self { config, pool, metrics, readiness }
+    pub const fn new(config: RelayConfig, database: Database, metrics: Metrics, readiness: Readiness) -> Self {
+        Self { config, database, metrics, readiness }
     }
 
     /// Works until the shutdown is asked for, then waits for what is in flight and gives its lanes back.
@@ -43,7 +43,8 @@ impl Worker {
         let log = Throttle::new();
         let mut constraints = PublishConstraints::default();
         while !shutdown.is_requested() {
-            let ended = match Session::start(&self.config, &self.pool, &self.metrics, &constraints).await {
+            let started = Session::start(&self.config, &self.database, &self.metrics, &constraints);
+            let ended = match self.database.watch.bound(started).await {
                 Ok(mut session) => {
                     let worked = self.work(&mut session, shutdown, &mut backoff).await;
                     if let Err(SessionError::Delivery(_)) = &worked {

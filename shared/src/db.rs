@@ -1,22 +1,33 @@
 //! The Postgres pool: where the database is, waiting for it, refusing an older schema, and which errors are worth another try.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, PgExecutor, PgPool};
+use sqlx::{ConnectOptions, PgPool};
 
 use crate::backoff::Backoff;
-use crate::config::{ConfigError, Env, Secret};
+use crate::config::{ConfigError, Env, Secret, check_file};
 use crate::shutdown::Shutdown;
+use checks::check;
+use connector::follow_primary;
 
-pub use silence::Silence;
+pub use checks::{check_schema, refuse_encoding};
+pub use connector::Connector;
+pub use watch::{MaybePostgres, READ_ONLY, ServerWatch};
 
-mod silence;
+mod checks;
+mod connector;
+mod url;
+mod watch;
 
 /// The migrations of this build.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
+
+/// The oldest Postgres that is supported, as a server says its version: what is tested, and the oldest that its makers keep up.
+pub const SERVER_VERSION_MIN: u32 = 150_000;
 
 /// A connection that rested this long is tried before it is used: the server may have gone meanwhile. One that was used since is known to
 /// be good as of then, and a round trip before each transaction would buy no more.
@@ -25,9 +36,21 @@ pub const RESTED: Duration = Duration::from_secs(1);
 /// Where the database is, and as whom to go there.
 #[derive(Debug, Clone)]
 pub struct DatabaseConfig {
-    options: PgConnectOptions,
+    /// At least one.
+    servers: Vec<PgConnectOptions>,
+    settings: Vec<(String, String)>,
+    role: Option<String>,
     connections_max: u32,
-    silence: Silence,
+    watch: ServerWatch,
+}
+
+/// A pool, and the watch over its server.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// Connections.
+    pub pool: PgPool,
+    /// For how long what is done with them may go without an answer.
+    pub watch: ServerWatch,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +61,9 @@ struct Parts {
     name: Option<String>,
     #[serde(default = "postgres_port")]
     port: u16,
+    sslmode: Option<String>,
+    sslrootcert: Option<PathBuf>,
+    schema: Option<String>,
     role: Option<String>,
     #[serde(default = "ten")]
     connections_max: u32,
@@ -71,55 +97,88 @@ impl DatabaseConfig {
         if !(100..=3_600_000).contains(&parts.silence_max_ms) {
             return Err(ConfigError::new("DB_SILENCE_MAX_MS", "must be from 100 to 3600000"));
         }
-        let mut options = match env.var("DATABASE_URL") {
-            // The error does not repeat the URL: it holds the password.
-            Some(url) => url.parse::<PgConnectOptions>().map_err(|error| {
-                ConfigError::new(
-                    "DATABASE_URL",
-                    format!("is not of the form postgres://user:password@host:port/name ({error})"),
-                )
-            })?,
-            None => parts.connect_options()?,
-        };
-        options = options
-            .application_name(service)
-            .log_statements(tracing::log::LevelFilter::Trace)
-            .options([("TimeZone", "UTC")]);
-        if let Some(role) = &parts.role {
-            options = options.options([("role", role)]);
+        // Its functions and migrations name it, so another one would be half used.
+        if let Some(schema) = parts.schema.as_deref().filter(|schema| *schema != "public") {
+            return Err(ConfigError::new(
+                "DB_SCHEMA",
+                format!("is {schema:?}, but all tables are in the schema public"),
+            ));
         }
-        let silence = Silence::new(Duration::from_millis(parts.silence_max_ms));
-        Ok(Self { options, connections_max: parts.connections_max, silence })
+        let servers = match env.var("DATABASE_URL") {
+            // The error does not repeat the URL: it holds the password.
+            Some(url) => url::parse(url).map_err(|error| ConfigError::new("DATABASE_URL", error))?,
+            None => vec![parts.connect_options()?],
+        };
+        let server = |server: PgConnectOptions| {
+            server
+                .application_name(service)
+                .log_statements(tracing::log::LevelFilter::Trace)
+                // Nothing that a pooler may refuse: it is for other types than ours.
+                .extra_float_digits(None)
+        };
+        Ok(Self {
+            servers: servers.into_iter().map(server).collect(),
+            settings: Vec::new(),
+            role: parts.role,
+            connections_max: parts.connections_max,
+            watch: ServerWatch::new(Duration::from_millis(parts.silence_max_ms)),
+        })
     }
 
     /// The same database with these server settings on every connection.
     #[must_use]
     pub fn with_settings<const N: usize>(mut self, settings: [(&str, &str); N]) -> Self {
-        self.options = self.options.options(settings);
+        self.settings.extend(settings.map(|(name, value)| (name.to_owned(), value.to_owned())));
         self
+    }
+
+    /// The server, or the first of several.
+    #[must_use]
+    pub fn server(&self) -> &PgConnectOptions {
+        &self.servers[0]
     }
 
     /// How to open one connection outside of the pool.
     #[must_use]
-    pub const fn connect_options(&self) -> &PgConnectOptions {
-        &self.options
+    pub fn connector(&self) -> Connector {
+        Connector::new(self.servers.clone(), &self.settings, self.role.as_deref())
     }
 
     /// For how long the server may be silent, for what is done with the pool.
     #[must_use]
-    pub const fn silence(&self) -> &Silence {
-        &self.silence
+    pub const fn watch(&self) -> &ServerWatch {
+        &self.watch
     }
 
-    /// Opens the pool and checks that this is a primary, and its database one in UTF-8 with this build's schema. Tries once.
+    /// Opens the pool to the first server that is a primary, after [`check`]ing it. Tries each once.
     ///
     /// # Errors
-    /// When the server does not answer or refuses, is a standby, or the database has another encoding or an older schema.
+    /// When no server answers, or the last one that did will not do.
     pub async fn open(&self) -> Result<PgPool, ConnectError> {
+        let connector = self.connector();
+        let mut error = ConnectError::Standby;
+        for server in connector.servers() {
+            match self.open_at(&connector, server).await {
+                Ok(pool) => return Ok(pool),
+                Err(refused) => error = refused,
+            }
+        }
+        Err(error)
+    }
+
+    async fn open_at(&self, connector: &Connector, server: &PgConnectOptions) -> Result<PgPool, ConnectError> {
+        self.watch.bound(connector.refuse_pooler(server)).await?;
+        self.watch.bound(async { check(&mut connector.connect_to(server).await?, server).await }).await?;
         let pool = PgPoolOptions::new().max_connections(self.connections_max).acquire_timeout(Duration::from_secs(5));
-        let pool = self.silence.watch(pool).connect_with(self.options.clone()).await?;
-        self.silence.bound(check(&pool)).await?;
-        Ok(pool)
+        let (connector, watch) = (connector.clone(), self.watch.clone());
+        let pool = pool.after_connect(move |connection, _| {
+            let (connector, watch) = (connector.clone(), watch.clone());
+            Box::pin(async move {
+                let set_up = connector.set_up(connection).await;
+                set_up.inspect_err(|error| watch.refuse(error)).map_err(ConnectError::into_sqlx)
+            })
+        });
+        Ok(self.watch.watch(pool).connect_with(server.clone()).await?)
     }
 
     /// Opens the pool, waiting with backoff for a database that is not up yet, or is still a standby.
@@ -144,13 +203,19 @@ impl DatabaseConfig {
         loop {
             let error = match self.open().await {
                 Err(error) if error.may_pass() => error,
-                opened => return opened,
+                Err(error) => return Err(error),
+                Ok(pool) => {
+                    if self.servers.len() > 1 {
+                        tokio::spawn(follow_primary(pool.clone(), self.connector(), shutdown.clone()));
+                    }
+                    return Ok(pool);
+                }
             };
             waiting(&error);
             let delay = backoff.random_delay();
             tracing::warn!(
-                db.host = self.options.get_host(),
-                db.port = self.options.get_port(),
+                db.host = self.server().get_host(),
+                db.port = self.server().get_port(),
                 error = %error,
                 retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
                 "waiting for Postgres"
@@ -174,12 +239,22 @@ impl Parts {
         };
         let user = self.user.as_ref().ok_or_else(|| missing("DB_USER"))?;
         let name = self.name.as_ref().ok_or_else(|| missing("DB_NAME"))?;
-        let mut options = PgConnectOptions::new_without_pgpass()
-            .host(host)
-            .port(self.port)
-            .username(user)
-            .database(name)
-            .ssl_mode(PgSslMode::Prefer);
+        let mut options =
+            PgConnectOptions::new_without_pgpass().host(host).port(self.port).username(user).database(name).ssl_mode(
+                match &self.sslmode {
+                    None => PgSslMode::Prefer,
+                    Some(mode) => mode.parse().map_err(|_| {
+                        ConfigError::new(
+                            "DB_SSLMODE",
+                            "is not one of disable, allow, prefer, require, verify-ca, verify-full",
+                        )
+                    })?,
+                },
+            );
+        if let Some(path) = &self.sslrootcert {
+            check_file("DB_SSLROOTCERT", Some(path))?;
+            options = options.ssl_root_cert(path);
+        }
         if let Some(password) = &self.password {
             options = options.password(password.expose());
         }
@@ -214,6 +289,29 @@ pub enum ConnectError {
         /// Postgres's name of it.
         found: String,
     },
+    /// A policy may hide rows from us.
+    #[error(
+        "row-level security is on for the table {table} and holds for the role {role}: rows that a policy hides would be passed over; turn it off \
+         with `ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY` and `ALTER TABLE {table} DISABLE ROW LEVEL SECURITY`, or give the role BYPASSRLS"
+    )]
+    RowSecurity {
+        /// One of the tables.
+        table: String,
+        /// Who we are to the server.
+        role: String,
+    },
+    /// What answers is no session of a server.
+    #[error(
+        "DATABASE_URL leads through a pooler that gives each transaction another session (PgBouncer: pool_mode=transaction): role, settings and \
+         locks of a connection would be lost, or pass to others; let it lead to the server, or to a pool with pool_mode=session"
+    )]
+    Pooler,
+    /// The server lacks what we rely on.
+    #[error("the Postgres server has version {found}, and the oldest that is supported is {}", SERVER_VERSION_MIN / 10_000)]
+    ServerTooOld {
+        /// Its major version.
+        found: u32,
+    },
     /// The server does not answer, or refuses.
     #[error("Postgres: {0}")]
     Refused(#[from] sqlx::Error),
@@ -228,53 +326,32 @@ impl ConnectError {
         match self {
             Self::Standby => true,
             Self::Refused(error) => !is_refused_for_good(error),
-            Self::SchemaTooOld { .. } | Self::Encoding { .. } | Self::ShutDown => false,
+            Self::SchemaTooOld { .. }
+            | Self::Encoding { .. }
+            | Self::RowSecurity { .. }
+            | Self::Pooler
+            | Self::ServerTooOld { .. }
+            | Self::ShutDown => false,
+        }
+    }
+
+    /// As an error of a connection that was opened and will not do.
+    #[must_use]
+    pub fn into_sqlx(self) -> sqlx::Error {
+        match self {
+            Self::Refused(error) => error,
+            other => std::io::Error::other(other.to_string()).into(),
         }
     }
 }
 
-async fn check(pool: &PgPool) -> Result<(), ConnectError> {
-    refuse_standby(pool).await?;
-    refuse_encoding(pool).await?;
-    check_schema(pool).await
-}
-
-/// Checks that this server is a primary. libpq's `target_session_attrs=read-write` for those who have no libpq.
-///
-/// # Errors
-/// When it is a standby.
-pub async fn refuse_standby<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
-    let standby = sqlx::query_scalar::<_, bool>("SELECT pg_is_in_recovery()").fetch_one(database).await?;
-    if standby { Err(ConnectError::Standby) } else { Ok(()) }
-}
-
-/// Checks that the database is in UTF-8, as records and JSON are: of another one, Postgres converts each text for us, or, from `SQL_ASCII`, hands
-/// out bytes of which nobody knows what they mean.
-///
-/// # Errors
-/// When it is in another encoding.
-pub async fn refuse_encoding<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
-    let found =
-        sqlx::query_scalar::<_, String>("SELECT current_setting('server_encoding')").fetch_one(database).await?;
-    if found == "UTF8" { Ok(()) } else { Err(ConnectError::Encoding { found }) }
-}
-
-/// Checks that every migration of this build has been applied. A newer schema is fine: migrations come before services.
-///
-/// # Errors
-/// When one is missing.
-pub async fn check_schema<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
-    let needed = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
-    // Not checked at build time: the table belongs to sqlx.
-    let found = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations WHERE success")
-        .fetch_one(database)
-        .await;
-    let found = match found {
-        Ok(found) => found.unwrap_or(0),
-        Err(error) if sql_state(&error).as_deref() == Some("42P01") => 0,
-        Err(error) => return Err(error.into()),
-    };
-    if found < needed { Err(ConnectError::SchemaTooOld { found, needed }) } else { Ok(()) }
+impl MaybePostgres for ConnectError {
+    fn postgres(&self) -> Option<&sqlx::Error> {
+        match self {
+            Self::Refused(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 /// The five characters by which Postgres classes an error, if it came from Postgres.
@@ -321,7 +398,8 @@ mod tests {
     fn parts_and_url_say_the_same() {
         let parts = [("DB_HOST", "db"), ("DB_USER", "u"), ("DB_PASSWORD", "p"), ("DB_NAME", "n"), ("DB_PORT", "5433")];
         for config in [read(&parts), read(&[("DATABASE_URL", "postgres://u:p@db:5433/n")])] {
-            let options = config.expect("complete").options;
+            let config = config.expect("complete");
+            let options = config.server();
             assert_eq!((options.get_host(), options.get_port()), ("db", 5433));
             assert_eq!((options.get_username(), options.get_database()), ("u", Some("n")));
             assert_eq!(options.get_application_name(), Some("outrider-test"));

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use sqlx::postgres::PgConnectOptions;
+use shared::db::Connector;
 
 use crate::migrate;
 use crate::output::Output;
@@ -67,7 +67,7 @@ async fn conform(
     let database_url = output
         .step("postgres", async {
             let url = servers.start_postgres(supply).await?;
-            migrate::migrate(&url.parse::<PgConnectOptions>()?).await?;
+            migrate::migrate(Connector::plain(url.parse()?)).await?;
             Ok((url, "a fresh database, migrated".to_owned()))
         })
         .await?;

@@ -8,7 +8,7 @@ use crate::signals::StopSignals;
 
 /// Connects.
 pub async fn connect(database: &DatabaseConfig) -> Result<PgConnection> {
-    PgConnection::connect_with(database.connect_options()).await.context("cannot connect to the database")
+    database.connector().connect().await.context("cannot connect to the database")
 }
 
 /// Connects, does `work` and closes the connection, unless a signal comes first.

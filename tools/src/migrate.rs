@@ -6,9 +6,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 use shared::config::Env;
-use shared::db::{DatabaseConfig, MIGRATOR, refuse_encoding, refuse_standby};
+use shared::db::{Connector, DatabaseConfig, MIGRATOR, refuse_encoding};
 use sqlx::migrate::Migrate;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
 use crate::signals::StopSignals;
@@ -33,7 +32,7 @@ pub struct Applied {
 /// Applies what is missing to the database in the environment and says what that was.
 pub async fn run(args: MigrateArgs) -> Result<ExitCode> {
     let database = DatabaseConfig::from_env(&Env::load()?, "outrider")?;
-    let work = Box::pin(migrate(database.connect_options()));
+    let work = Box::pin(migrate(database.connector()));
     let applied = StopSignals::listen()?.interrupts(work).await?;
     if args.json {
         println!("{}", serde_json::json!({ "applied": applied }));
@@ -48,9 +47,8 @@ pub async fn run(args: MigrateArgs) -> Result<ExitCode> {
 }
 
 /// Applies what is missing to a database, and says what that was. Several may do so at the same time.
-pub async fn migrate(database: &PgConnectOptions) -> Result<Vec<Applied>> {
-    let mut connection = PgConnection::connect_with(database).await.context("cannot connect to the database")?;
-    refuse_standby(&mut connection).await?;
+pub async fn migrate(database: Connector) -> Result<Vec<Applied>> {
+    let mut connection = database.connect().await.context("cannot connect to the database")?;
     refuse_encoding(&mut connection).await?;
     let before = versions(&mut connection).await?;
     MIGRATOR

@@ -7,9 +7,8 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use shared::db::DatabaseConfig;
+use shared::db::{Connector, DatabaseConfig};
 use sqlx::PgConnection;
-use sqlx::postgres::PgConnectOptions;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -69,7 +68,7 @@ pub struct Page {
 /// The feed's own connection. It opens itself; whoever meets an error drops it.
 #[derive(Debug)]
 pub struct FeedConnection {
-    options: PgConnectOptions,
+    connector: Connector,
     connect_timeout: Duration,
     statement_patience: Duration,
     connection: Option<PgConnection>,
@@ -80,7 +79,7 @@ impl FeedConnection {
     #[must_use]
     pub fn new(database: &DatabaseConfig, limits: &Limits) -> Self {
         Self {
-            options: database.connect_options().clone(),
+            connector: database.connector(),
             connect_timeout: limits.connect_timeout(),
             statement_patience: limits.statement_patience(),
             connection: None,
@@ -131,7 +130,7 @@ impl FeedConnection {
         // Taken out meanwhile: after a time-out or an error it is not used again.
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => open(&self.options, self.connect_timeout).await?,
+            None => open(&self.connector, self.connect_timeout).await?,
         };
         let done = timeout(self.statement_patience, work(&mut connection)).await;
         let done = done.unwrap_or_else(|_| Err(timed_out("no answer to a statement")))?;

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use shared::db::{DatabaseConfig, RESTED};
+use shared::db::{Connector, DatabaseConfig, RESTED};
 use shared::throttle::Throttle;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::types::chrono::NaiveDate;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
@@ -29,7 +28,7 @@ pub enum KeyConflict {
 /// round trip before each statement.
 #[derive(Debug)]
 pub struct Writer {
-    options: PgConnectOptions,
+    connector: Connector,
     connect_timeout: Duration,
     statement_patience: Duration,
     key_retention: Duration,
@@ -43,7 +42,7 @@ impl Writer {
     #[must_use]
     pub fn new(database: &DatabaseConfig, limits: &Limits) -> Self {
         Self {
-            options: database.connect_options().clone(),
+            connector: database.connector(),
             connect_timeout: limits.connect_timeout(),
             statement_patience: limits.statement_patience(),
             key_retention: limits.idempotency_retention,
@@ -71,7 +70,8 @@ impl Writer {
         let inserted = timeout(self.statement_patience, inserting).await;
         let inserted =
             inserted.unwrap_or_else(|_| Err(timed_out("no answer to a statement"))).map_err(StoreError::from);
-        if !matches!(inserted, Err(StoreError::InDoubt(_))) {
+        let is_lost = |error: &StoreError| matches!(error, StoreError::InDoubt(_)) || error.is_read_only();
+        if !inserted.as_ref().is_err_and(is_lost) {
             self.keep(connection);
         }
         let inserted = inserted?;
@@ -131,7 +131,7 @@ impl Writer {
                 return Ok(connection);
             }
         }
-        open(&self.options, self.connect_timeout).await
+        open(&self.connector, self.connect_timeout).await
     }
 
     /// Closes the connection in an orderly way.

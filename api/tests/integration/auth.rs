@@ -293,7 +293,7 @@ async fn a_rotated_key_stands_for_the_same_caller() {
 async fn postgres_away_is_not_a_refusal() {
     let database = TestDatabase::create("auth_away").await;
     let direct = database.config("outrider_api");
-    let server = format!("{}:{}", direct.connect_options().get_host(), direct.connect_options().get_port());
+    let server = format!("{}:{}", direct.server().get_host(), direct.server().get_port());
     let proxy = Proxy::to(server.clone()).await;
     let url = database.url.replace(&server, &proxy.address.to_string());
     let env = Env::from_pairs([("DATABASE_URL", url.as_str()), ("DB_ROLE", "outrider_api")]);

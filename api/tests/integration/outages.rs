@@ -15,7 +15,7 @@ use crate::watcher::Watcher;
 /// An API whose way to Postgres goes through a proxy, with short time-outs.
 async fn behind_proxy(database: &TestDatabase, change: impl FnOnce(&mut Limits)) -> (Proxy, Api) {
     let direct = database.config("outrider_api");
-    let server = format!("{}:{}", direct.connect_options().get_host(), direct.connect_options().get_port());
+    let server = format!("{}:{}", direct.server().get_host(), direct.server().get_port());
     assert!(database.url.contains(&server), "DATABASE_URL names host and port");
     let proxy = Proxy::to(server.clone()).await;
     let url = database.url.replace(&server, &proxy.address.to_string());

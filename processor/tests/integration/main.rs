@@ -14,6 +14,7 @@ mod lookups;
 mod loyalty;
 mod membership;
 mod nobodys_fault;
+mod odd_databases;
 mod odd_records;
 mod order_life;
 mod parking;

@@ -33,7 +33,7 @@ const INSERT: &str = "INSERT INTO outbox (event_id, aggregate_type, aggregate_id
 async fn every_kind_of_held_transaction_is_seen_by_the_relays_role() {
     let database = TestDatabase::create("every_kind_of_held").await;
     let other = TestDatabase::create("another_database").await;
-    let mut relay = PgConnection::connect_with(database.config("outrider_relay").connect_options()).await.unwrap();
+    let mut relay = database.config("outrider_relay").connector().connect().await.unwrap();
     let name = unique("holder");
     for (url, begin, sql, holds) in [
         (&database.url, "BEGIN", INSERT, "outbox rows"),
@@ -67,7 +67,7 @@ async fn a_prepared_transaction_is_seen() {
         .execute(&mut connection)
         .await
         .unwrap();
-    let mut relay = PgConnection::connect_with(database.config("outrider_relay").connect_options()).await.unwrap();
+    let mut relay = database.config("outrider_relay").connector().connect().await.unwrap();
     let open = open_transactions(&mut relay, Duration::ZERO).await.unwrap();
     // Ended before anything is asserted: a prepared transaction would outlive the test.
     sqlx::raw_sql(AssertSqlSafe(format!("ROLLBACK PREPARED '{gid}'"))).execute(&mut connection).await.unwrap();
@@ -128,7 +128,7 @@ async fn a_replication_slot_that_nobody_reads_is_seen_and_named() {
     let pool = &fixture.database.pool;
     sqlx::query("SELECT pg_create_physical_replication_slot($1, true)").bind(&slot).execute(pool).await.unwrap();
     let config = fixture.database.config("outrider_relay");
-    let mut role = PgConnection::connect_with(config.connect_options()).await.unwrap();
+    let mut role = config.connector().connect().await.unwrap();
     let found = replication_slots(&mut role).await.unwrap().into_iter().find(|found| found.name == slot);
     let relay = fixture.process(&[("RELAY_HOLDER_AGE", "1s"), ("LOG_FORMAT", "json")]);
     // Enough of the server's log to matter.

@@ -13,6 +13,7 @@ mod histories;
 mod holders;
 mod late_bulks;
 mod late_rows;
+mod odd_databases;
 mod odd_rows_read;
 mod parking;
 mod producers;

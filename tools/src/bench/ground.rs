@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::Pid;
+use shared::db::Connector;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool};
 
@@ -80,7 +81,7 @@ impl Ground {
         sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE \"{name}\""))).execute(&admin).await?;
         let url = format!("{server}/{name}");
         let options: PgConnectOptions = url.parse()?;
-        migrate::migrate(&options).await?;
+        migrate::migrate(Connector::plain(options.clone())).await?;
         let surroundings = Surroundings {
             binaries: self.binaries.clone(),
             logs: self.servers.folder().to_owned(),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use shared::db::Connector;
 use shared::testing::{Record, all_settled, make_topic, published, unique};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use tools::migrate::migrate;
@@ -84,7 +85,7 @@ impl Move {
     async fn before(&self) -> Result<Postgres> {
         let postgres = self.start("before").await?;
         postgres.create_database(DATABASE).await?;
-        migrate(&postgres.url(DATABASE).parse()?).await?;
+        migrate(Connector::plain(postgres.url(DATABASE).parse()?)).await?;
         let mut connection = connect(&postgres.url(DATABASE)).await?;
         connection
             .execute("DO $$ BEGIN FOR i IN 1..20000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")

@@ -3,6 +3,7 @@
 use relay::metrics::Upkeep;
 use relay::outbox::retention::room;
 use relay::retention::keep_partitions_ahead;
+use shared::db::{Database, ServerWatch};
 use shared::shutdown::Shutdown;
 use shared::testing::eventually;
 use sqlx::{Connection, PgConnection};
@@ -55,7 +56,8 @@ async fn a_missing_partition_is_an_alarm_before_inserts_fail() {
 
     // The gauges, of the same task within this process.
     let (gauges, shutdown) = (Upkeep::default(), Shutdown::new());
-    let task = keep_partitions_ahead(fixture.database.pool.clone(), gauges.clone(), shutdown.clone());
+    let database = Database { pool: fixture.database.pool.clone(), watch: ServerWatch::default() };
+    let task = keep_partitions_ahead(database, gauges.clone(), shutdown.clone());
     let task = tokio::spawn(task);
     let shows = async |partitions: i64, ids_ahead: i64| {
         eventually(&format!("{partitions} partitions, {ids_ahead} ids ahead"), async || {

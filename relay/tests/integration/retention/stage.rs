@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use relay::outbox::retention::{Attempt, Outcome, drop_oldest_partition};
 use shared::testing::{PATIENCE, TestDatabase};
-use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::support::forget;
@@ -20,8 +19,7 @@ impl Stage {
     pub async fn new(test: &str) -> Self {
         let database = TestDatabase::create(test).await;
         small_partitions(&database.pool).await;
-        let options = database.config("outrider_relay").connect_options().clone();
-        let relay = PgPoolOptions::new().connect_with(options).await.expect("the relay may connect");
+        let relay = database.config("outrider_relay").open().await.expect("the relay may connect");
         Self { database, relay }
     }
 

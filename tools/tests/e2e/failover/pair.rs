@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use shared::db::Connector;
 use shared::testing::eventually;
 use sqlx::{Executor, PgConnection};
 use tools::migrate::migrate;
@@ -39,7 +40,7 @@ impl Pair {
         };
         let mut first = start("primary", &[]).await?;
         first.create_database(DATABASE).await?;
-        migrate(&first.url(DATABASE).parse()?).await?;
+        migrate(Connector::plain(first.url(DATABASE).parse()?)).await?;
         first.stop().await?;
         copy(first.folder(), &place.folder().join("standby"))?;
 

@@ -1,0 +1,113 @@
+//! Whether a database will do: its encoding, its schema, and that nothing of it is hidden from us.
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{PgConnection, PgExecutor};
+
+use super::{ConnectError, MIGRATOR, sql_state};
+
+/// Checks that the database of a new connection will do: its encoding, its schema, and that no policy hides rows of it. Says once if the
+/// way to it is not encrypted.
+pub(super) async fn check(connection: &mut PgConnection, server: &PgConnectOptions) -> Result<(), ConnectError> {
+    refuse_encoding(&mut *connection).await?;
+    check_schema(&mut *connection).await?;
+    refuse_row_security(&mut *connection).await?;
+    if !is_local(server) && !is_encrypted(connection).await? {
+        tracing::warn!(
+            db.host = server.get_host(),
+            "the connection to Postgres is not encrypted: set sslmode=verify-full in DATABASE_URL, or DB_SSLMODE, if the network is not yours alone"
+        );
+    }
+    Ok(())
+}
+
+/// Whether nothing of what is said to a server leaves this machine.
+fn is_local(server: &PgConnectOptions) -> bool {
+    let host = server.get_host();
+    server.get_socket().is_some()
+        || host.starts_with('/')
+        || host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+async fn is_encrypted(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)")
+        .fetch_one(connection)
+        .await
+}
+
+/// All tables of this schema that hold rows, but partitions.
+const TABLES: [&str; 27] = [
+    "api_key_log",
+    "api_keys",
+    "blocked_keys",
+    "consumer_offsets",
+    "dead_letter_log",
+    "dead_letter_requests",
+    "dead_letters",
+    "idempotency_keys",
+    "inbox",
+    "inbox_default",
+    "inbox_groups",
+    "inbox_undated",
+    "offset_log",
+    "order_transitions",
+    "orders",
+    "outbox",
+    "outbox_producer_log",
+    "outbox_producers",
+    "outbox_versions",
+    "relay_lanes",
+    "relay_members",
+    "relay_parked",
+    "relay_parked_log",
+    "relay_parked_requests",
+    "relay_reanchoring",
+    "relay_routes",
+    "relay_waiting",
+];
+
+/// Checks that row-level security hides nothing of our tables from us: neither from our role, nor, forced, from their owner's functions.
+async fn refuse_row_security(connection: &mut PgConnection) -> Result<(), ConnectError> {
+    // Those of others, in the same schema, are others' business. Not checked at build time: it is about any table of the schema.
+    let found = sqlx::query_scalar::<_, String>(
+        "SELECT c.relname::text FROM pg_class c
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY ($1) AND c.relrowsecurity
+            AND (row_security_active(c.oid) OR c.relforcerowsecurity)
+        ORDER BY 1 LIMIT 1",
+    )
+    .bind(&TABLES[..])
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(table) = found else { return Ok(()) };
+    let role = sqlx::query_scalar("SELECT current_user::text").fetch_one(connection).await?;
+    Err(ConnectError::RowSecurity { table, role })
+}
+
+/// Checks that the database is in UTF-8, as records and JSON are: of another one, Postgres converts each text for us, or, from `SQL_ASCII`, hands
+/// out bytes of which nobody knows what they mean.
+///
+/// # Errors
+/// When it is in another encoding.
+pub async fn refuse_encoding<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
+    let found =
+        sqlx::query_scalar::<_, String>("SELECT current_setting('server_encoding')").fetch_one(database).await?;
+    if found == "UTF8" { Ok(()) } else { Err(ConnectError::Encoding { found }) }
+}
+
+/// Checks that every migration of this build has been applied. A newer schema is fine: migrations come before services.
+///
+/// # Errors
+/// When one is missing.
+pub async fn check_schema<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
+    let needed = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
+    // Not checked at build time: the table belongs to sqlx.
+    let found = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations WHERE success")
+        .fetch_one(database)
+        .await;
+    let found = match found {
+        Ok(found) => found.unwrap_or(0),
+        Err(error) if sql_state(&error).as_deref() == Some("42P01") => 0,
+        Err(error) => return Err(error.into()),
+    };
+    if found < needed { Err(ConnectError::SchemaTooOld { found, needed }) } else { Ok(()) }
+}
