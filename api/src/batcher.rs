@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use self::job::Job;
-use self::outage::Outage;
+pub use self::outage::Outage;
 use self::queue::Queue;
 use self::thread::Thread;
 use self::writing::WriterTask;
@@ -108,6 +108,7 @@ pub struct Batcher {
 #[derive(Debug)]
 struct Entry {
     queue: Arc<Queue>,
+    outage: Arc<Outage>,
     running: Arc<Running>,
     metrics: Metrics,
 }
@@ -138,7 +139,13 @@ impl Batcher {
         }
         let swept = Arc::clone(&queue);
         thread.spawn(tasks, async move { swept.sweep().await });
-        Ok(Self { entry: Arc::new(Entry { queue, running: Arc::default(), metrics: metrics.clone() }) })
+        Ok(Self { entry: Arc::new(Entry { queue, outage, running: Arc::default(), metrics: metrics.clone() }) })
+    }
+
+    /// What the writers know of Postgres. Holding it keeps no writer going.
+    #[must_use]
+    pub fn outage(&self) -> Arc<Outage> {
+        Arc::clone(&self.entry.outage)
     }
 
     /// Whether an order that came now would be refused, and why. Whoever asks before reading the order refuses it at less cost.

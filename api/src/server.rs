@@ -16,7 +16,7 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 
 use crate::auth::Guard;
-use crate::batcher::Batcher;
+use crate::batcher::{Batcher, Outage};
 use crate::config::Config;
 use crate::description::{self, Callers};
 use crate::edge::{self, limits::RequestLimits};
@@ -30,6 +30,9 @@ use crate::{routes, tls};
 const BACKLOG: u32 = 1_024;
 /// How often readiness asks Postgres.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// So long after an order was refused for Postgres' sake, this service is not ready.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
 /// The condition in `/readyz`.
 const POSTGRES: &str = "postgres";
 
@@ -90,7 +93,7 @@ impl Server {
         Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown, &mut tasks).await;
         let opened = Database { pool, watch: database.watch().clone() };
         let orders = Orders::new(opened, &limits, metrics.clone());
-        let (checked, shown) = (orders.clone(), readiness.clone());
+        let (checked, shown) = ((orders.clone(), batcher.outage()), readiness.clone());
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut tasks);
         let guard = Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut tasks)?;
         let callers = if guard.lets_anybody_in() { Callers::Anybody } else { Callers::Known };
@@ -168,11 +171,18 @@ fn port_error(variable: &str, bind: SocketAddr, error: &std::io::Error) -> anyho
     }
 }
 
-/// Keeps readiness true to what Postgres says, until the shutdown.
-async fn keep_checking(orders: Orders, readiness: Readiness, shutdown: Shutdown) {
+/// Keeps readiness true to what Postgres says, and to what came of the last orders, until the shutdown.
+///
+/// Where orders are refused though Postgres answers (its disk is full, say), this service is not ready for a while, so that others are asked.
+/// Then it is again, as only an order can show whether orders are taken.
+async fn keep_checking((orders, outage): (Orders, Arc<Outage>), readiness: Readiness, shutdown: Shutdown) {
     while shutdown.sleep(CHECK_EVERY).await {
         match orders.check().await {
-            Ok(()) => readiness.met(POSTGRES),
+            Ok(true) => match outage.within(REFUSED_FOR) {
+                None => readiness.met(POSTGRES),
+                Some(why) => readiness.missing(POSTGRES, why),
+            },
+            Ok(false) => readiness.missing(POSTGRES, "takes no writes: it is a standby, or read-only"),
             Err(_) => readiness.missing(POSTGRES, "does not answer"),
         }
     }

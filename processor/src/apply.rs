@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::db::{MaybePostgres, ServerWatch};
+use shared::db::{MaybePostgres, ServerWatch, words};
 use shared::spans::Spans;
 use sqlx::postgres::PgConnection;
 use sqlx::{PgPool, Postgres, Transaction};
@@ -48,13 +48,13 @@ pub(crate) enum ApplyError {
     #[error("the position has been moved by somebody else")]
     Fenced,
     /// Nothing has happened; worth another try.
-    #[error("{0}")]
+    #[error("{}", words(&**.0))]
     RolledBack(Box<dyn std::error::Error + Send + Sync>),
     /// A constraint that is deferred to the commit refused the batch: nothing has happened.
-    #[error("refused at its commit: {0}")]
+    #[error("refused at its commit: {}", words(.0))]
     Deferred(sqlx::Error),
     /// The commit was sent and not answered: it may have happened or not.
-    #[error("the outcome of the commit is unknown: {0}")]
+    #[error("the outcome of the commit is unknown: {}", words(.0))]
     Unknown(sqlx::Error),
 }
 

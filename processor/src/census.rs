@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::db::ServerWatch;
+use shared::db::{ServerWatch, words};
 use shared::shutdown::Shutdown;
 use sqlx::PgPool;
 
@@ -31,7 +31,7 @@ pub(crate) async fn run((pool, watch): (PgPool, ServerWatch), group: String, met
                 }
             }
             // Whoever needs the database says it louder.
-            Err(error) => tracing::debug!(error = %error, "blocked keys not counted"),
+            Err(error) => tracing::debug!(error = words(&error), "blocked keys not counted"),
         }
         if !shutdown.sleep((begun.elapsed() * SHARE).clamp(INTERVAL, INTERVAL_MAX)).await {
             return;

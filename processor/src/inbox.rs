@@ -5,7 +5,7 @@ use std::time::Duration;
 use rdkafka::error::KafkaError;
 use shared::backoff::Backoff;
 use shared::config::ConfigError;
-use shared::db::ServerWatch;
+use shared::db::{ServerWatch, words};
 use shared::duration::Retention;
 use shared::kafka::{KafkaConfig, TopicRetention};
 use shared::shutdown::Shutdown;
@@ -113,7 +113,7 @@ impl Upkeep {
         };
         if let Err(error) = upkeep.watch.bound(upkeep.prepare()).await {
             // Without partitions all goes to the default one.
-            tracing::warn!(error = %error, "inbox partitions could not be made, will try again");
+            tracing::warn!(error = words(&error), "inbox partitions could not be made, will try again");
         }
         upkeep
     }
@@ -134,7 +134,7 @@ impl Upkeep {
                 // Whoever waits for the lock on the inbox keeps all batches waiting, so not again at once.
                 Ok(false) => interval + backoff.random_delay(),
                 Err(error) => {
-                    tracing::warn!(error = %error, "the inbox could not be kept up, will try again");
+                    tracing::warn!(error = words(&error), "the inbox could not be kept up, will try again");
                     interval + backoff.random_delay()
                 }
             };

@@ -148,7 +148,7 @@ fn quoted(text: &str) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum OffsetsError {
     /// The database does not answer, or refuses.
-    #[error("Postgres: {0}")]
+    #[error("Postgres: {}", shared::db::words(.0))]
     Database(#[from] sqlx::Error),
     /// The brokers do not answer, or refuse.
     #[error("Kafka: {0}")]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::backoff::Backoff;
+use shared::db::words;
 use shared::health::Readiness;
 use shared::throttle::Throttle;
 use tokio::sync::{Notify, mpsc};
@@ -134,7 +135,11 @@ impl Worker {
             Ok(false) => Some(self.fenced(shop)),
             Err(error) => {
                 if let Some(others) = self.log.pass("gap") {
-                    tracing::warn!(error = %error, others_since_the_last = others, "offsets without records not passed, will try again");
+                    tracing::warn!(
+                        error = words(&error),
+                        others_since_the_last = others,
+                        "offsets without records not passed, will try again"
+                    );
                 }
                 None
             }
@@ -222,7 +227,7 @@ impl Worker {
                         _ => Some(self.fenced(shop)),
                     });
                 }
-                Err(error) => self.retry_later(shop, &mut backoff, &error).await?,
+                Err(error) => self.retry_later(shop, &mut backoff, &words(&error)).await?,
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use shared::db::Database;
+use shared::db::{Database, words};
 use shared::shutdown::Shutdown;
 use sqlx::PgConnection;
 
@@ -130,7 +130,7 @@ pub async fn watch(Database { pool, watch }: Database, gauges: BacklogGauges, sh
         match watch.bound(async { look(&mut *pool.acquire().await?).await }).await {
             Ok(found) => gauges.set(&found),
             // A failure is that of the whole connection, which the worker logs.
-            Err(error) => tracing::debug!(error = %error, "the backlog was not looked at"),
+            Err(error) => tracing::debug!(error = words(&error), "the backlog was not looked at"),
         }
         if !shutdown.sleep((begun.elapsed() * SHARE).clamp(INTERVAL, INTERVAL_MAX)).await {
             return;

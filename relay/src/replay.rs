@@ -87,7 +87,7 @@ pub struct Summary {
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// Postgres said no, or the connection broke.
-    #[error("Postgres: {0}")]
+    #[error("Postgres: {}", shared::db::words(.0))]
     Database(#[from] sqlx::Error),
     /// The connection has ended at a standby.
     #[error("{}", shared::db::ON_STANDBY)]

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use shared::backoff::Backoff;
-use shared::db::Database;
+use shared::db::{Database, words};
 use shared::shutdown::Shutdown;
 
 use crate::metrics::Upkeep;
@@ -29,7 +29,9 @@ pub async fn keep_partitions_ahead(Database { pool, watch }: Database, metrics: 
         match watch.bound(sql::make_partitions(&pool, PARTITIONS_AHEAD)).await {
             Ok(0) => {}
             Ok(made) => tracing::info!(outbox.partitions.made = made, "outbox partitions made"),
-            Err(error) => tracing::warn!(error = %error, "outbox partitions could not be made ahead, will try again"),
+            Err(error) => {
+                tracing::warn!(error = words(&error), "outbox partitions could not be made ahead, will try again");
+            }
         }
         // A failure here has the same cause as one above, which is logged.
         if let Ok(room) = watch.bound(sql::room(&pool)).await {
@@ -89,7 +91,7 @@ async fn try_to_drop(Database { pool, watch }: &Database, retention: Duration, m
         Ok(Some(attempt)) => attempt,
         Ok(None) => return Tried::Nothing,
         Err(error) => {
-            tracing::warn!(error = %error, "an outbox partition could not be dropped, will try again");
+            tracing::warn!(error = words(&error), "an outbox partition could not be dropped, will try again");
             return Tried::Failed;
         }
     };

@@ -53,7 +53,7 @@ pub use waiting::Served;
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// Postgres said no, or the connection broke.
-    #[error("Postgres: {0}")]
+    #[error("Postgres: {}", shared::db::words(.0))]
     Database(#[from] sqlx::Error),
     /// The connection has ended at a standby. Transactions can become visible there in another order than on the primary, so what a
     /// cursor says of one is not true of the other; and it takes no settle.

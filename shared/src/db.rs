@@ -17,11 +17,13 @@ use connector::follow_primary;
 pub use checks::{check_schema, refuse_encoding};
 pub use connector::Connector;
 pub use watch::{MaybePostgres, READ_ONLY, ServerWatch};
+pub use words::{chain, words};
 
 mod checks;
 mod connector;
 mod url;
 mod watch;
+mod words;
 
 /// The migrations of this build.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
@@ -313,7 +315,7 @@ pub enum ConnectError {
         found: u32,
     },
     /// The server does not answer, or refuses.
-    #[error("Postgres: {0}")]
+    #[error("Postgres: {}", words(.0))]
     Refused(#[from] sqlx::Error),
     /// The shutdown was asked for while waiting.
     #[error("shut down while waiting for Postgres")]

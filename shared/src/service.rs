@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::{ConfigError, EXIT_CONFIG, Env};
 use crate::shutdown::{self, Shutdown};
-use crate::{panics, telemetry};
+use crate::{db, panics, telemetry};
 
 /// Runs a service named `name` until it is done or shut down: `configure` reads its settings, `run` is its work.
 ///
@@ -58,7 +58,7 @@ pub fn run<C>(
                 if let Some(bad) = error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>()) {
                     refuse(name, bad)
                 } else {
-                    tracing::error!("{name} has failed: {error:#}");
+                    tracing::error!("{name} has failed: {}", db::chain(&error));
                     ExitCode::FAILURE
                 }
             }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use shared::config::{ConfigError, EXIT_CONFIG};
+use shared::db::chain;
 
 use crate::signals::Interrupted;
 use crate::{
@@ -185,7 +186,7 @@ impl Cli {
                 if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
                     return ExitCode::from(interrupted.exit_code());
                 }
-                eprintln!("outrider: {error:#}");
+                eprintln!("outrider: {}", chain(&error));
                 match error.downcast_ref::<ConfigError>() {
                     Some(_) => ExitCode::from(EXIT_CONFIG),
                     None => ExitCode::FAILURE,

@@ -347,7 +347,7 @@ fn find_port(output: Output) -> Result<u16> {
 
 async fn apply_migrations(url: &str) -> Result<((), String)> {
     let options = url.parse().context("DATABASE_URL is no Postgres URL")?;
-    let words = match migrate(Connector::plain(options)).await?.as_slice() {
+    let words = match migrate(Connector::plain(options)).await?.applied.as_slice() {
         [] => "the schema is current".to_owned(),
         applied => format!("{} migrations applied", applied.len()),
     };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shared::backoff::Backoff;
+use shared::db::words;
 use shared::shutdown::Shutdown;
 use sqlx::PgPool;
 use tokio::task::JoinSet;
@@ -50,7 +51,7 @@ impl Keeper {
     ) {
         let keeper = Self::new(pool, retention, metrics);
         if let Err(error) = keeper.round().await {
-            tracing::warn!(error = %error, "idempotency keys could not be kept up, will try again");
+            tracing::warn!(error = words(&error), "idempotency keys could not be kept up, will try again");
         }
         tasks.spawn(keeper.run(shutdown.clone()));
     }
@@ -67,7 +68,7 @@ impl Keeper {
                 // Whoever waits for the lock keeps all requests with keys waiting, so not again at once.
                 Ok(false) => INTERVAL + backoff.random_delay(),
                 Err(error) => {
-                    tracing::warn!(error = %error, "idempotency keys could not be kept up, will try again");
+                    tracing::warn!(error = words(&error), "idempotency keys could not be kept up, will try again");
                     INTERVAL
                 }
             };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use shared::db::{Connector, DatabaseConfig, RESTED};
+use shared::db::{Connector, DatabaseConfig, RESTED, words};
 use shared::throttle::Throttle;
 use sqlx::types::chrono::NaiveDate;
 use sqlx::{Connection as _, PgConnection};
@@ -107,7 +107,7 @@ impl Writer {
                 // They are told that their request is under way, and come again.
                 if let Some(others) = self.log.pass("keys") {
                     tracing::warn!(
-                        error = %error,
+                        error = words(&error),
                         others_since_the_last = others,
                         "what idempotency keys were answered with cannot be read"
                     );

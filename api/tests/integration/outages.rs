@@ -31,6 +31,34 @@ async fn behind_proxy(database: &TestDatabase, change: impl FnOnce(&mut Limits))
 }
 
 #[tokio::test]
+async fn a_server_that_takes_no_writes_for_a_while_is_a_503_and_comes_back() {
+    let database = TestDatabase::create("read_only").await;
+    let (_proxy, api) = behind_proxy(&database, |_| ()).await;
+    assert_eq!(api.post(ORDER).await.status, 201);
+    let name: String =
+        sqlx::query_scalar("SELECT current_database()::text").fetch_one(&database.pool).await.expect("a name");
+    // As behind an address that leads to a read-only server: new sessions take no writes, and stay so.
+    let set = async |value: &str| {
+        let sql = format!("ALTER DATABASE \"{name}\" SET default_transaction_read_only = {value}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&database.pool).await.expect("altered");
+    };
+    let end_sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'outrider-test' AND pid <> pg_backend_pid()";
+    set("on").await;
+    sqlx::query(end_sessions).execute(&database.pool).await.expect("ended");
+    eventually("orders are refused", async || (api.post(ORDER).await.status == 503).then_some(())).await;
+    eventually("readiness is red", async || (api.get("/readyz").await.status == 503).then_some(())).await;
+    // Reading goes on.
+    eventually("orders are read", async || (api.get("/orders/1").await.status == 200).then_some(())).await;
+    set("off").await;
+    let start = Instant::now();
+    eventually("orders are accepted again", async || (api.post(ORDER).await.status == 201).then_some(())).await;
+    eventually("readiness is green", async || (api.get("/readyz").await.status == 200).then_some(())).await;
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn postgres_away_is_a_503_and_comes_back() {
     let database = TestDatabase::create("away").await;
     let (proxy, api) = behind_proxy(&database, |_| ()).await;

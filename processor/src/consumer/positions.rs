@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rdkafka::Offset;
 use shared::backoff::Backoff;
-use shared::db::ServerWatch;
+use shared::db::{ServerWatch, words};
 use sqlx::PgPool;
 
 use super::ConsumerError;
@@ -56,7 +56,7 @@ impl Positions {
             };
             let delay = backoff.random_delay();
             tracing::warn!(
-                error = %error,
+                error = words(&*error),
                 attempt = backoff.attempts(),
                 retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
                 "positions could not be read"

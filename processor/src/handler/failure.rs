@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use shared::db::words;
+
 use crate::dead_letter::storable;
 use crate::record::PayloadError;
 
@@ -95,7 +97,7 @@ impl HandlerError {
     pub(crate) fn at(self, index: usize) -> Self {
         match self {
             Self::Retryable(error) if !is_of_the_database(&*error) => {
-                Self::Events(vec![(index, Failure::new(FailureKind::Retryable, error))])
+                Self::Events(vec![(index, Failure::new(FailureKind::Retryable, words(&*error)))])
             }
             Self::Permanent(reason) => Self::Events(vec![(index, Failure { kind: FailureKind::Permanent, reason })]),
             other => other,
@@ -106,7 +108,7 @@ impl HandlerError {
     pub(crate) fn into_parts(self) -> Result<Parts, Box<dyn Error + Send + Sync>> {
         let (mut events, mut unnamed) = match self {
             Self::Retryable(error) if is_of_the_database(&*error) => return Err(error),
-            Self::Retryable(error) => (Vec::new(), Failure::new(FailureKind::Retryable, error)),
+            Self::Retryable(error) => (Vec::new(), Failure::new(FailureKind::Retryable, words(&*error))),
             Self::Permanent(reason) => (Vec::new(), Failure { kind: FailureKind::Permanent, reason }),
             Self::Events(events) => {
                 let unnamed =
@@ -124,7 +126,8 @@ impl HandlerError {
 /// What a handler's statement asks for is missing in the database.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the partition waits, because the handler of {event_type} misses a table, a column, a function or a grant: {missing}"
+    "the partition waits, because the handler of {event_type} misses a table, a column, a function or a grant: {}",
+    words(&**missing)
 )]
 struct Unprepared {
     event_type: String,
@@ -178,7 +181,7 @@ impl From<sqlx::Error> for HandlerError {
         });
         let blames_data = blames_data
             || matches!(error, sqlx::Error::RowNotFound | sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_));
-        if blames_data { Self::permanent(error) } else { Self::retryable(error) }
+        if blames_data { Self::permanent(words(&error)) } else { Self::retryable(error) }
     }
 }
 

@@ -129,13 +129,15 @@ impl ServerWatch {
         self.noticed_at.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|noticed_at| noticed_at >= instant)
     }
 
-    /// Asks for a sign of life, of a primary. One round trip.
+    /// Asks for a sign of life, of a session that takes writes. One round trip.
     async fn try_out(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let is_standby =
-            async { sqlx::raw_sql("SELECT pg_is_in_recovery()").fetch_one(connection).await?.try_get::<bool, _>(0) };
-        match timeout(PING_MAX, is_standby).await {
+        let is_read_only = async {
+            let sql = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean";
+            sqlx::raw_sql(sql).fetch_one(connection).await?.try_get::<bool, _>(0)
+        };
+        match timeout(PING_MAX, is_read_only).await {
             Ok(Ok(false)) => Ok(()),
-            Ok(Ok(true)) => Err(std::io::Error::other(super::ON_STANDBY).into()),
+            Ok(Ok(true)) => Err(std::io::Error::other("the connection takes no writes").into()),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(self.silent()),
         }

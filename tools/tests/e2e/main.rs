@@ -2,6 +2,7 @@
 
 mod alerts;
 mod api_keys;
+mod audit;
 mod clusters;
 mod command_line;
 mod dead_letters;
