@@ -61,6 +61,7 @@ pub async fn run(args: MigrateArgs) -> Result<ExitCode> {
 
 /// Applies what is missing to a database, and says what that was. Several may do so at the same time.
 pub async fn migrate(database: Connector) -> Result<Migrated> {
+    database.refuse_poolers().await?;
     let mut connection = database.connect().await.context("cannot connect to the database")?;
     refuse_encoding(&mut connection).await?;
     check_control_function(&mut connection).await?;

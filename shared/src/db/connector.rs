@@ -1,7 +1,7 @@
 //! Opening connections: to a primary, as the role that is meant, and with every setting that the code relies on, whatever an administrator has
 //! set for the database or the login.
 //!
-//! By statements, and not as parameters of the connection's start: a pooler like `PgBouncer` refuses those, or drops them without a word.
+//! By statements, and not as parameters of the connection's start: a pooler like PgBouncer refuses those, or drops them without a word.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -30,6 +30,12 @@ const SETTINGS: [(&str, &str); 10] = [
     ("tcp_user_timeout", "20000"),
 ];
 
+/// Has the server end a statement whose client has closed the connection: one that waits for a lock would otherwise go on waiting, with the
+/// locks that its transaction has, and the next attempt would wait for those. No Postgres on Windows can do that.
+const NOTICE_WHO_IS_GONE: &str = "DO $$ BEGIN
+    PERFORM pg_catalog.set_config('client_connection_check_interval', '2s', false);
+EXCEPTION WHEN OTHERS THEN NULL; END $$; ";
+
 /// How long it may take to tell a pooler from a server.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -51,6 +57,7 @@ impl Connector {
         for (name, value) in SETTINGS.into_iter().chain(own) {
             let _ = write!(setup, "SET {name} TO '{}'; ", value.replace('\'', "''"));
         }
+        setup.push_str(NOTICE_WHO_IS_GONE);
         if let Some(role) = role {
             // Last: the others are the login's to set.
             let _ = write!(setup, "SET ROLE \"{}\"; ", role.replace('"', "\"\""));
@@ -99,6 +106,19 @@ impl Connector {
         }
         let setup = sqlx::raw_sql(AssertSqlSafe(&*self.setup)).fetch_one(connection).await?;
         if setup.try_get::<bool, _>(0)? { Err(ConnectError::Standby) } else { Ok(()) }
+    }
+
+    /// [`Self::refuse_pooler`] for all servers; one that does not answer has nothing to refuse.
+    ///
+    /// # Errors
+    /// When a pooler gives each transaction another session.
+    pub async fn refuse_poolers(&self) -> Result<(), ConnectError> {
+        for server in self.servers.iter() {
+            if let Err(error @ ConnectError::Pooler) = self.refuse_pooler(server).await {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Checks that a connection is one session of the server, to which settings, role and locks belong. With a pooler that gives each

@@ -61,7 +61,12 @@ impl Request {
             }
             Some("test") => {
                 servers();
-                needs.optional.extend([Program::Prometheus, Program::PostgresPrograms, Program::Go]);
+                needs.optional.extend([
+                    Program::Prometheus,
+                    Program::PostgresPrograms,
+                    Program::PgBouncer,
+                    Program::Go,
+                ]);
             }
             Some("bench") => {
                 servers();

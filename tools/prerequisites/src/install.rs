@@ -42,6 +42,7 @@ impl Manager {
                 &["openjdk-17-jre-headless | openjdk-21-jre-headless | openjdk-25-jre-headless"]
             }
             (Self::Apt | Self::Dnf | Self::Brew, Program::Maven) => &["maven"],
+            (Self::Apt | Self::Dnf | Self::Brew, Program::PgBouncer) => &["pgbouncer"],
             (Self::Apt, Program::Go) => &["golang-go"],
             (Self::Apt | Self::Brew, Program::Prometheus) => &["prometheus"],
             (Self::Apt, Program::PostgresPrograms) => &["postgresql"],

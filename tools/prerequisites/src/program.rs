@@ -31,6 +31,8 @@ pub enum Program {
     Prometheus,
     /// `pg_upgrade`, `pg_dump` and `pgbench`, which the fetched Postgres lacks.
     PostgresPrograms,
+    /// Stands between a service and its database.
+    PgBouncer,
     /// Runs schemathesis.
     Python,
 }
@@ -40,8 +42,16 @@ pub type Found = Result<String, String>;
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Compiler, Self::Java, Self::Maven, Self::Go, Self::Prometheus, Self::PostgresPrograms, Self::Python];
+    pub const ALL: [Self; 8] = [
+        Self::Compiler,
+        Self::Java,
+        Self::Maven,
+        Self::Go,
+        Self::Prometheus,
+        Self::PostgresPrograms,
+        Self::PgBouncer,
+        Self::Python,
+    ];
 
     /// What it is called.
     #[must_use]
@@ -53,6 +63,7 @@ impl Program {
             Self::Go => "Go 1.16 or newer",
             Self::Prometheus => "Prometheus",
             Self::PostgresPrograms => "pg_upgrade, pg_dump, pgbench",
+            Self::PgBouncer => "PgBouncer",
             Self::Python => "Python 3.11 or newer, with pip",
         }
     }
@@ -67,6 +78,7 @@ impl Program {
             Self::Go => "builds Jaeger, once",
             Self::Prometheus => "evaluates the alerts",
             Self::PostgresPrograms => "move a database, and are compared with",
+            Self::PgBouncer => "stands between a service and its database",
             Self::Python => "runs schemathesis",
         }
     }
@@ -90,6 +102,9 @@ impl Program {
                         .map(|_| "Postgres's programs".to_owned())
                         .ok_or_else(|| format!("no {program}"))
                 })
+            }
+            Self::PgBouncer => {
+                on_path("pgbouncer").map(|_| "PgBouncer".to_owned()).ok_or_else(|| "no pgbouncer".to_owned())
             }
             Self::Python => python(),
         }

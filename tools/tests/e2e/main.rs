@@ -10,11 +10,13 @@ mod failover;
 #[path = "../harness/harness.rs"]
 mod harness;
 mod metrics;
+mod migrating;
 mod odd_rows;
 mod offsets;
 mod outages;
 mod parked;
 mod pipeline;
+mod pooler;
 mod processes;
 mod producer_grants;
 mod producers;

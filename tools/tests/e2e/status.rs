@@ -5,6 +5,7 @@ use std::process::Output;
 use anyhow::{Context, Result};
 use processor::Processor;
 use processor::config::ProcessorConfig;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use relay::RelayConfig;
 use serde_json::Value;
@@ -149,7 +150,9 @@ async fn status_shows_what_consumer_groups_do_and_what_waits() -> Result<()> {
     let produce = |count: usize| {
         for partition in 0..2 {
             for _ in 0..count {
-                let record = BaseRecord::<str, str>::to(&topic).partition(partition).key("1").payload("{}");
+                let headers = OwnedHeaders::new().insert(Header { key: "aggregate_version", value: Some("1") });
+                let record =
+                    BaseRecord::<str, str>::to(&topic).partition(partition).key("1").payload("{}").headers(headers);
                 producer.send(record).map_err(|(error, _)| error)?;
             }
         }
