@@ -112,11 +112,7 @@ impl DatabaseConfig {
             None => vec![parts.connect_options()?],
         };
         let server = |server: PgConnectOptions| {
-            server
-                .application_name(service)
-                .log_statements(tracing::log::LevelFilter::Trace)
-                // Nothing that a pooler may refuse: it is for other types than ours.
-                .extra_float_digits(None)
+            server.application_name(service).log_statements(tracing::log::LevelFilter::Trace)
         };
         Ok(Self {
             servers: servers.into_iter().map(server).collect(),

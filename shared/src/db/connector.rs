@@ -63,7 +63,9 @@ impl Connector {
             let _ = write!(setup, "SET ROLE \"{}\"; ", role.replace('"', "\"\""));
         }
         setup.push_str("SELECT pg_is_in_recovery()");
-        Self { servers: servers.into(), setup: setup.into() }
+        // A pooler may refuse it, and it is for other types than ours.
+        let servers = servers.into_iter().map(|server| server.extra_float_digits(None));
+        Self { servers: servers.collect(), setup: setup.into() }
     }
 
     /// Connects to the server of `options`, as its login.

@@ -27,13 +27,15 @@ impl Pooler {
         let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
         let (address, name) = place.split_once('/').context("a database")?;
         let (host, server_port) = address.split_once(':').context("a port")?;
+        // An empty one is a fault of the file.
+        let password = if password.is_empty() { String::new() } else { format!(" password='{password}'") };
         let port = free_port()?;
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("pgbouncer.ini");
         fs::write(
             &file,
             format!(
-                "[databases]\n{name} = host={host} port={server_port} dbname={name} user={user} password={password}\n\
+                "[databases]\n{name} = host={host} port={server_port} dbname={name} user={user}{password}\n\
                 [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n"
             ),
         )?;
