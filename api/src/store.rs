@@ -4,7 +4,8 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use shared::db::{
-    ConnectError, Connector, Database, DatabaseConfig, READ_ONLY, ServerWatch, is_retryable, sql_state, words,
+    ConnectError, Connector, Database, DatabaseConfig, READ_ONLY, ServerWatch, TAKES_WRITES, is_retryable, sql_state,
+    words,
 };
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, PgPool, Postgres};
@@ -165,9 +166,7 @@ impl Orders {
     /// # Errors
     /// When it does not answer.
     pub async fn check(&self) -> Result<bool, StoreError> {
-        // Not checked at build time: it reads no table.
-        let takes_writes = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::boolean";
-        self.on_connection(async |connection| sqlx::query_scalar(takes_writes).fetch_one(connection).await).await
+        self.on_connection(async |connection| sqlx::query_scalar(TAKES_WRITES).fetch_one(connection).await).await
     }
 
     /// One of the pool's connections.

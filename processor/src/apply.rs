@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::db::{MaybePostgres, ServerWatch, words};
+use shared::db::{Database, MaybePostgres, words};
 use shared::spans::Spans;
 use sqlx::postgres::PgConnection;
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::{Postgres, Transaction};
 
 use crate::batch::Batch;
 use crate::dead_letter::{DeadLetter, Reason};
@@ -26,9 +26,7 @@ use crate::work::Worked;
 /// Applies batches for one consumer group.
 #[derive(Debug)]
 pub(crate) struct Applier {
-    pub(crate) pool: PgPool,
-    /// For how long the database may leave us without an answer.
-    pub(crate) watch: ServerWatch,
+    pub(crate) database: Database,
     pub(crate) group: Arc<str>,
     pub(crate) handlers: Handlers,
     /// When keys that failed are tried again.
@@ -110,10 +108,10 @@ impl Applier {
         constraints: Constraints,
     ) -> Result<Tally, ApplyError> {
         let Some(last) = batch.records().last() else { return Ok(Tally::default()) };
-        let prepared = self.watch.bound(self.prepare(partition, (batch, last), position, constraints)).await?;
+        let prepared = self.database.watch.bound(self.prepare(partition, (batch, last), position, constraints)).await?;
         let Prepared { transaction, tally, spans, applied } = prepared;
         Failpoint::BeforeDbCommit.reached(self.failpoint);
-        let committed = self.watch.bound(transaction.commit()).await.map_err(refused_or_unknown);
+        let committed = self.database.watch.bound(transaction.commit()).await.map_err(refused_or_unknown);
         end_spans(spans, &committed);
         committed?;
         self.metrics.applied(&applied);
@@ -152,13 +150,13 @@ impl Applier {
 
     /// Moves the position of a partition past offsets that hold no record. Returns whether it was where they begin.
     pub(crate) async fn pass(&self, partition: &Partition, gap: Gap) -> Result<bool, sqlx::Error> {
-        self.watch.bound(store::pass(&self.pool, &self.group, partition, gap)).await
+        self.database.watch.bound(store::pass(&self.database.pool, &self.group, partition, gap)).await
     }
 
     /// Begins a transaction.
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let start = Instant::now();
-        let connection = self.watch.acquire(&self.pool).await;
+        let connection = self.database.acquire().await;
         self.metrics.waited_for_connection(start);
         Transaction::begin(connection?, None).await
     }

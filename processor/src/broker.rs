@@ -75,8 +75,8 @@ impl Broker {
         Ok(Self(Mutex::new(client.create()?)))
     }
 
-    /// Offset of the first record of `partition` at `from` or behind it. None if there is none before the end that the partition has when
-    /// that is reached; then there will never be one before what the end was when this was called, as what is aborted stays so.
+    /// Offset of the first record of `partition` at `from` or behind it. Returns `None` when the reader reaches the partition's end without
+    /// a record. Then no record will ever be before the end as it was when this was called: what is aborted stays so.
     ///
     /// # Errors
     /// When the brokers do not answer in time: [`READ_PATIENCE`].

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use shared::db::{ServerWatch, words};
+use shared::db::{Database, words};
 use shared::shutdown::Shutdown;
-use sqlx::PgPool;
 
 use crate::metrics::Metrics;
 use crate::store::blocked::{self, State};
@@ -19,7 +18,7 @@ const INTERVAL_MAX: Duration = Duration::from_mins(1);
 const SHARE: u32 = 100;
 
 /// Counts until the shutdown is asked for.
-pub(crate) async fn run((pool, watch): (PgPool, ServerWatch), group: String, metrics: Metrics, shutdown: Shutdown) {
+pub(crate) async fn run(Database { pool, watch }: Database, group: String, metrics: Metrics, shutdown: Shutdown) {
     loop {
         let begun = std::time::Instant::now();
         match watch.bound(blocked::count(&pool, &group)).await {

@@ -149,8 +149,7 @@ impl Consumer {
         kafka.subscribe(&topics)?;
         let kafka = Arc::new(kafka);
         let positions = Positions {
-            pool: shop.applier.pool.clone(),
-            watch: shop.applier.watch.clone(),
+            database: shop.applier.database.clone(),
             group: Arc::clone(&shop.applier.group),
             broker,
             retry_max: settings.retry_max(),
@@ -363,7 +362,7 @@ impl Consumer {
             let Some(topic) = self.topics.iter().find(|topic| ***topic == end.topic) else { continue };
             let partition = Partition { topic: Arc::clone(topic), number: end.partition };
             let Some(seat) = self.seats.get_mut(&partition).filter(|seat| seat.is_open()) else { continue };
-            // One that is paused has more to read; without a position there is none that could be behind.
+            // A paused partition has more to read. One without a position cannot be behind.
             let Some(position) = seat.position().filter(|_| seat.queue.is_empty() && !seat.queue.is_paused()) else {
                 continue;
             };

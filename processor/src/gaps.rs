@@ -5,6 +5,9 @@
 //! brokers are asked what is there.
 
 use rdkafka::Statistics;
+use rdkafka::statistics::Partition;
+
+use crate::lag::assigned;
 
 /// Offsets of a partition, of which it is, or is to be, known that they hold no record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,16 +31,13 @@ pub(crate) struct End {
 
 /// The ends of the partitions that this member has, as far as its client knows them.
 pub(crate) fn ends(statistics: &Statistics) -> Vec<End> {
-    let partitions =
-        statistics.topics.values().flat_map(|topic| topic.partitions.values().map(move |one| (topic, one)));
-    let known = partitions.filter(|(_, partition)| partition.fetch_state == "active" && partition.ls_offset > 0);
-    known
-        .map(|(topic, partition)| End {
-            topic: topic.topic.clone(),
-            partition: partition.partition,
-            offset: partition.ls_offset,
-        })
-        .collect()
+    let known = assigned(statistics).filter(|(_, partition)| partition.ls_offset > 0);
+    let end = |(topic, partition): (&str, &Partition)| End {
+        topic: topic.to_owned(),
+        partition: partition.partition,
+        offset: partition.ls_offset,
+    };
+    known.map(end).collect()
 }
 
 /// Tells where the position of one partition stays behind, though there is nothing to do.

@@ -5,11 +5,10 @@ use std::time::Duration;
 use rdkafka::error::KafkaError;
 use shared::backoff::Backoff;
 use shared::config::ConfigError;
-use shared::db::{ServerWatch, words};
+use shared::db::{Database, words};
 use shared::duration::Retention;
 use shared::kafka::{KafkaConfig, TopicRetention};
 use shared::shutdown::Shutdown;
-use sqlx::PgPool;
 
 use crate::config::{Settings, Shorter};
 use crate::metrics::Metrics;
@@ -94,8 +93,7 @@ fn judge(ours: Duration, topic: &str, theirs: TopicRetention) -> Result<(), Conf
 
 /// The upkeep of the inbox. Any number of processors may do it: they do not get into each other's way.
 pub(crate) struct Upkeep {
-    pool: PgPool,
-    watch: ServerWatch,
+    database: Database,
     group: String,
     retention: Retention,
     metrics: Metrics,
@@ -103,15 +101,14 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     /// Does a first round, so that events find the partitions of their days.
-    pub(crate) async fn begin((pool, watch): (&PgPool, &ServerWatch), settings: &Settings, metrics: &Metrics) -> Self {
+    pub(crate) async fn begin(database: &Database, settings: &Settings, metrics: &Metrics) -> Self {
         let upkeep = Self {
-            pool: pool.clone(),
-            watch: watch.clone(),
+            database: database.clone(),
             group: settings.group.clone(),
             retention: settings.inbox_retention,
             metrics: metrics.clone(),
         };
-        if let Err(error) = upkeep.watch.bound(upkeep.prepare()).await {
+        if let Err(error) = upkeep.database.watch.bound(upkeep.prepare()).await {
             // Without partitions all goes to the default one.
             tracing::warn!(error = words(&error), "inbox partitions could not be made, will try again");
         }
@@ -126,7 +123,7 @@ impl Upkeep {
         };
         let mut backoff = Backoff::new(interval, BUSY_MAX);
         loop {
-            let wait = match self.watch.bound(self.round()).await {
+            let wait = match self.database.watch.bound(self.round()).await {
                 Ok(true) => {
                     backoff.reset();
                     interval
@@ -146,9 +143,9 @@ impl Upkeep {
 
     /// Says for how long this group needs rows, and makes partitions.
     async fn prepare(&self) -> Result<(), sqlx::Error> {
-        sql::register_group(&self.pool, &self.group, self.retention).await?;
+        sql::register_group(&self.database.pool, &self.group, self.retention).await?;
         for _ in 0..PARTITIONS_MAX {
-            let Some(name) = sql::make_partition(&self.pool).await? else { break };
+            let Some(name) = sql::make_partition(&self.database.pool).await? else { break };
             tracing::info!(inbox.partition = name, "inbox partition made");
         }
         Ok(())
@@ -159,7 +156,7 @@ impl Upkeep {
         self.prepare().await?;
         let mut done = true;
         for _ in 0..PARTITIONS_MAX {
-            let Some(attempt) = sql::drop_partition(&self.pool).await? else { break };
+            let Some(attempt) = sql::drop_partition(&self.database.pool).await? else { break };
             if attempt.outcome == "busy" {
                 tracing::info!(
                     inbox.partition = attempt.name,
@@ -178,11 +175,11 @@ impl Upkeep {
             );
         }
         for _ in 0..CLEANS_MAX {
-            if sql::clean(&self.pool, ROWS_MAX).await? < i64::from(ROWS_MAX) {
+            if sql::clean(&self.database.pool, ROWS_MAX).await? < i64::from(ROWS_MAX) {
                 break;
             }
         }
-        self.metrics.inbox_partitions.set(sql::partitions(&self.pool).await?);
+        self.metrics.inbox_partitions.set(sql::partitions(&self.database.pool).await?);
         Ok(done)
     }
 }

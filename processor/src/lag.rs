@@ -1,6 +1,7 @@
 //! How far behind the group is, as Kafka's client knows it. Pure.
 
 use rdkafka::Statistics;
+use rdkafka::statistics::Partition;
 
 /// Records of a partition that the group has not committed yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,12 +17,7 @@ pub(crate) struct Lag<'a> {
 /// The partitions that this member has, by what it knows of their ends and of what was committed. Those of which it does not know both yet are
 /// left out.
 pub(crate) fn lags(statistics: &Statistics) -> Vec<Lag<'_>> {
-    let partitions = statistics
-        .topics
-        .values()
-        .flat_map(|topic| topic.partitions.values().map(|partition| (topic.topic.as_str(), partition)));
-    let known = partitions.filter(|(_, partition)| partition.fetch_state == "active");
-    known
+    assigned(statistics)
         .filter_map(|(topic, partition)| {
             let (end, committed) = (partition.hi_offset, partition.committed_offset);
             (end >= 0 && committed >= 0).then(|| Lag {
@@ -31,6 +27,15 @@ pub(crate) fn lags(statistics: &Statistics) -> Vec<Lag<'_>> {
             })
         })
         .collect()
+}
+
+/// The partitions that this member has, each with its topic.
+pub(crate) fn assigned(statistics: &Statistics) -> impl Iterator<Item = (&str, &Partition)> {
+    let partitions = statistics
+        .topics
+        .values()
+        .flat_map(|topic| topic.partitions.values().map(|partition| (topic.topic.as_str(), partition)));
+    partitions.filter(|(_, partition)| partition.fetch_state == "active")
 }
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ impl Worker {
                 () = passed.wait() => Vec::new(),
                 Some(gap) = self.gaps.recv() => {
                     // With records that wait to be passed over it is not where the position is.
-                    if passed.is_empty() && self.pass(&shop, gap).await == Some(Outcome::Fenced) {
+                    if passed.is_empty() && self.is_fenced_passing(&shop, gap).await {
                         return Ending::Fenced;
                     }
                     continue;
@@ -120,19 +120,22 @@ impl Worker {
         }
     }
 
-    /// Moves the position past `gap`, if it is still where that begins. None: it did not come to it, and will be asked for again.
-    async fn pass(&mut self, shop: &Shop, gap: Gap) -> Option<Outcome> {
+    /// Moves the position past `gap`, if it is still where that begins; what fails comes again. Returns whether somebody else has moved it.
+    async fn is_fenced_passing(&mut self, shop: &Shop, gap: Gap) -> bool {
         if self.position != Some(gap.from) {
-            return None;
+            return false;
         }
         match shop.applier.pass(&self.partition, gap).await {
             Ok(true) => {
                 self.position = Some(gap.end);
                 self.next_offset = self.next_offset.max(gap.end);
                 self.committed.store(gap.end, Ordering::Release);
-                Some(Outcome::Committed { next: gap.end, keys: false })
+                false
             }
-            Ok(false) => Some(self.fenced(shop)),
+            Ok(false) => {
+                self.fenced(shop);
+                true
+            }
             Err(error) => {
                 if let Some(others) = self.log.pass("gap") {
                     tracing::warn!(
@@ -141,7 +144,7 @@ impl Worker {
                         "offsets without records not passed, will try again"
                     );
                 }
-                None
+                false
             }
         }
     }
@@ -217,8 +220,8 @@ impl Worker {
         let mut backoff = Backoff::new(FIRST_RETRY, shop.retry_max);
         let partitions = std::slice::from_ref(&self.partition);
         loop {
-            let found = store::positions(&shop.applier.pool, &shop.applier.group, partitions);
-            match shop.applier.watch.bound(found).await {
+            let found = store::positions(&shop.applier.database.pool, &shop.applier.group, partitions);
+            match shop.applier.database.watch.bound(found).await {
                 Ok(found) => {
                     let found = found.get(&self.partition).copied();
                     return Some(match found {
@@ -300,7 +303,7 @@ impl Worker {
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
 /// What came of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Outcome {
     /// The partition goes on at `next`; `keys`: there may be some to be tried again soon.
     Committed {

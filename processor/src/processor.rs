@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 use shared::backoff::Backoff;
 use shared::config::ConfigError;
-use shared::db::ConnectError;
+use shared::db::{ConnectError, Database};
 use shared::health::{self, Readiness};
 use shared::shutdown::Shutdown;
 use shared::telemetry;
@@ -90,8 +90,8 @@ impl Processor {
         metrics.register(&mut registry);
         health::serve(config.admin_bind, readiness.clone(), registry, shutdown).map_err(ProcessorError::Admin)?;
 
-        let pool = match config.database.connect(shutdown).await {
-            Ok(pool) => pool,
+        let database = match config.database.connect(shutdown).await {
+            Ok(pool) => Database { pool, watch: config.database.watch().clone() },
             Err(ConnectError::ShutDown) => return Ok(()),
             Err(error) => return Err(ProcessorError::Database(error)),
         };
@@ -106,16 +106,13 @@ impl Processor {
         {
             return Ok(());
         }
-        let upkeep = inbox::Upkeep::begin((&pool, config.database.watch()), settings, &metrics).await;
+        let upkeep = inbox::Upkeep::begin(&database, settings, &metrics).await;
         let upkeep = tokio::spawn(upkeep.run(shutdown.clone()));
-        let watch = config.database.watch();
-        let database = (pool.clone(), watch.clone());
-        let census = census::run(database, settings.group.clone(), metrics.clone(), shutdown.clone());
+        let census = census::run(database.clone(), settings.group.clone(), metrics.clone(), shutdown.clone());
         let census = tokio::spawn(census);
         let shop = Shop {
             applier: Applier {
-                pool: pool.clone(),
-                watch: watch.clone(),
+                database: database.clone(),
                 group: settings.group.as_str().into(),
                 handlers,
                 schedule: settings.key_schedule(),
@@ -138,7 +135,7 @@ impl Processor {
         upkeep.abort();
         census.abort();
         consumed?;
-        pool.close().await;
+        database.pool.close().await;
         Ok(())
     }
 }

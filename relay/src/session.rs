@@ -175,7 +175,7 @@ impl<'a> Session<'a> {
         metrics: &'a Metrics,
         constraints: &PublishConstraints,
     ) -> Result<Self, SessionError> {
-        let mut connection = database.watch.acquire(&database.pool).await?;
+        let mut connection = database.acquire().await?;
         // A connection that was given up in the middle of a statement must not be used again.
         connection.close_on_drop();
         // A connection stays at its server, and a server that was promoted never becomes a standby without a restart, which ends the

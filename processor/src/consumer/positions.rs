@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use rdkafka::Offset;
 use shared::backoff::Backoff;
-use shared::db::{ServerWatch, words};
-use sqlx::PgPool;
+use shared::db::{Database, words};
 
 use super::ConsumerError;
 use crate::broker::Broker;
@@ -19,8 +18,7 @@ use crate::store::offsets::{self as sql, Stored};
 /// Where positions are kept.
 #[derive(Clone)]
 pub(crate) struct Positions {
-    pub(crate) pool: PgPool,
-    pub(crate) watch: ServerWatch,
+    pub(crate) database: Database,
     pub(crate) group: Arc<str>,
     pub(crate) broker: Arc<Broker>,
     pub(crate) retry_max: Duration,
@@ -69,7 +67,7 @@ impl Positions {
         &self,
         partitions: &[Partition],
     ) -> Result<(HashMap<Partition, Stored>, Vec<Seen>), Box<dyn std::error::Error + Send + Sync>> {
-        let stored = self.watch.bound(sql::stored(&self.pool, &self.group, partitions)).await?;
+        let stored = self.database.watch.bound(sql::stored(&self.database.pool, &self.group, partitions)).await?;
         let broker = Arc::clone(&self.broker);
         let (asked, known) = (partitions.to_vec(), stored.clone());
         let seen = tokio::task::spawn_blocking(move || see(&broker, &asked, |partition| known.get(partition).copied()));

@@ -36,8 +36,8 @@ pub(crate) async fn bury(
     let offsets: Vec<i64> = records().map(|record| record.offset).collect();
     let hashes: Vec<i64> = records().map(|record| Anchor::of(record).hash).collect();
     let keys: Vec<Option<&[u8]>> = records().map(Record::ordering_key).collect();
-    let unordered_key = |record: &'_ Record| record.key.clone().filter(|_| record.ordering_key().is_none());
-    let unordered_keys: Vec<Option<Vec<u8>>> = records().map(unordered_key).collect();
+    let unordered_keys: Vec<Option<&[u8]>> =
+        records().map(|record| record.key.as_deref().filter(|_| record.ordering_key().is_none())).collect();
     let payloads: Vec<Option<&[u8]>> = records().map(|record: &Record| record.payload.as_deref()).collect();
     let event_ids: Vec<Option<Uuid>> = letters.iter().map(|letter| letter.event_id).collect();
     let event_types: Vec<Option<&str>> = letters.iter().map(|letter| letter.event_type.as_deref()).collect();

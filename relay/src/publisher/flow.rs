@@ -55,9 +55,6 @@ const LONG: u32 = 8;
 /// So much smaller it is then.
 const SHRINK: u64 = 8;
 
-/// A burst that takes longer than this part of the message time-out is followed by one to half as many partitions.
-const LONG_BURST: u32 = 4;
-
 /// What has been acknowledged, as the thread writes it that hears of it.
 #[derive(Debug)]
 pub(crate) struct Flows {
@@ -282,10 +279,10 @@ impl FlowControl {
         fits
     }
 
-    /// The last burst, if there was one, is acknowledged: the next one may begin.
+    /// The last burst, if there was one, is acknowledged: the next one may begin, to half as many partitions if that took long.
     fn next_burst(&mut self) {
         let (now, last) = (self.flows.now_ms(), self.flows.last_ms.load(Ordering::Relaxed));
-        let (window, long) = (self.flows.window(), self.long * LONG / LONG_BURST);
+        let (window, long) = (self.flows.window(), self.long * 2);
         if let Some(burst) = &mut self.burst {
             if Duration::from_millis(last.saturating_sub(burst.begun_ms).into()) > long {
                 burst.flows_max = (burst.flows.len() / 2).max(1);
@@ -343,7 +340,7 @@ impl FlowControl {
             }
             let silence = now.saturating_sub(self.flows.last_ms.load(Ordering::Relaxed));
             if Duration::from_millis(silence.into()) > self.long && self.burst.is_none() {
-                // What is in flight is none, and nothing follows.
+                // What is in flight was no burst, but is waited for like one.
                 let (flows_max, next_ms) = (usize::MAX, after(now, self.long));
                 self.burst = Some(Burst { flows_max, flows: Vec::new(), left: 0, begun_ms: now, next_ms });
             }

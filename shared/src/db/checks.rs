@@ -84,7 +84,7 @@ async fn refuse_row_security(connection: &mut PgConnection) -> Result<(), Connec
 }
 
 /// Checks that the database is in UTF-8, as records and JSON are: of another one, Postgres converts each text for us, or, from `SQL_ASCII`, hands
-/// out bytes of which nobody knows what they mean.
+/// out bytes whose meaning it does not know.
 ///
 /// # Errors
 /// When it is in another encoding.

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{PgConnection, PgPool, Postgres, Row};
+use sqlx::{PgConnection, Postgres, Row};
 use tokio::time::{Instant, Sleep, timeout};
 
-use super::RESTED;
+use super::{Database, RESTED};
 
 /// An error that may be one of Postgres.
 pub trait MaybePostgres: From<sqlx::Error> {
@@ -30,6 +30,10 @@ impl MaybePostgres for sqlx::Error {
 
 /// How long a server may take to answer when nothing was asked of it.
 const PING_MAX: Duration = Duration::from_secs(2);
+
+/// Whether the session would take a write. Not checked at build time: it reads no table.
+pub const TAKES_WRITES: &str =
+    "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::boolean";
 
 /// SQLSTATE of a write in a transaction that takes none.
 pub const READ_ONLY: &str = "25006";
@@ -102,23 +106,6 @@ impl ServerWatch {
         std::io::Error::new(std::io::ErrorKind::TimedOut, text).into()
     }
 
-    /// A connection of `pool`. Where there is none because those that are opened will not do, the error says why.
-    ///
-    /// # Errors
-    /// When none is to be had in time.
-    pub async fn acquire(&self, pool: &PgPool) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        let begun = Instant::now();
-        let acquired = pool.acquire().await;
-        if !matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
-            return acquired;
-        }
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match refused {
-            Some((at, why)) if at >= begun => Err(std::io::Error::other(why).into()),
-            _ => acquired,
-        }
-    }
-
     /// Takes note of why a connection of a pool will not do. The pool itself keeps that to itself, and tries again.
     pub(super) fn refuse(&self, why: &impl std::fmt::Display) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), why.to_string()));
@@ -131,13 +118,10 @@ impl ServerWatch {
 
     /// Asks for a sign of life, of a session that takes writes. One round trip.
     async fn try_out(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let is_read_only = async {
-            let sql = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean";
-            sqlx::raw_sql(sql).fetch_one(connection).await?.try_get::<bool, _>(0)
-        };
-        match timeout(PING_MAX, is_read_only).await {
-            Ok(Ok(false)) => Ok(()),
-            Ok(Ok(true)) => Err(std::io::Error::other("the connection takes no writes").into()),
+        let takes_writes = async { sqlx::raw_sql(TAKES_WRITES).fetch_one(connection).await?.try_get::<bool, _>(0) };
+        match timeout(PING_MAX, takes_writes).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(std::io::Error::other("the connection takes no writes").into()),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(self.silent()),
         }
@@ -169,6 +153,25 @@ impl ServerWatch {
                     Ok(true)
                 })
             })
+    }
+}
+
+impl Database {
+    /// A connection of the pool. Where there is none because those that are opened will not do, the error says why.
+    ///
+    /// # Errors
+    /// When none is to be had in time.
+    pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let begun = Instant::now();
+        let acquired = self.pool.acquire().await;
+        if !matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
+            return acquired;
+        }
+        let refused = self.watch.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match refused {
+            Some((at, why)) if at >= begun => Err(std::io::Error::other(why).into()),
+            _ => acquired,
+        }
     }
 }
 
