@@ -101,10 +101,16 @@ impl Scene {
 
     /// Ends the session that the runbook's statement finds.
     async fn end_what_holds(&self, alert: &str) -> Result<()> {
-        let finds = statement(alert, "SELECT DISTINCT")?;
-        let pids: Vec<i32> = sqlx::query_scalar(AssertSqlSafe(finds)).fetch_all(&self.stage.database.pool).await?;
-        ensure!(pids.len() == 1, "{alert}: one session holds it up: {pids:?}");
-        self.terminate(alert, pids[0]).await
+        let finds = statement(alert, "WITH RECURSIVE")?;
+        // A waiting session may end while the statement looks, and be found as one that waits for no other.
+        let holder = eventually("one session holds it up", async || {
+            let finds = AssertSqlSafe(finds.clone());
+            let found: Vec<i32> = sqlx::query_scalar(finds).fetch_all(&self.stage.database.pool).await.ok()?;
+            eprintln!("{alert}: held up by {found:?}");
+            (found.len() == 1).then(|| found[0])
+        })
+        .await;
+        self.terminate(alert, holder).await
     }
 
     async fn terminate(&self, alert: &str, pid: i32) -> Result<()> {
