@@ -1,7 +1,9 @@
 -- Functions that run with their owner's rights name every object with its schema, and look for nothing in `public`.
 --
 -- Where a role may create objects there, a function of its own, with arguments that fit better than those of Postgres' own (`to_char(date,
--- text)`), was called in its place, and so had the rights of the owner. The bodies are as before, but for the names.
+-- text)`), was called in its place, and so had the rights of the owner. The bodies are as before, but for the names,
+-- and for backslashes in strings: a body is read in the session of its caller, and where that has standard_conforming_strings off they
+-- were escapes, so that partitions were made twice and a producer's trace was lost.
 SET LOCAL lock_timeout = '5s';
 
 CREATE OR REPLACE FUNCTION idempotency_drop_partition()
@@ -376,10 +378,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     -- java.util.Properties puts a backslash before '=' and ':' in a value.
-    context CONSTANT text := replace(replace(NEW.tracingspancontext, '\=', '='), '\:', ':');
+    context CONSTANT text := replace(replace(NEW.tracingspancontext, chr(92) || '=', '='), chr(92) || ':', ':');
     headers CONSTANT jsonb := jsonb_strip_nulls(jsonb_build_object(
-        'traceparent', substring(context FROM '(?n)^\s*traceparent\s*[=:]\s*([0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})\s*$'),
-        'tracestate', substring(context FROM '(?n)^\s*tracestate\s*[=:]\s*(\S.*?)\s*$'),
+        'traceparent', substring(context FROM '(?n)^[[:space:]]*traceparent[[:space:]]*[=:][[:space:]]*([0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})[[:space:]]*$'),
+        'tracestate', substring(context FROM '(?n)^[[:space:]]*tracestate[[:space:]]*[=:][[:space:]]*([^[:space:]].*?)[[:space:]]*$'),
         'timestamp', NEW."timestamp"));
 BEGIN
     IF TG_OP = 'DELETE' THEN
@@ -600,7 +602,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('outbox_make_partitions'));
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO last_id FROM public.outbox_id_seq;
-    SELECT coalesce(max((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''(\d+)''\)'))[1]::bigint), 1)
+    SELECT coalesce(max((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO [(]''([0-9]+)''[)]'))[1]::bigint), 1)
         INTO next_start
         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'public.outbox'::regclass;

@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use clap::Args;
 use serde::Serialize;
 use shared::config::Env;
-use shared::db::{Connector, DatabaseConfig, MIGRATOR, refuse_encoding};
-use sqlx::migrate::Migrate;
+use shared::db::{Connector, DatabaseConfig, MIGRATOR, refuse_encoding, sql_state};
+use sqlx::migrate::{Migrate, MigrateError};
 use sqlx::{Connection, Executor, PgConnection};
 
 use crate::signals::StopSignals;
@@ -59,17 +59,16 @@ pub async fn run(args: MigrateArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Applies what is missing to a database, and says what that was. Several may do so at the same time.
+/// Applies what is missing to a database, and says what that was. Several may do so at the same time, and any of them may be killed: each
+/// migration is one transaction with its row in `_sqlx_migrations`.
 pub async fn migrate(database: Connector) -> Result<Migrated> {
     database.refuse_poolers().await?;
     let mut connection = database.connect().await.context("cannot connect to the database")?;
     refuse_encoding(&mut connection).await?;
     check_control_function(&mut connection).await?;
+    take_turn(&mut connection).await?;
     let before = versions(&mut connection).await?;
-    MIGRATOR
-        .run_direct(None, &mut connection, false)
-        .await
-        .context("the migration failed; a failed one leaves nothing behind")?;
+    MIGRATOR.run_direct(None, &mut connection, false).await.map_err(explain)?;
     let after = versions(&mut connection).await?;
     let notes = keep_strangers_out(&mut connection).await?.into_iter().collect();
     connection.close().await?;
@@ -79,6 +78,62 @@ pub async fn migrate(database: Connector) -> Result<Migrated> {
         .map(|migration| Applied { version: migration.version, description: migration.description.to_string() })
         .collect();
     Ok(Migrated { applied, notes })
+}
+
+/// Waits until no other `outrider migrate` is at work on the database. The connection has the turn until it ends.
+///
+/// The library that applies migrations has such a lock too, but two that come to an empty database make its table before they have it.
+async fn take_turn(connection: &mut PgConnection) -> Result<()> {
+    // Limits that an administrator has set are for statements of services: the same long migration would run into them each time.
+    connection
+        .execute(
+            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN
+                ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+        )
+        .await?;
+    let turn = "SELECT pg_try_advisory_lock(hashtext('outrider_migrate'))";
+    if sqlx::query_scalar(turn).fetch_one(&mut *connection).await? {
+        return Ok(());
+    }
+    let other: Option<i32> = sqlx::query_scalar(
+        "SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+        WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+            AND (l.classid::bigint << 32 | l.objid::bigint) = hashtext('outrider_migrate') LIMIT 1",
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    if let Some(pid) = other {
+        eprintln!(
+            "another `outrider migrate` is at work on this database, waiting for it: pg_stat_activity shows it with pid {pid}"
+        );
+    }
+    connection.execute("SELECT pg_advisory_lock(hashtext('outrider_migrate'))").await?;
+    Ok(())
+}
+
+/// What to do about a migration that could not be applied.
+fn explain(error: MigrateError) -> Error {
+    match error {
+        MigrateError::Dirty(version) => anyhow!(
+            "the row of migration {version} in _sqlx_migrations has success = false, which `outrider migrate` never leaves behind: where none of \
+             its objects exist, run `DELETE FROM _sqlx_migrations WHERE version = {version}`, where all do, \
+             `UPDATE _sqlx_migrations SET success = true WHERE version = {version}`, and then `outrider migrate` again"
+        ),
+        MigrateError::VersionMissing(version) => anyhow!(
+            "the database has migration {version}, which this build does not know: it was brought to a newer release's schema, so use the \
+             `outrider` of that release"
+        ),
+        MigrateError::VersionMismatch(version) => anyhow!(
+            "migration {version} of the database differs from this build's: it was applied by a build that was no release, so go on with that \
+             one, or restore a backup from before"
+        ),
+        MigrateError::ExecuteMigration(error, version) if sql_state(&error).as_deref() == Some("55P03") => anyhow!(
+            "migration {version} was given up, and nothing of it is left: another session held a lock for longer than migrations let writers \
+             wait for them; run `outrider migrate` again when its transaction has ended (pg_stat_activity, the oldest xact_start first)"
+        ),
+        other => Error::new(other)
+            .context("the migration failed; a failed one leaves nothing behind, so run it again when this is mended"),
+    }
 }
 
 /// Checks that the function can be called by which relays tell the database from a copy of it in another cluster. Some who run Postgres for
