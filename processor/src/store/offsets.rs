@@ -54,9 +54,13 @@ pub(crate) async fn stored<'e>(
         let place = usize::try_from(row.place).ok()?.checked_sub(1)?;
         let anchor = row.anchor_offset.zip(row.anchor_hash);
         let anchor = anchor.map(|(offset, hash)| Anchor { offset, hash, time_ms: row.anchor_time_ms });
-        // Whoever sets a position by hand knows nothing of anchors: then it belongs to another position.
-        let follows = row.empty_from.unwrap_or(row.next_offset);
-        let anchor = anchor.filter(|anchor| anchor.offset + 1 == follows && follows <= row.next_offset);
+        // An anchor that is neither right before the position nor before the empty offsets belongs to another position: somebody has set
+        // this one by hand. A processor of the release before this one knows nothing of empty offsets, and leaves `empty_from` as it is.
+        let is_before = |anchor: &Anchor| {
+            let follows = anchor.offset + 1;
+            follows == row.next_offset || (Some(follows) == row.empty_from && follows <= row.next_offset)
+        };
+        let anchor = anchor.filter(is_before);
         Some((partitions.get(place)?.clone(), Stored { next_offset: row.next_offset, anchor }))
     });
     Ok(found.collect())
@@ -131,7 +135,8 @@ pub(crate) async fn pass(
     let hit = sqlx::query!(
         r#"-- pass
         UPDATE consumer_offsets
-        SET next_offset = $5, empty_from = coalesce(empty_from, next_offset), updated_at = now()
+        SET next_offset = $5, updated_at = now(),
+            empty_from = CASE WHEN anchor_offset + 1 = empty_from THEN empty_from ELSE next_offset END
         WHERE group_id = $1 AND topic = $2 AND partition = $3 AND next_offset = $4"#,
         group,
         &partition.topic,

@@ -18,6 +18,7 @@ mod odd_databases;
 mod odd_records;
 mod order_life;
 mod parking;
+mod previous_release;
 mod proxy;
 mod raw_records;
 mod recreated;

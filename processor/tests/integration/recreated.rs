@@ -21,7 +21,7 @@ fn admin(world: &World) -> AdminClient<DefaultClientContext> {
 }
 
 /// Deletes the topic and makes it anew, empty.
-async fn make_anew(world: &World) {
+pub(crate) async fn make_anew(world: &World) {
     let admin = admin(world);
     admin.delete_topics(&[&world.topic], &AdminOptions::new()).await.expect("an answer").remove(0).expect("deleted");
     // It is gone a moment after the broker has said so, and until then it cannot be made.
@@ -36,7 +36,7 @@ async fn make_anew(world: &World) {
 }
 
 /// What a processor has to say that stops because positions are lost.
-async fn lost(running: Running) -> String {
+pub(crate) async fn lost(running: Running) -> String {
     match running.ended().await {
         Err(ProcessorError::Consumer(error @ ConsumerError::PositionsLost(_))) => error.to_string(),
         other => panic!("it should have stopped over a lost position: {other:?}"),
