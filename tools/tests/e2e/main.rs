@@ -6,6 +6,7 @@ mod audit;
 mod clusters;
 mod command_line;
 mod dead_letters;
+mod encryption;
 mod failover;
 #[path = "../harness/harness.rs"]
 mod harness;
@@ -17,6 +18,7 @@ mod outages;
 mod parked;
 mod pipeline;
 mod pooler;
+mod private_postgres;
 mod processes;
 mod producer_grants;
 mod producers;
