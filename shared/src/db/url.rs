@@ -79,6 +79,19 @@ fn printable(text: &str) -> String {
     text.chars().take(40).filter(|character| !character.is_control()).collect()
 }
 
+fn percent_decoded(text: &str) -> Result<String, &'static str> {
+    const MALFORMED: &str = "has a host with % that is not followed by two hexadecimal digits of UTF-8";
+    let mut parts = text.split('%');
+    let mut decoded = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).ok_or(MALFORMED)?;
+        let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        decoded.push(u8::from_str_radix(digits, 16).ok().filter(|_| is_hex).ok_or(MALFORMED)?);
+        decoded.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(decoded).map_err(|_| MALFORMED)
+}
+
 /// Where a server listens.
 enum Host {
     /// A name or an address of version 4, and what is said of the port.
@@ -91,7 +104,7 @@ enum Host {
 
 impl Host {
     fn parse(host: &str, port: Option<&str>) -> Result<Self, String> {
-        let decoded = host.replace("%2F", "/").replace("%2f", "/").replace("%3A", ":").replace("%3a", ":");
+        let decoded = percent_decoded(host)?;
         let port_of = |own: Option<&str>| own.or(port).map(|port| format!(":{port}")).unwrap_or_default();
         if decoded.starts_with('/') {
             let (path, own) = decoded
@@ -168,6 +181,7 @@ mod tests {
             "postgres://user:pw@/db?host=/cloudsql/project:region:instance",
             "postgres://user:pw@localhost/db?host=/cloudsql/project:region:instance",
             "postgres://user:pw@%2Fcloudsql%2Fproject%3Aregion%3Ainstance/db",
+            "postgres://user:pw@/db?host=%2fcloudsql%2fproject%3aregion%3ain%73tance",
         ] {
             let options = one(url);
             let socket = options.get_socket().map(|path| path.display().to_string());
@@ -198,6 +212,8 @@ mod tests {
             ("postgres://u:hunter2@db/n?channel_binding=require", "sslmode=verify-full"),
             ("postgres://u:hunter2@db/n?sslmode=maybe", "is not of the form postgres://"),
             ("postgres://u:hunter2@[::1/n", "does not end with ]"),
+            ("postgres://u:hunter2@%2Ftmp%2/n", "two hexadecimal digits"),
+            ("postgres://u:hunter2@%+2tmp/n", "two hexadecimal digits"),
             ("postgres://u:hunter2@db:port/n", "is not of the form postgres://"),
         ] {
             let error = parse(url).expect_err(url);

@@ -1,5 +1,6 @@
 //! Tests on real processes: the stack itself, and the command line as its users call it.
 
+mod addresses;
 mod alerts;
 mod api_keys;
 mod audit;

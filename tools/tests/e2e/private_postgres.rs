@@ -52,6 +52,11 @@ impl PrivatePostgres {
         Ok(fs::read_to_string(self.postgres.folder().join("password"))?.trim().to_owned())
     }
 
+    /// The folder of its socket. Its name has colons, as that of Cloud SQL has.
+    pub(super) fn sockets(&self) -> PathBuf {
+        self.place.folder().join("project:region:instance")
+    }
+
     /// A folder for what a test writes.
     pub(super) fn folder(&self) -> PathBuf {
         self.place.folder().to_owned()
