@@ -509,7 +509,8 @@ DECLARE
 BEGIN
     -- After a dump and restore the snapshots speak of another cluster's transactions, so nothing can be known of late rows. A lane
     -- that no relay has settled yet has no cluster at all.
-    IF (SELECT count(*) FROM public.relay_lanes l JOIN pg_control_system() s ON s.system_identifier = l.system_identifier) < 16 THEN
+    IF (SELECT count(*) FROM public.relay_lanes l JOIN pg_control_system() s ON s.system_identifier = l.system_identifier) < 16
+        OR EXISTS (SELECT FROM public.outbox_foreign_row()) THEN
         RETURN 'foreign';
     END IF;
     EXECUTE format('SELECT EXISTS (

@@ -53,7 +53,7 @@ pub async fn server(connection: &mut PgConnection) -> Result<Server, sqlx::Error
     sqlx::query_as!(
         Server,
         r#"-- server
-        SELECT system_identifier AS "system_identifier!", pg_is_in_recovery() AS "in_recovery!" FROM pg_control_system()"#
+        SELECT outrider_cluster() AS "system_identifier!", pg_is_in_recovery() AS "in_recovery!""#
     )
     .fetch_one(connection)
     .await

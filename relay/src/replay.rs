@@ -150,15 +150,13 @@ impl Replay {
     /// When Postgres does, or the cursors cannot be used.
     pub async fn open(pool: &PgPool, selection: Selection) -> Result<Self, ReplayError> {
         let mut connection = pool.acquire().await?;
-        let Server { system_identifier, in_recovery } = outbox::server(&mut connection).await?;
+        let Server { in_recovery, .. } = outbox::server(&mut connection).await?;
         if in_recovery {
             return Err(ReplayError::Standby);
         }
         let mut cursors = Vec::new();
         let settled = outbox::replay::settled(&mut connection).await?;
-        if settled.iter().any(|lane| lane.system_identifier != Some(system_identifier))
-            && let Some(foreign) = outbox::cluster::foreign_cursors(&mut connection).await?
-        {
+        if let Some(foreign) = outbox::cluster::foreign_cursors(&mut connection).await? {
             return Err(foreign.into());
         }
         for lane in settled {

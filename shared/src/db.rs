@@ -264,6 +264,15 @@ impl Parts {
 pub const ON_STANDBY: &str = "the Postgres server of DATABASE_URL is a standby (pg_is_in_recovery() is true), which takes no writes and may show commits in \
      another order than the primary: let DATABASE_URL name the primary, or an address that always leads to it, or promote this server";
 
+/// What to do where `role`, which is to own our functions, may not ask which Postgres cluster it is in.
+#[must_use]
+pub fn how_to_know_cluster(role: &str) -> String {
+    format!(
+        "the role {role}, which owns the tables, may not call pg_control_system(), by which the database is told from a copy that was restored \
+         elsewhere: have an administrator run `GRANT EXECUTE ON FUNCTION pg_control_system() TO {role}` in this database"
+    )
+}
+
 /// Why there is no pool.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -298,9 +307,15 @@ pub enum ConnectError {
         /// Who we are to the server.
         role: String,
     },
+    /// Nothing tells the database from a copy of it elsewhere.
+    #[error("{}", how_to_know_cluster(.role))]
+    ClusterUnknown {
+        /// The owner of our functions.
+        role: String,
+    },
     /// What answers is no session of a server.
     #[error(
-        "DATABASE_URL leads through a pooler that gives each transaction another session (PgBouncer: pool_mode=transaction): role, settings and \
+        "DATABASE_URL leads through a pooler that gives each transaction another session (PgBouncer: pool_mode=transaction or statement): role, settings and \
          locks of a connection would be lost, or pass to others; let it lead to the server, or to a pool with pool_mode=session"
     )]
     Pooler,
@@ -327,6 +342,7 @@ impl ConnectError {
             Self::SchemaTooOld { .. }
             | Self::Encoding { .. }
             | Self::RowSecurity { .. }
+            | Self::ClusterUnknown { .. }
             | Self::Pooler
             | Self::ServerTooOld { .. }
             | Self::ShutDown => false,

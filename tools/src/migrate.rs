@@ -6,7 +6,7 @@ use anyhow::{Context, Error, Result, anyhow, ensure};
 use clap::Args;
 use serde::Serialize;
 use shared::config::Env;
-use shared::db::{Connector, DatabaseConfig, MIGRATOR, refuse_encoding, sql_state};
+use shared::db::{Connector, DatabaseConfig, MIGRATOR, how_to_know_cluster, refuse_encoding, sql_state};
 use sqlx::migrate::{Migrate, MigrateError};
 use sqlx::{Connection, Executor, PgConnection};
 
@@ -139,16 +139,12 @@ fn explain(error: MigrateError) -> Error {
 /// Checks that the function can be called by which relays tell the database from a copy of it in another cluster. Some who run Postgres for
 /// others take that right away.
 async fn check_control_function(connection: &mut PgConnection) -> Result<()> {
-    // Relays call it under their role, which has it from everybody's rights or as a member of the login's.
-    let (login, may): (String, bool) =
-        sqlx::query_as("SELECT current_user::text, has_function_privilege('pg_control_system()', 'EXECUTE')")
+    // Services and operators call it by a function of ours, which has the rights of the role that migrates.
+    let (role, may): (String, bool) =
+        sqlx::query_as("SELECT quote_ident(current_user), has_function_privilege('pg_control_system()', 'EXECUTE')")
             .fetch_one(connection)
             .await?;
-    ensure!(
-        may,
-        "the role {login} may not call pg_control_system(), by which relays tell the database from a copy that was restored elsewhere: have an \
-         administrator run `GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC`"
-    );
+    ensure!(may, how_to_know_cluster(&role));
     Ok(())
 }
 

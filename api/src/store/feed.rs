@@ -176,8 +176,7 @@ async fn feed_anchor(connection: &mut PgConnection) -> Result<Anchor, sqlx::Erro
     let row = sqlx::query!(
         r#"-- feed_anchor
         SELECT pg_current_snapshot()::text AS "snapshot!",
-            (SELECT c.system_identifier # d.oid::bigint FROM pg_control_system() c, pg_database d
-                WHERE d.datname = current_database()) AS "cluster!",
+            (SELECT outrider_cluster() # d.oid::bigint FROM pg_database d WHERE d.datname = current_database()) AS "cluster!",
             (SELECT coalesce(max(newest.id), 0) FROM generate_series(0, 15) lanes (lane) CROSS JOIN LATERAL (
                 SELECT o.id FROM outbox o WHERE o.lane = lanes.lane::smallint ORDER BY o.id DESC LIMIT 1) newest) AS "position!",
             (SELECT coalesce(min(p.first_id), 1) FROM outbox_partitions p) AS "first_id!""#

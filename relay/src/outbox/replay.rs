@@ -11,8 +11,6 @@ pub struct SettledLane {
     pub position: i64,
     /// The settled snapshot.
     pub seen: Option<String>,
-    /// The cluster that the snapshot is of.
-    pub system_identifier: Option<i64>,
 }
 
 /// All lanes' settled cursors.
@@ -23,7 +21,7 @@ pub async fn settled(connection: &mut PgConnection) -> Result<Vec<SettledLane>, 
     sqlx::query_as!(
         SettledLane,
         r#"-- settled
-        SELECT lane, position, seen::text AS seen, system_identifier FROM relay_lanes ORDER BY lane"#
+        SELECT lane, position, seen::text AS seen FROM relay_lanes ORDER BY lane"#
     )
     .fetch_all(connection)
     .await

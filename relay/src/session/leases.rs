@@ -123,9 +123,7 @@ impl Session<'_> {
         if claimed.is_empty() {
             return Ok(());
         }
-        if claimed.iter().any(|lane| lane.system_identifier != Some(self.system_identifier)) {
-            self.refuse_foreign_cursors(&claimed).await?;
-        }
+        self.refuse_foreign_cursors(&claimed).await?;
         let numbers: Vec<i16> = claimed.iter().map(|lane| lane.lane).collect();
         // The sender knows the lanes' parked keys before it sees their first events.
         for (lane, keys) in self.parked_keys(&numbers).await? {
@@ -145,7 +143,10 @@ impl Session<'_> {
         self.lanes.can_be_given_back(lane) && waiting == 0
     }
 
-    /// Looks whether cursors that were not settled in this cluster hold in it. They do after `pg_upgrade`: transaction ids have gone on.
+    /// Looks whether the cursors hold in this cluster. They do after `pg_upgrade`: transaction ids have gone on.
+    ///
+    /// Where the cluster has the identifier that they were settled under, too: those who run Postgres for others may make clusters as copies
+    /// of one, all with the same identifier. It costs two steps in an index.
     async fn refuse_foreign_cursors(&mut self, claimed: &[ClaimedLane]) -> Result<(), SessionError> {
         let foreign = outbox::cluster::foreign_cursors(&mut self.connection);
         if let Some(foreign) = in_time(self.streams.config.limits.lease(), foreign).await? {

@@ -133,6 +133,35 @@ async fn a_database_that_was_restored_before_a_relay_has_run_is_refused_too() {
     assert_published(&fixture, &unpublished(&fixture).await).await;
 }
 
+/// Some who run Postgres for others make each cluster as a copy of one, whose identifier all of them have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_restored_into_a_cluster_of_the_same_identifier_is_refused_too() {
+    let fixture = Fixture::with_topic("a_database_of_the_same_identifier").await;
+    let relay = fixture.relay(&[]);
+    fixture.insert_all("k", 1, 3).await;
+    fixture.published(3).await;
+    all_settled(&fixture).await;
+    relay.stop().await;
+    // Rows and cursors are in the numbers of the cluster that they were dumped from, which is well ahead of this one.
+    run(
+        &fixture,
+        "UPDATE outbox SET txid = txid + 1000000000; UPDATE relay_lanes SET seen = '2000000000:2000000000:' WHERE seen IS NOT NULL",
+    )
+    .await;
+    let reason = "SELECT outbox_keep_reason(oid::regclass, '1 day') = 'foreign' FROM outbox_partitions ORDER BY first_id LIMIT 1";
+    let kept: bool = sqlx::query_scalar(reason).fetch_one(&fixture.database.pool).await.unwrap();
+    assert!(kept, "no partition is dropped either");
+    let error = fixture.relay(&[]).task.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("restored from a dump") && error.contains("CALL relay_reanchor()"), "{error}");
+    run(&fixture, "CALL relay_reanchor()").await;
+    let relay = fixture.relay(&[]);
+    fixture.insert_all("k", 4, 6).await;
+    assert_complete_and_in_order(&fixture.published(6).await, |_| 6, 1);
+    all_settled(&fixture).await;
+    relay.stop().await;
+    assert_no_repeats(&fixture.published(6).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn reanchoring_publishes_what_was_late_or_new_and_nothing_twice() {
     let fixture = Fixture::with_topic("reanchoring_publishes_what_was").await;

@@ -11,6 +11,7 @@ pub(super) async fn check(connection: &mut PgConnection, server: &PgConnectOptio
     refuse_encoding(&mut *connection).await?;
     check_schema(&mut *connection).await?;
     refuse_row_security(&mut *connection).await?;
+    refuse_unknown_cluster(&mut *connection).await?;
     if !is_local(server) && !is_encrypted(connection).await? {
         tracing::warn!(
             db.host = server.get_host(),
@@ -81,6 +82,19 @@ async fn refuse_row_security(connection: &mut PgConnection) -> Result<(), Connec
     let Some(table) = found else { return Ok(()) };
     let role = sqlx::query_scalar("SELECT current_user::text").fetch_one(connection).await?;
     Err(ConnectError::RowSecurity { table, role })
+}
+
+/// Checks that the cluster can be known, for a role that asks for it. The function that says it runs with its owner's rights.
+async fn refuse_unknown_cluster(connection: &mut PgConnection) -> Result<(), ConnectError> {
+    // Not checked at build time: it is about rights, and reads no table of ours.
+    let owner = sqlx::query_scalar::<_, String>(
+        "SELECT p.proowner::regrole::text FROM pg_proc p
+        WHERE p.oid = 'public.outrider_cluster()'::regprocedure AND has_function_privilege(p.oid, 'EXECUTE')
+            AND NOT has_function_privilege(p.proowner, 'pg_catalog.pg_control_system()', 'EXECUTE')",
+    )
+    .fetch_optional(connection)
+    .await?;
+    owner.map_or(Ok(()), |role| Err(ConnectError::ClusterUnknown { role }))
 }
 
 /// Checks that the database is in UTF-8, as records and JSON are: of another one, Postgres converts each text for us, or, from `SQL_ASCII`, hands

@@ -78,8 +78,8 @@ pub async fn grant(
     let role = sqlx::query!(
         r#"-- producer_role
         SELECT r.oid AS "oid!", quote_ident(r.rolname) AS "quoted!",
-            has_function_privilege(r.oid, p.oid, 'EXECUTE') AS "calls_append!", s.system_identifier AS "system_identifier!"
-        FROM pg_roles r, pg_proc p, pg_control_system() s
+            has_function_privilege(r.oid, p.oid, 'EXECUTE') AS "calls_append!", outrider_cluster() AS "system_identifier!"
+        FROM pg_roles r, pg_proc p
         WHERE r.rolname = $1::text AND p.oid = 'outbox_append'::regproc"#,
         change.role,
     )
@@ -166,7 +166,7 @@ pub async fn list(connection: &mut PgConnection) -> Result<Vec<ProducerRow>, sql
                 ELSE 'cannot append'
             END AS "state!",
             p.granted_at, p.granted_by
-        FROM pg_control_system() s, outbox_producers p LEFT JOIN pg_roles r ON r.rolname = p.role_name
+        FROM (SELECT outrider_cluster() AS system_identifier) s, outbox_producers p LEFT JOIN pg_roles r ON r.rolname = p.role_name
         ORDER BY p.aggregate_type, p.role_name"#
     )
     .fetch_all(connection)
