@@ -10,7 +10,7 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, PgPool, Row};
 
-use super::{ConnectError, SERVER_VERSION_MIN};
+use super::{ConnectError, SERVER_VERSION_MIN, sql_state};
 use crate::shutdown::Shutdown;
 
 /// What every connection relies on.
@@ -142,7 +142,11 @@ async fn is_one_session(server: &PgConnectOptions) -> Result<bool, ConnectError>
         let mark = format!("SELECT pg_backend_pid(), set_config('outrider.session', '{round}', false)");
         let row = sqlx::raw_sql(AssertSqlSafe(mark)).fetch_one(&mut ours).await?;
         sessions.push(row.try_get::<i32, _>(0)?);
-        sqlx::raw_sql("BEGIN; SELECT 1").execute(&mut other).await?;
+        match sqlx::raw_sql("BEGIN; SELECT 1").execute(&mut other).await {
+            // A pooler that gives each statement another session takes no transactions.
+            Err(error) if sql_state(&error).is_some_and(|state| state == "08P01") => return Ok(false),
+            begun => begun?,
+        };
         let look = "SELECT pg_backend_pid(), coalesce(current_setting('outrider.session', true), '')";
         let row = sqlx::raw_sql(look).fetch_one(&mut ours).await?;
         sessions.push(row.try_get::<i32, _>(0)?);

@@ -3,6 +3,7 @@
 pub(crate) mod broker;
 pub(crate) mod kafka_frames;
 pub(crate) mod kafka_proxy;
+pub(crate) mod pooler;
 pub(crate) mod quota;
 pub(crate) mod reader;
 pub(crate) mod scene;
