@@ -209,6 +209,10 @@ impl KafkaConfig {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("isolation.level", "read_committed")
+            // As much as the protocol can carry. An answer that is longer than this breaks the connection, and records that zstd has made small
+            // and that unpack to more are refused, each time they are fetched: their partition would stand still. How long a record may be
+            // is for its topic to say (`max.message.bytes`).
+            .set("receive.message.max.bytes", i32::MAX.to_string())
             .set("partition.assignment.strategy", "cooperative-sticky")
             // A position that the broker no longer has is an error to be looked at, never a silent jump.
             .set("auto.offset.reset", "error");

@@ -6,6 +6,7 @@ mod effects;
 mod empty_offsets;
 mod failures;
 mod fencing;
+mod huge_records;
 mod inbox;
 mod inbox_race;
 mod keeper;

@@ -74,7 +74,8 @@ impl Throwaway {
         let options = KafkaOptions {
             folder: self.folder.path().join("kafka"),
             log: self.folder.path().join("kafka.log"),
-            settings: Vec::new(),
+            // A test sends records that are longer than a request may be by default.
+            settings: vec![("socket.request.max.bytes".to_owned(), "300000000".to_owned())],
         };
         let kafka = Kafka::start(&jars, &options, &supply.reaper).await?;
         Ok(self.kafka.insert(kafka).brokers())
