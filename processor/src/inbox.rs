@@ -63,6 +63,17 @@ pub(crate) async fn check_retention(
     Ok(true)
 }
 
+/// Whether the inbox remembers events for as long as `topic` keeps them, or that need not be.
+///
+/// # Errors
+/// When it does not.
+pub fn judge_retention(settings: &Settings, topic: &str, theirs: TopicRetention) -> Result<(), ConfigError> {
+    match (settings.inbox_retention, settings.inbox_retention_shorter) {
+        (Retention::For(ours), Shorter::Refuse) => judge(ours, topic, theirs),
+        _ => Ok(()),
+    }
+}
+
 fn judge(ours: Duration, topic: &str, theirs: TopicRetention) -> Result<(), ConfigError> {
     let problem = match theirs {
         TopicRetention::For(theirs) if ours >= theirs => return Ok(()),

@@ -96,6 +96,12 @@ pub(crate) fn see(
 #[derive(Debug)]
 pub struct LostPositions(pub(crate) Vec<Lost>);
 
+impl From<Vec<Lost>> for LostPositions {
+    fn from(lost: Vec<Lost>) -> Self {
+        Self(lost)
+    }
+}
+
 impl fmt::Display for LostPositions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("the broker does not have the records at the position of every partition")?;

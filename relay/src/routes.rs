@@ -70,6 +70,12 @@ impl Routes {
         Self { environment: self.environment.clone(), table: table.into_iter().collect() }
     }
 
+    /// The aggregate types that have a route of their own.
+    pub fn types(&self) -> impl Iterator<Item = &str> {
+        let types = self.environment.keys().chain(self.table.keys()).map(String::as_str);
+        types.filter(|aggregate_type| *aggregate_type != WILDCARD)
+    }
+
     /// The topic for an aggregate type.
     ///
     /// # Errors

@@ -16,11 +16,15 @@ use crate::backoff::Backoff;
 use crate::config::{ConfigError, Env, Secret, check_file};
 use crate::shutdown::Shutdown;
 
+pub use diagnosis::TopicUse;
 pub use retention::TopicRetention;
 
 mod answering;
+mod diagnosis;
 pub mod headers;
+mod probe;
 mod retention;
+mod rights;
 
 /// The section `KAFKA_*`: where the brokers are, who we are to them, and how missing topics are made.
 #[derive(Debug, Clone, Deserialize)]

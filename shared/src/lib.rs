@@ -9,6 +9,7 @@ pub mod db;
 pub mod duration;
 pub mod event;
 pub mod exposition;
+pub mod findings;
 pub mod health;
 #[cfg(feature = "kafka")]
 pub mod kafka;

@@ -11,8 +11,8 @@ use shared::db::chain;
 
 use crate::signals::Interrupted;
 use crate::{
-    api_keys, bench, conformance, dead_letters, migrate, offsets, parked, prepare, producers, replay, seed, stack,
-    status, test, top, trace, up,
+    api_keys, bench, conformance, dead_letters, doctor, migrate, offsets, parked, prepare, producers, replay, seed,
+    stack, status, test, top, trace, up,
 };
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
@@ -53,6 +53,14 @@ enum Command {
     /// partition is "kept" while some of it is to be published, then "published" until `RELAY_RETENTION` is over.
     #[command(after_help = STATUS_EXAMPLES)]
     Status(status::StatusArgs),
+
+    /// Look at everything that the services rely on, and say what is wrong or will be, and what to do
+    ///
+    /// The database, the way to it and its settings, roles and rights, the outbox, the brokers and topics, the services' settings, and, with
+    /// `--admin`, services that run. Takes their environment; changes nothing. The exit code is 0 if all is fine, 1 after a warning, 2 if
+    /// something is wrong.
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::DoctorArgs),
 
     /// Watch the pipeline: rates and times by stage, backlog, lanes, partitions, parked keys, open transactions
     ///
@@ -121,7 +129,7 @@ enum Command {
     #[command(after_help = conformance::EXAMPLES)]
     Conformance(conformance::ConformanceArgs),
 
-    /// Describe the checked queries in `.sqlx`, so that a build needs no database
+    /// Describe the checked queries in `.sqlx`, so that a build needs no database, and the schema for `doctor`
     #[command(after_help = PREPARE_EXAMPLES)]
     Prepare(prepare::PrepareArgs),
 
@@ -203,6 +211,7 @@ impl Cli {
             Command::Seed(args) => Box::pin(seed::run(args)),
             Command::Migrate(args) => Box::pin(migrate::run(args)),
             Command::Status(args) => Box::pin(status::run(args)),
+            Command::Doctor(args) => Box::pin(doctor::run(args)),
             Command::Replay(args) => Box::pin(replay::run(args)),
             Command::Parked(args) => Box::pin(parked::run(args)),
             Command::DeadLetters(args) => Box::pin(dead_letters::run(args)),

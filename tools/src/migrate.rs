@@ -6,7 +6,7 @@ use anyhow::{Context, Error, Result, anyhow, ensure};
 use clap::Args;
 use serde::Serialize;
 use shared::config::Env;
-use shared::db::{Connector, DatabaseConfig, MIGRATOR, how_to_know_cluster, refuse_encoding, sql_state};
+use shared::db::{Connector, DatabaseConfig, MIGRATOR, how_to_know_cluster, refuse_encoding, sql_state, strangers};
 use sqlx::migrate::{Migrate, MigrateError};
 use sqlx::{Connection, Executor, PgConnection};
 
@@ -70,7 +70,7 @@ pub async fn migrate(database: Connector) -> Result<Migrated> {
     let before = versions(&mut connection).await?;
     MIGRATOR.run_direct(None, &mut connection, false).await.map_err(explain)?;
     let after = versions(&mut connection).await?;
-    let notes = keep_strangers_out(&mut connection).await?.into_iter().collect();
+    let notes = keep_strangers_out(&mut connection).await?;
     connection.close().await?;
     let applied = MIGRATOR
         .iter()
@@ -151,23 +151,12 @@ async fn check_control_function(connection: &mut PgConnection) -> Result<()> {
 /// Takes the right to create objects in the schema `public` from everybody, which databases of before Postgres 15 have: functions that run
 /// with their owner's rights must find nothing there that somebody else has put in their way. Returns what is left to do if that is
 /// not ours to change.
-async fn keep_strangers_out(connection: &mut PgConnection) -> Result<Option<String>> {
-    let may_create = "SELECT has_schema_privilege('public', 'public', 'CREATE')";
-    if !sqlx::query_scalar::<_, bool>(may_create).fetch_one(&mut *connection).await? {
-        return Ok(None);
+async fn keep_strangers_out(connection: &mut PgConnection) -> Result<Vec<String>> {
+    if !strangers(connection).await?.is_empty() {
+        // Whoever does not own the schema gets a warning, and nothing is revoked.
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await?;
     }
-    // Whoever does not own the schema gets a warning, and nothing is revoked.
-    connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await?;
-    if !sqlx::query_scalar::<_, bool>(may_create).fetch_one(&mut *connection).await? {
-        return Ok(None);
-    }
-    let owner: String = sqlx::query_scalar("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'public'")
-        .fetch_one(connection)
-        .await?;
-    Ok(Some(format!(
-        "every login may create objects in the schema public, which only its owner can change: have {owner} run \
-         `REVOKE CREATE ON SCHEMA public FROM PUBLIC`"
-    )))
+    Ok(strangers(connection).await?.iter().map(ToString::to_string).collect())
 }
 
 async fn versions(connection: &mut PgConnection) -> Result<Vec<i64>> {

@@ -1,4 +1,4 @@
-//! `outrider prepare`: describes the checked queries in `.sqlx`, so that a build needs no database.
+//! `outrider prepare`: describes the checked queries in `.sqlx`, so that a build needs no database, and what the migrations make in `schema.txt`.
 //!
 //! It does what sqlx's own command line does (`cargo sqlx prepare --workspace`), whose build takes minutes: the macros
 //! of sqlx write a description of each query that they check against a database into `SQLX_OFFLINE_DIR`, so it is
@@ -30,6 +30,9 @@ pub struct PrepareArgs {
     check: bool,
 }
 
+/// What a new database holds, for `outrider doctor`.
+const SCHEMA: &str = "shared/src/db/schema.txt";
+
 /// The descriptions in a folder, by file name.
 type Descriptions = BTreeMap<String, Value>;
 
@@ -45,32 +48,37 @@ pub async fn run(args: PrepareArgs) -> Result<ExitCode> {
     let mut servers = Throwaway::new()?;
     let fresh = servers.folder().join("sqlx");
     fs::create_dir(&fresh)?;
-    signals.interrupts(Box::pin(describe(&workspace, &supply, &mut servers, &fresh))).await?;
+    let schema = signals.interrupts(Box::pin(describe(&workspace, &supply, &mut servers, &fresh))).await?;
 
-    let kept = workspace.root().join(".sqlx");
-    let differences = differences(&read_descriptions(&kept)?, &read_descriptions(&fresh)?);
+    let (kept, kept_schema) = (workspace.root().join(".sqlx"), workspace.root().join(SCHEMA));
+    let mut differences = differences(&read_descriptions(&kept)?, &read_descriptions(&fresh)?);
+    if fs::read_to_string(&kept_schema).ok().as_ref() != Some(&schema) {
+        differences.push(format!("stale   {SCHEMA}"));
+    }
     for difference in &differences {
         println!("{difference}");
     }
     if differences.is_empty() {
-        println!(".sqlx is current");
+        println!(".sqlx and {SCHEMA} are current");
     } else if args.check {
-        println!(".sqlx is not current; run: cargo dev prepare");
+        println!(".sqlx and {SCHEMA} are not current; run: cargo dev prepare");
         return Ok(ExitCode::FAILURE);
     } else {
         replace(&kept, &fresh)?;
-        println!(".sqlx is written; commit it");
+        fs::write(&kept_schema, schema).with_context(|| format!("cannot write {}", kept_schema.display()))?;
+        println!(".sqlx and {SCHEMA} are written; commit them");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lets the macros describe all queries into `folder`, against a database of this build's schema.
-async fn describe(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, folder: &Path) -> Result<()> {
+/// Lets the macros describe all queries into `folder`, against a database of this build's schema. Returns the description of that.
+async fn describe(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, folder: &Path) -> Result<String> {
     let url = servers.start_postgres(supply).await?;
     // The files as they are now, not as they were built into us: a query that is new does not let us be built anew.
     let migrations = Migrator::new(workspace.root().join("migrations")).await.context("the migrations can be read")?;
     let mut connection = postgres::connect(&url).await?;
     migrations.run_direct(None, &mut connection, false).await.context("the migrations apply")?;
+    let schema = shared::db::describe(&mut connection).await.context("the schema can be described")?;
     connection.close().await?;
     let _touched = Touched::new(&files_with_queries(workspace.root())?)?;
     workspace
@@ -81,7 +89,8 @@ async fn describe(workspace: &Workspace, supply: &Supply, servers: &mut Throwawa
         .env("SQLX_OFFLINE_DIR", folder)
         .run(&supply.reaper)
         .await
-        .context("the queries could not be checked")
+        .context("the queries could not be checked")?;
+    Ok(schema)
 }
 
 /// The source files that hold checked queries. Touching one of them makes cargo check all targets that it belongs to.

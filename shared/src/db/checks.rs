@@ -3,26 +3,37 @@
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{PgConnection, PgExecutor};
 
-use super::{ConnectError, MIGRATOR, sql_state};
+use super::{ConnectError, MIGRATOR, objects, settings, sql_state};
+use crate::findings::Finding;
 
-/// Checks that the database of a new connection will do: its encoding, its schema, and that no policy hides rows of it. Says once if the
-/// way to it is not encrypted.
+/// What is said of a connection that others can read.
+pub(super) const PLAIN: &str = "the connection to Postgres is not encrypted";
+
+/// What to do about it.
+pub(super) const ENCRYPT: &str =
+    "set sslmode=verify-full in DATABASE_URL, or DB_SSLMODE, if the network is not yours alone";
+
+/// Checks that the database of a new connection will do: its encoding, its schema, and that no policy hides rows of it. Says in the log what else
+/// a service should know of it, in the words of `outrider doctor`.
 pub(super) async fn check(connection: &mut PgConnection, server: &PgConnectOptions) -> Result<(), ConnectError> {
     refuse_encoding(&mut *connection).await?;
     check_schema(&mut *connection).await?;
     refuse_row_security(&mut *connection).await?;
     refuse_unknown_cluster(&mut *connection).await?;
     if !is_local(server) && !is_encrypted(connection).await? {
-        tracing::warn!(
-            db.host = server.get_host(),
-            "the connection to Postgres is not encrypted: set sslmode=verify-full in DATABASE_URL, or DB_SSLMODE, if the network is not yours alone"
-        );
+        tracing::warn!(db.host = server.get_host(), "{PLAIN}: {ENCRYPT}");
     }
+    let mut findings = settings::check(connection).await?;
+    findings.extend(objects::missing(connection).await?);
+    // `outrider-relay` has the rights of `outrider_relay`.
+    let role = server.get_application_name().unwrap_or_default().replace('-', "_");
+    findings.extend(objects::missing_to_us(connection, &role).await?);
+    findings.iter().for_each(Finding::log);
     Ok(())
 }
 
 /// Whether nothing of what is said to a server leaves this machine.
-fn is_local(server: &PgConnectOptions) -> bool {
+pub(super) fn is_local(server: &PgConnectOptions) -> bool {
     let host = server.get_host();
     server.get_socket().is_some()
         || host.starts_with('/')
@@ -30,45 +41,14 @@ fn is_local(server: &PgConnectOptions) -> bool {
         || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-async fn is_encrypted(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+pub(super) async fn is_encrypted(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar("SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)")
         .fetch_one(connection)
         .await
 }
 
-/// All tables of this schema that hold rows, but partitions.
-const TABLES: [&str; 27] = [
-    "api_key_log",
-    "api_keys",
-    "blocked_keys",
-    "consumer_offsets",
-    "dead_letter_log",
-    "dead_letter_requests",
-    "dead_letters",
-    "idempotency_keys",
-    "inbox",
-    "inbox_default",
-    "inbox_groups",
-    "inbox_undated",
-    "offset_log",
-    "order_transitions",
-    "orders",
-    "outbox",
-    "outbox_producer_log",
-    "outbox_producers",
-    "outbox_versions",
-    "relay_lanes",
-    "relay_members",
-    "relay_parked",
-    "relay_parked_log",
-    "relay_parked_requests",
-    "relay_reanchoring",
-    "relay_routes",
-    "relay_waiting",
-];
-
 /// Checks that row-level security hides nothing of our tables from us: neither from our role, nor, forced, from their owner's functions.
-async fn refuse_row_security(connection: &mut PgConnection) -> Result<(), ConnectError> {
+pub(super) async fn refuse_row_security(connection: &mut PgConnection) -> Result<(), ConnectError> {
     // Those of others, in the same schema, are others' business. Not checked at build time: it is about any table of the schema.
     let found = sqlx::query_scalar::<_, String>(
         "SELECT c.relname::text FROM pg_class c
@@ -76,7 +56,7 @@ async fn refuse_row_security(connection: &mut PgConnection) -> Result<(), Connec
             AND (row_security_active(c.oid) OR c.relforcerowsecurity)
         ORDER BY 1 LIMIT 1",
     )
-    .bind(&TABLES[..])
+    .bind(objects::tables())
     .fetch_optional(&mut *connection)
     .await?;
     let Some(table) = found else { return Ok(()) };
@@ -85,7 +65,7 @@ async fn refuse_row_security(connection: &mut PgConnection) -> Result<(), Connec
 }
 
 /// Checks that the cluster can be known, for a role that asks for it. The function that says it runs with its owner's rights.
-async fn refuse_unknown_cluster(connection: &mut PgConnection) -> Result<(), ConnectError> {
+pub(super) async fn refuse_unknown_cluster(connection: &mut PgConnection) -> Result<(), ConnectError> {
     // Not checked at build time: it is about rights, and reads no table of ours.
     let owner = sqlx::query_scalar::<_, String>(
         "SELECT p.proowner::regrole::text FROM pg_proc p
@@ -113,15 +93,26 @@ pub async fn refuse_encoding<'e>(database: impl PgExecutor<'e>) -> Result<(), Co
 /// # Errors
 /// When one is missing.
 pub async fn check_schema<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
+    let (found, needed) = versions(database).await?;
+    if found < needed { Err(ConnectError::SchemaTooOld { found, needed }) } else { Ok(()) }
+}
+
+/// Whether a newer build's migrations have been applied.
+pub(super) async fn is_newer(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let (found, needed) = versions(connection).await?;
+    Ok(found > needed)
+}
+
+/// The newest migration of the database, and that of this build.
+async fn versions<'e>(database: impl PgExecutor<'e>) -> Result<(i64, i64), sqlx::Error> {
     let needed = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
     // Not checked at build time: the table belongs to sqlx.
     let found = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM _sqlx_migrations WHERE success")
         .fetch_one(database)
         .await;
-    let found = match found {
-        Ok(found) => found.unwrap_or(0),
-        Err(error) if sql_state(&error).as_deref() == Some("42P01") => 0,
-        Err(error) => return Err(error.into()),
-    };
-    if found < needed { Err(ConnectError::SchemaTooOld { found, needed }) } else { Ok(()) }
+    match found {
+        Ok(found) => Ok((found.unwrap_or(0), needed)),
+        Err(error) if sql_state(&error).as_deref() == Some("42P01") => Ok((0, needed)),
+        Err(error) => Err(error),
+    }
 }

@@ -30,11 +30,15 @@ const SETTINGS: [(&str, &str); 10] = [
     ("tcp_user_timeout", "20000"),
 ];
 
-/// Has the server end a statement whose client has closed the connection: one that waits for a lock would otherwise go on waiting, with the
-/// locks that its transaction has, and the next attempt would wait for those. No Postgres on Windows can do that.
-const NOTICE_WHO_IS_GONE: &str = "DO $$ BEGIN
+/// Has a commit that was told survive a crash, also where an administrator has it otherwise; a stronger promise than that stays. And has the server
+/// end a statement whose client has closed the connection: one that waits for a lock would otherwise go on waiting, with the locks that its
+/// transaction has, and the next attempt would wait for those. No Postgres on Windows can do that.
+const BY_WHAT_IS_SET: &str = "DO $$ BEGIN
+    IF pg_catalog.current_setting('synchronous_commit') = 'off' THEN
+        PERFORM pg_catalog.set_config('synchronous_commit', 'on', false);
+    END IF;
     PERFORM pg_catalog.set_config('client_connection_check_interval', '2s', false);
-EXCEPTION WHEN OTHERS THEN NULL; END $$; ";
+EXCEPTION WHEN invalid_parameter_value THEN NULL; END $$; ";
 
 /// How long it may take to tell a pooler from a server.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
@@ -57,7 +61,7 @@ impl Connector {
         for (name, value) in SETTINGS.into_iter().chain(own) {
             let _ = write!(setup, "SET {name} TO '{}'; ", value.replace('\'', "''"));
         }
-        setup.push_str(NOTICE_WHO_IS_GONE);
+        setup.push_str(BY_WHAT_IS_SET);
         if let Some(role) = role {
             // Last: the others are the login's to set.
             let _ = write!(setup, "SET ROLE \"{}\"; ", role.replace('"', "\"\""));

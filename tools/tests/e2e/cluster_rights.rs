@@ -1,10 +1,11 @@
 //! `pg_control_system()`, which tells one Postgres cluster from another, where an administrator lets few call it.
 
 use anyhow::{Context, Result, ensure};
-use shared::testing::{TestDatabase, all_settled, make_topic, published, unique};
+use shared::testing::{TestDatabase, all_settled, kafka_brokers, make_topic, published, unique};
 use sqlx::AssertSqlSafe;
 
 use super::command_line::{operator, outrider, said, well};
+use super::doctor::{doctor, examined, has};
 use super::failover::Relay;
 
 const REVOKE: &str = "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC";
@@ -65,6 +66,8 @@ async fn where_not_even_the_owner_may_ask_for_the_cluster_one_line_says_what_to_
     for text in [migrated, relay, api] {
         ensure!(text.contains(&grant) && text.trim_end().lines().count() == 1, "{text}");
     }
+    let findings = examined(&mut doctor(&database.url, &kafka_brokers()))?;
+    has(&findings, "database.cluster", "wrong", &grant)?;
     // It never asks.
     database.config("outrider_processor").open().await?;
 

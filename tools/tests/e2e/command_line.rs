@@ -47,6 +47,7 @@ fn every_command_shows_examples() -> Result<()> {
         "up",
         "seed",
         "migrate",
+        "doctor",
         "status",
         "parked list",
         "parked retry",

@@ -8,6 +8,7 @@ use shared::testing::{eventually, kafka_brokers};
 use tools::stack::{Kind, Service};
 
 use super::command_line::{outrider, said};
+use super::doctor::{doctor, examined, has};
 use super::harness::surroundings;
 use super::private_postgres::{PrivatePostgres, address_of_this_machine, config};
 
@@ -47,6 +48,8 @@ async fn a_connection_off_the_machine_that_is_not_encrypted_is_said_once() -> Re
         let name = format!("{}-plain", kind.name());
         assert_eq!(warnings(&server, kind, &name, &[("DATABASE_URL", &plain)]).await?, 1, "{name}");
     }
+    let findings = examined(&mut doctor(&plain, &kafka_brokers()))?;
+    has(&findings, "database.tls", "warning", WARNING)?;
     let local = at("127.0.0.1", "");
     assert_eq!(warnings(&server, Kind::Relay, "local", &[("DATABASE_URL", &local)]).await?, 0);
     for (mode, error) in [("require", "TLS"), ("verify-full", "TLS")] {

@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use shared::db::Connector;
-use shared::testing::TestDatabase;
+use shared::testing::{TestDatabase, kafka_brokers};
 use tools::migrate::migrate;
 
+use super::doctor::{doctor, examined, has};
 use super::harness::pooler::{Pooler, Program};
 
 #[tokio::test]
@@ -30,6 +31,8 @@ async fn a_pool_of_sessions_has_our_role_and_settings_and_one_of_transactions_is
         let error = error.context("it should have refused")?;
         ensure!(error.contains("pool_mode=session") && error.lines().count() == 1, "{error}");
     }
+    let findings = examined(&mut doctor(&transactions.url, &kafka_brokers()))?;
+    has(&findings, "database.pooler", "wrong", "pool_mode=session")?;
     transactions.process.stop().await?;
     Ok(())
 }

@@ -132,6 +132,17 @@ async fn ten_orders_and_then_many_are_processed_once_each_and_nothing_is_left_ru
     .await?;
     assert_eq!((orders, created, processed), (210, 210, 210));
 
+    let mut doctor = outrider("doctor --verbose --write");
+    doctor
+        .env("DATABASE_URL", up.told("database   psql")?)
+        .env("KAFKA_BROKERS", format!("127.0.0.1{}", up.told("kafka      127.0.0.1")?));
+    for kind in ["api", "relay", "processor"] {
+        let admin = up.told(&format!("{kind:<10} curl"))?;
+        doctor.arg("--admin").arg(admin.split_once("/readyz").map_or(admin.as_str(), |(url, _)| url));
+    }
+    let examined = doctor.output()?;
+    assert_eq!(examined.status.code(), Some(0), "{}", stdout(&examined));
+
     let second = outrider("up --no-build --data").arg(up.data()).output()?;
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("another outrider up"));

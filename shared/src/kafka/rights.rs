@@ -1,0 +1,200 @@
+//! What the brokers let us do, in their own words (KIP-430).
+#![expect(unsafe_code, reason = "librdkafka can ask for rights, and rdkafka has no way to that")]
+
+use std::ffi::CString;
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::time::Duration;
+
+use rdkafka::admin::AdminClient;
+use rdkafka::bindings::{
+    rd_kafka_AclOperation_t as Operation, rd_kafka_AdminOptions_destroy, rd_kafka_AdminOptions_new,
+    rd_kafka_AdminOptions_s, rd_kafka_AdminOptions_set_include_authorized_operations,
+    rd_kafka_AdminOptions_set_request_timeout, rd_kafka_ConsumerGroupDescription_authorized_operations,
+    rd_kafka_DescribeCluster, rd_kafka_DescribeCluster_result_authorized_operations, rd_kafka_DescribeConsumerGroups,
+    rd_kafka_DescribeConsumerGroups_result_groups, rd_kafka_DescribeTopics, rd_kafka_DescribeTopics_result_topics,
+    rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
+    rd_kafka_TopicDescription_authorized_operations, rd_kafka_admin_op_t as Question, rd_kafka_error_destroy,
+    rd_kafka_event_DescribeCluster_result, rd_kafka_event_DescribeConsumerGroups_result,
+    rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy, rd_kafka_event_error, rd_kafka_event_t,
+    rd_kafka_queue_destroy, rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t, rd_kafka_t,
+};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+
+/// What we may do with something. Without an authorizer, brokers say that we may do everything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rights {
+    /// Topics are made: of the cluster.
+    pub create: bool,
+    /// Records are read: of a topic; partitions are had: of a group.
+    pub read: bool,
+    /// Records are written: of a topic.
+    pub write: bool,
+}
+
+/// Where the rights are looked up.
+#[derive(Debug, Clone, Copy)]
+pub enum Object<'a> {
+    /// The cluster itself.
+    Cluster,
+    /// A consumer group of this name, which need not exist.
+    Group(&'a str),
+    /// A topic of this name.
+    Topic(&'a str),
+}
+
+/// Asks the brokers what we may do with `object`. Blocks. None if they do not say, which is so for an object that we may not even see.
+///
+/// # Errors
+/// When they do not answer within `patience`, or the name has a zero byte.
+pub fn rights(config: &ClientConfig, object: Object<'_>, patience: Duration) -> Result<Option<Rights>, KafkaError> {
+    let admin: AdminClient<DefaultClientContext> = config.create()?;
+    let name = match object {
+        Object::Cluster => "",
+        Object::Group(name) | Object::Topic(name) => name,
+    };
+    let name = CString::new(name).map_err(KafkaError::Nul)?;
+    let client = admin.inner().native_ptr();
+    let question = match object {
+        Object::Cluster => Question::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER,
+        Object::Group(_) => Question::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS,
+        Object::Topic(_) => Question::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+    };
+    let queue = Queue::new(client);
+    let options = Options::new(client, question, patience);
+    let mut names = [name.as_ptr()];
+    // SAFETY: the client outlives this function, and librdkafka copies names and options before each of these calls returns.
+    unsafe {
+        match object {
+            Object::Cluster => rd_kafka_DescribeCluster(client, options.0, queue.0),
+            Object::Group(_) => rd_kafka_DescribeConsumerGroups(client, names.as_mut_ptr(), 1, options.0, queue.0),
+            Object::Topic(_) => {
+                let topics = rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+                rd_kafka_DescribeTopics(client, topics, options.0, queue.0);
+                rd_kafka_TopicCollection_destroy(topics);
+            }
+        }
+    }
+    let timed_out = KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut);
+    let event = queue.poll(patience + Duration::from_secs(1)).ok_or(timed_out)?;
+    // SAFETY: the event is ours until it is dropped.
+    let failed = unsafe { rd_kafka_event_error(event.0.as_ptr()) };
+    if failed != RD_KAFKA_RESP_ERR_NO_ERROR {
+        return Err(KafkaError::AdminOp(failed.into()));
+    }
+    Ok(event.rights(object))
+}
+/// A queue that answers come to.
+struct Queue(*mut rd_kafka_queue_t);
+
+impl Queue {
+    fn new(client: *mut rd_kafka_t) -> Self {
+        // SAFETY: the client is alive. A new queue is never null.
+        Self(unsafe { rd_kafka_queue_new(client) })
+    }
+
+    fn poll(&self, patience: Duration) -> Option<Event> {
+        let millis = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the queue is ours; what comes out of it is then ours too.
+        NonNull::new(unsafe { rd_kafka_queue_poll(self.0, millis) }).map(Event)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: it is used by nobody else.
+        unsafe { rd_kafka_queue_destroy(self.0) }
+    }
+}
+
+/// That the rights are asked for, and how long an answer may take.
+struct Options(*mut rd_kafka_AdminOptions_s);
+
+impl Options {
+    fn new(client: *mut rd_kafka_t, question: Question, patience: Duration) -> Self {
+        let millis = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the client is alive, the options are ours, and no text of an error is asked for.
+        unsafe {
+            let options = rd_kafka_AdminOptions_new(client, question);
+            rd_kafka_AdminOptions_set_request_timeout(options, millis, ptr::null_mut(), 0);
+            let error = rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
+            if !error.is_null() {
+                rd_kafka_error_destroy(error);
+            }
+            Self(options)
+        }
+    }
+}
+
+impl Drop for Options {
+    fn drop(&mut self) {
+        // SAFETY: it is used by nobody else.
+        unsafe { rd_kafka_AdminOptions_destroy(self.0) }
+    }
+}
+
+/// An answer.
+struct Event(NonNull<rd_kafka_event_t>);
+
+impl Event {
+    fn rights(&self, object: Object<'_>) -> Option<Rights> {
+        let (event, mut count) = (self.0.as_ptr(), 0);
+        // SAFETY: each result belongs to the event, which outlives this function; of one object there is one description at the most, and
+        // its operations are `count` in number.
+        let operations = unsafe {
+            let operations = match object {
+                Object::Cluster => {
+                    let result = rd_kafka_event_DescribeCluster_result(event);
+                    if result.is_null() {
+                        return None;
+                    }
+                    rd_kafka_DescribeCluster_result_authorized_operations(result, &raw mut count)
+                }
+                Object::Group(_) => {
+                    let result = rd_kafka_event_DescribeConsumerGroups_result(event);
+                    if result.is_null() {
+                        return None;
+                    }
+                    let group = rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
+                    if group.is_null() || count == 0 {
+                        return None;
+                    }
+                    rd_kafka_ConsumerGroupDescription_authorized_operations(*group, &raw mut count)
+                }
+                Object::Topic(_) => {
+                    let result = rd_kafka_event_DescribeTopics_result(event);
+                    if result.is_null() {
+                        return None;
+                    }
+                    let topic = rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+                    if topic.is_null() || count == 0 {
+                        return None;
+                    }
+                    rd_kafka_TopicDescription_authorized_operations(*topic, &raw mut count)
+                }
+            };
+            if operations.is_null() {
+                return None;
+            }
+            // As numbers: a broker that is newer than librdkafka may name an operation that the enumeration lacks.
+            slice::from_raw_parts(operations.cast::<u32>(), count)
+        };
+        let has = |operation: Operation| operations.contains(&(operation as u32));
+        let may = |operation| has(operation) || has(Operation::RD_KAFKA_ACL_OPERATION_ALL);
+        Some(Rights {
+            create: may(Operation::RD_KAFKA_ACL_OPERATION_CREATE),
+            read: may(Operation::RD_KAFKA_ACL_OPERATION_READ),
+            write: may(Operation::RD_KAFKA_ACL_OPERATION_WRITE),
+        })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: it is used by nobody else.
+        unsafe { rd_kafka_event_destroy(self.0.as_ptr()) }
+    }
+}
