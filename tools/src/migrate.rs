@@ -64,6 +64,7 @@ pub async fn run(args: MigrateArgs) -> Result<ExitCode> {
 pub async fn migrate(database: Connector) -> Result<Migrated> {
     database.refuse_poolers().await?;
     let mut connection = database.connect().await.context("cannot connect to the database")?;
+    lift_limits(&mut connection).await?;
     refuse_encoding(&mut connection).await?;
     check_control_function(&mut connection).await?;
     take_turn(&mut connection).await?;
@@ -80,17 +81,23 @@ pub async fn migrate(database: Connector) -> Result<Migrated> {
     Ok(Migrated { applied, notes })
 }
 
+/// Limits that an administrator has set are for statements of services: the same long migration would run into them each time.
+async fn lift_limits(connection: &mut PgConnection) -> Result<()> {
+    // The first alone, and quick: it holds for itself, too.
+    connection.execute("SET statement_timeout TO 0").await?;
+    connection
+        .execute(
+            "SELECT set_config(name, '0', false) FROM pg_settings
+            WHERE name IN ('lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+        )
+        .await?;
+    Ok(())
+}
+
 /// Waits until no other `outrider migrate` is at work on the database. The connection has the turn until it ends.
 ///
 /// The library that applies migrations has such a lock too, but two that come to an empty database make its table before they have it.
 async fn take_turn(connection: &mut PgConnection) -> Result<()> {
-    // Limits that an administrator has set are for statements of services: the same long migration would run into them each time.
-    connection
-        .execute(
-            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN
-                ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
-        )
-        .await?;
     let turn = "SELECT pg_try_advisory_lock(hashtext('outrider_migrate'))";
     if sqlx::query_scalar(turn).fetch_one(&mut *connection).await? {
         return Ok(());

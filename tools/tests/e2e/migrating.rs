@@ -257,7 +257,7 @@ async fn no_limit_or_syntax_that_an_administrator_has_set_reaches_a_migration() 
         "quote_all_identifiers = on",
         "default_transaction_isolation = 'serializable'",
         "search_path = nowhere",
-        "statement_timeout = '20ms'",
+        "statement_timeout = '100ms'",
         "lock_timeout = '1ms'",
         "DateStyle = 'German, DMY'",
         "bytea_output = 'escape'",
