@@ -7,6 +7,7 @@ use shared::backoff::Backoff;
 use shared::config::ConfigError;
 use shared::db::{ConnectError, Database};
 use shared::health::{self, Readiness};
+use shared::kafka::TopicUse;
 use shared::shutdown::Shutdown;
 use shared::telemetry;
 
@@ -106,6 +107,12 @@ impl Processor {
         {
             return Ok(());
         }
+        let uses = settings.topics.iter().map(|topic| TopicUse {
+            topic: topic.clone(),
+            written: false,
+            group: Some(settings.group.clone()),
+        });
+        tokio::spawn(config.kafka.clone().say_findings(CLIENT_ID, uses.collect()));
         let upkeep = inbox::Upkeep::begin(&database, settings, &metrics).await;
         let upkeep = tokio::spawn(upkeep.run(shutdown.clone()));
         let census = census::run(database.clone(), settings.group.clone(), metrics.clone(), shutdown.clone());

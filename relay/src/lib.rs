@@ -21,6 +21,7 @@ use anyhow::Context;
 use prometheus_client::registry::Registry;
 use shared::db::{ConnectError, Database};
 use shared::health::{self, Readiness};
+use shared::kafka::TopicUse;
 use shared::shutdown::Shutdown;
 use tokio::task::JoinHandle;
 
@@ -56,6 +57,13 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     }
     readiness.met(KAFKA);
     let database = Database { pool, watch: config.database.watch().clone() };
+    tokio::spawn({
+        let (config, database) = (config.clone(), database.clone());
+        async move {
+            let uses = written_topics(&config, &database).await;
+            config.kafka.say_findings("outrider-relay", uses).await;
+        }
+    });
     let upkeep = keep_up(&config, &database, &metrics, &shutdown);
     let worker = worker::Worker::new(config, database, metrics, readiness);
     // As a task of its own, it runs on the thread that hears of what arrives at its socket. Here, on the main thread, every few rows
@@ -68,6 +76,16 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     shutdown.request();
     upkeep.await?;
     result?
+}
+
+/// The topics that routes lead to, as far as routes name aggregate types.
+async fn written_topics(config: &RelayConfig, database: &Database) -> Vec<TopicUse> {
+    let read = async { outbox::routes::routes(&mut *database.pool.acquire().await?).await };
+    // Without an answer those of the environment will do: publishing needs the table too, and says what is wrong.
+    let table = database.watch.bound(read).await.unwrap_or_default();
+    let routes = config.routes.with_table(table);
+    let topics = routes.types().filter_map(|aggregate_type| routes.resolve(aggregate_type).ok());
+    topics.map(|topic| TopicUse { topic, written: true, group: None }).collect()
 }
 
 /// What a relay does beside publishing. Ends with the shutdown.

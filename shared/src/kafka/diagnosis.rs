@@ -5,12 +5,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::FromClientConfigAndContext as _;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::metadata::Metadata;
+use rdkafka::metadata::{Metadata, MetadataBroker};
 
 use super::rights::{Object, Rights, rights};
 use super::{KafkaConfig, TOPIC_PATIENCE, answering};
@@ -51,6 +51,7 @@ impl ConsumerContext for Complaints {}
 /// Brokers and topics, as the brokers tell them.
 struct Cluster {
     brokers: Vec<String>,
+    first_id: Option<i32>,
     topics: BTreeMap<String, Topic>,
 }
 
@@ -77,7 +78,8 @@ impl Cluster {
             };
             (topic.name().to_owned(), found)
         });
-        Self { brokers, topics: topics.collect() }
+        let first_id = metadata.brokers().first().map(MetadataBroker::id);
+        Self { brokers, first_id, topics: topics.collect() }
     }
 }
 
@@ -91,17 +93,21 @@ impl KafkaConfig {
         let count = cluster.brokers.len();
         let mut findings = vec![Finding::fine("kafka.connection", format!("{count} brokers"))];
         findings.push(addresses(&cluster).await);
+        findings.push(self.version(client_id, cluster.first_id).await);
         findings.extend(self.replication(count));
         let wanted: Vec<&TopicUse> = uses.iter().collect();
         findings.extend(self.may(client_id, &wanted, &cluster).await);
         let there: Vec<&str> = wanted.iter().map(|of| of.topic.as_str()).filter(|topic| has(&cluster, topic)).collect();
-        let settings = self.settings(client_id, &there).await;
+        let asked: Vec<ResourceSpecifier<'_>> = there.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let told = self.settings(client_id, &asked).await;
+        let settings: BTreeMap<&str, Settings> =
+            there.into_iter().zip(told).filter_map(|(topic, told)| Some((topic, told?))).collect();
         for of in &wanted {
             match cluster.topics.get(&of.topic).filter(|topic| topic.partitions > 0) {
-                None => findings.push(self.missing(&of.topic)),
+                None => findings.push(self.missing(client_id, &of.topic).await),
                 Some(found) => {
                     let mut faults = judge(&of.topic, found, count);
-                    match settings.get(&of.topic) {
+                    match settings.get(of.topic.as_str()) {
                         Some(settings) => faults.extend(judge_settings(&of.topic, found, settings)),
                         None => faults.push(Finding::warning(
                             "kafka.topics",
@@ -118,6 +124,11 @@ impl KafkaConfig {
             }
         }
         findings
+    }
+
+    /// Says in the log what [`Self::diagnose`] finds, for a service that starts.
+    pub async fn say_findings(self, client_id: &'static str, uses: Vec<TopicUse>) {
+        self.diagnose(client_id, &uses).await.iter().for_each(Finding::log);
     }
 
     async fn cluster(&self, client_id: &str) -> Result<Cluster, Finding> {
@@ -147,6 +158,26 @@ impl KafkaConfig {
         }
     }
 
+    /// Which version the brokers have, as far as their settings tell: nothing else does to a client.
+    async fn version(&self, client_id: &str, broker: Option<i32>) -> Finding {
+        const CHECK: &str = "kafka.version";
+        let settings = match broker {
+            Some(broker) => self.settings(client_id, &[ResourceSpecifier::Broker(broker)]).await.pop().flatten(),
+            None => None,
+        };
+        let Some(settings) = settings else {
+            return Finding::fine(CHECK, "not told to us, who may not read the brokers' settings");
+        };
+        // Kafka 4.0 has it no more.
+        Finding::fine(
+            CHECK,
+            match settings.get("inter.broker.protocol.version") {
+                Some(protocol) => format!("before 4.0; the brokers speak {protocol} to each other"),
+                None => "4.0 or newer".to_owned(),
+            },
+        )
+    }
+
     /// Whether topics can be made as we were told to make them.
     fn replication(&self, brokers: usize) -> Option<Finding> {
         let wanted = usize::try_from(self.topic_replication).unwrap_or(1);
@@ -159,15 +190,34 @@ impl KafkaConfig {
         })
     }
 
-    fn missing(&self, topic: &str) -> Finding {
-        if self.create_topics {
-            Finding::fine("kafka.topics", format!("{topic} is not there yet, and is made when it is needed"))
-        } else {
-            Finding::wrong(
-                "kafka.topics",
+    /// Of a topic that is not there, whether it could be made.
+    async fn missing(&self, client_id: &str, topic: &str) -> Finding {
+        const CHECK: &str = "kafka.topics";
+        if !self.create_topics {
+            return Finding::wrong(
+                CHECK,
                 format!("the topic {topic} does not exist, and KAFKA_CREATE_TOPICS is false: its events wait"),
                 "make the topic, or set KAFKA_CREATE_TOPICS=true",
-            )
+            );
+        }
+        let tried = async {
+            let admin: AdminClient<DefaultClientContext> = self.client(client_id).create()?;
+            let replication = TopicReplication::Fixed(self.topic_replication);
+            let topic = NewTopic::new(topic, self.topic_partitions, replication);
+            let options = AdminOptions::new().request_timeout(Some(TOPIC_PATIENCE)).validate_only(true);
+            let made = admin.create_topics([&topic], &options).await?;
+            made.into_iter().try_for_each(|made| made.map(drop).map_err(|(_, code)| KafkaError::AdminOp(code)))
+        };
+        match tried.await {
+            // Somebody has just made it.
+            Ok(()) | Err(KafkaError::AdminOp(RDKafkaErrorCode::TopicAlreadyExists)) => {
+                Finding::fine(CHECK, format!("{topic} is not there yet, and is made when it is needed"))
+            }
+            Err(error) => Finding::wrong(
+                CHECK,
+                format!("the topic {topic} does not exist, and could not be made ({error}): its events wait"),
+                "make the topic, allow our user CREATE on it, or correct KAFKA_TOPIC_PARTITIONS and KAFKA_TOPIC_REPLICATION",
+            ),
         }
     }
 
@@ -178,20 +228,17 @@ impl KafkaConfig {
         for of in uses {
             if has(cluster, &of.topic) {
                 questions.push((Kind::Topic, of.topic.clone(), of.written, of.group.is_some()));
-            } else if of.written && self.create_topics {
-                questions.push((Kind::Cluster, of.topic.clone(), false, false));
             }
             if let Some(group) = &of.group {
                 questions.push((Kind::Group, group.clone(), false, true));
             }
         }
         questions.sort();
-        questions.dedup_by(|one, other| one.0 == other.0 && (one.0 == Kind::Cluster || one.1 == other.1));
+        questions.dedup();
         let client = self.client(client_id);
         let answered = tokio::task::spawn_blocking(move || {
             let ask = |(kind, name, write, read): (Kind, String, bool, bool)| {
                 let object = match kind {
-                    Kind::Cluster => Object::Cluster,
                     Kind::Group => Object::Group(&name),
                     Kind::Topic => Object::Topic(&name),
                 };
@@ -207,17 +254,16 @@ impl KafkaConfig {
         }
     }
 
-    /// The settings of topics, of those that tell them.
-    async fn settings(&self, client_id: &str, topics: &[&str]) -> BTreeMap<String, Settings> {
+    /// The settings of each of these, if it tells them.
+    async fn settings(&self, client_id: &str, of: &[ResourceSpecifier<'_>]) -> Vec<Option<Settings>> {
         let Ok(admin) = self.client(client_id).create::<AdminClient<DefaultClientContext>>() else {
-            return BTreeMap::new();
+            return Vec::new();
         };
         let options = AdminOptions::new().request_timeout(Some(TOPIC_PATIENCE));
-        let asked: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
-        let described = admin.describe_configs(&asked, &options).await.unwrap_or_default();
-        let told = topics.iter().zip(described).filter_map(|(topic, described)| {
+        let described = admin.describe_configs(of, &options).await.unwrap_or_default();
+        let told = described.into_iter().map(|described| {
             let entries = described.ok()?.entries.into_iter();
-            Some(((*topic).to_owned(), entries.filter_map(|entry| Some((entry.name, entry.value?))).collect()))
+            Some(entries.filter_map(|entry| Some((entry.name, entry.value?))).collect())
         });
         told.collect()
     }
@@ -228,7 +274,6 @@ type Settings = BTreeMap<String, String>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    Cluster,
     Group,
     Topic,
 }
@@ -245,7 +290,6 @@ fn lacking(
 ) -> Option<Finding> {
     const CHECK: &str = "kafka.rights";
     let what = match kind {
-        Kind::Cluster => "the cluster".to_owned(),
         Kind::Group => format!("the group {name}"),
         Kind::Topic => format!("the topic {name}"),
     };
@@ -268,11 +312,7 @@ fn lacking(
             return Some(Finding::warning(CHECK, found, "look at the brokers' ACLs"));
         }
     };
-    let needs = [
-        ("CREATE", kind == Kind::Cluster && !rights.create),
-        ("WRITE", write && !rights.write),
-        ("READ", read && !rights.read),
-    ];
+    let needs = [("WRITE", write && !rights.write), ("READ", read && !rights.read)];
     let missing: Vec<&str> = needs.into_iter().filter(|(_, lacks)| *lacks).map(|(operation, _)| operation).collect();
     (!missing.is_empty()).then(|| {
         let missing = missing.join(" and ");

@@ -11,13 +11,12 @@ use rdkafka::bindings::{
     rd_kafka_AclOperation_t as Operation, rd_kafka_AdminOptions_destroy, rd_kafka_AdminOptions_new,
     rd_kafka_AdminOptions_s, rd_kafka_AdminOptions_set_include_authorized_operations,
     rd_kafka_AdminOptions_set_request_timeout, rd_kafka_ConsumerGroupDescription_authorized_operations,
-    rd_kafka_DescribeCluster, rd_kafka_DescribeCluster_result_authorized_operations, rd_kafka_DescribeConsumerGroups,
-    rd_kafka_DescribeConsumerGroups_result_groups, rd_kafka_DescribeTopics, rd_kafka_DescribeTopics_result_topics,
-    rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
+    rd_kafka_DescribeConsumerGroups, rd_kafka_DescribeConsumerGroups_result_groups, rd_kafka_DescribeTopics,
+    rd_kafka_DescribeTopics_result_topics, rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
     rd_kafka_TopicDescription_authorized_operations, rd_kafka_admin_op_t as Question, rd_kafka_error_destroy,
-    rd_kafka_event_DescribeCluster_result, rd_kafka_event_DescribeConsumerGroups_result,
-    rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy, rd_kafka_event_error, rd_kafka_event_t,
-    rd_kafka_queue_destroy, rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t, rd_kafka_t,
+    rd_kafka_event_DescribeConsumerGroups_result, rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy,
+    rd_kafka_event_error, rd_kafka_event_t, rd_kafka_queue_destroy, rd_kafka_queue_new, rd_kafka_queue_poll,
+    rd_kafka_queue_t, rd_kafka_t,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -27,8 +26,6 @@ use rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
 /// What we may do with something. Without an authorizer, brokers say that we may do everything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rights {
-    /// Topics are made: of the cluster.
-    pub create: bool,
     /// Records are read: of a topic; partitions are had: of a group.
     pub read: bool,
     /// Records are written: of a topic.
@@ -38,8 +35,6 @@ pub struct Rights {
 /// Where the rights are looked up.
 #[derive(Debug, Clone, Copy)]
 pub enum Object<'a> {
-    /// The cluster itself.
-    Cluster,
     /// A consumer group of this name, which need not exist.
     Group(&'a str),
     /// A topic of this name.
@@ -52,14 +47,10 @@ pub enum Object<'a> {
 /// When they do not answer within `patience`, or the name has a zero byte.
 pub fn rights(config: &ClientConfig, object: Object<'_>, patience: Duration) -> Result<Option<Rights>, KafkaError> {
     let admin: AdminClient<DefaultClientContext> = config.create()?;
-    let name = match object {
-        Object::Cluster => "",
-        Object::Group(name) | Object::Topic(name) => name,
-    };
+    let (Object::Group(name) | Object::Topic(name)) = object;
     let name = CString::new(name).map_err(KafkaError::Nul)?;
     let client = admin.inner().native_ptr();
     let question = match object {
-        Object::Cluster => Question::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER,
         Object::Group(_) => Question::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS,
         Object::Topic(_) => Question::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
     };
@@ -69,7 +60,6 @@ pub fn rights(config: &ClientConfig, object: Object<'_>, patience: Duration) -> 
     // SAFETY: the client outlives this function, and librdkafka copies names and options before each of these calls returns.
     unsafe {
         match object {
-            Object::Cluster => rd_kafka_DescribeCluster(client, options.0, queue.0),
             Object::Group(_) => rd_kafka_DescribeConsumerGroups(client, names.as_mut_ptr(), 1, options.0, queue.0),
             Object::Topic(_) => {
                 let topics = rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
@@ -146,13 +136,6 @@ impl Event {
         // its operations are `count` in number.
         let operations = unsafe {
             let operations = match object {
-                Object::Cluster => {
-                    let result = rd_kafka_event_DescribeCluster_result(event);
-                    if result.is_null() {
-                        return None;
-                    }
-                    rd_kafka_DescribeCluster_result_authorized_operations(result, &raw mut count)
-                }
                 Object::Group(_) => {
                     let result = rd_kafka_event_DescribeConsumerGroups_result(event);
                     if result.is_null() {
@@ -185,7 +168,6 @@ impl Event {
         let has = |operation: Operation| operations.contains(&(operation as u32));
         let may = |operation| has(operation) || has(Operation::RD_KAFKA_ACL_OPERATION_ALL);
         Some(Rights {
-            create: may(Operation::RD_KAFKA_ACL_OPERATION_CREATE),
             read: may(Operation::RD_KAFKA_ACL_OPERATION_READ),
             write: may(Operation::RD_KAFKA_ACL_OPERATION_WRITE),
         })

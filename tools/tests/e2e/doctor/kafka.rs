@@ -105,11 +105,23 @@ async fn brokers_that_refuse_or_do_not_answer_are_found() -> Result<()> {
     has(&findings, "kafka.topics", "warning", "the topic things has one replica")?;
     has(&findings, "kafka.topics", "warning", "is 2, the number of its replicas")?;
     has(&findings, "kafka.rights", "fine", "")?;
+    has(&findings, "kafka.version", "fine", "4.0 or newer")?;
 
     broker.allow_writes(&supply, "orders", false).await?;
     let findings = with(&database, &broker.brokers(), &env)?;
     has(&findings, "kafka.rights", "wrong", "we may not WRITE on the topic orders")?;
     broker.allow_writes(&supply, "orders", true).await?;
+    let deny = ["--add", "--force", "--deny-principal", "User:ANONYMOUS", "--operation"];
+    let acls = "org.apache.kafka.tools.AclCommand";
+    // Brokers are users of the cluster too: what no rule of it allows would be forbidden to them.
+    let rest = ["--add", "--force", "--cluster", "--allow-principal", "User:ANONYMOUS", "--operation", "All"];
+    broker.run(&supply, acls, &rest).await?;
+    broker.run(&supply, acls, &[&deny[..], &["Create", "--cluster"]].concat()).await?;
+    broker.run(&supply, acls, &[&deny[..], &["Create", "--topic", "parcels"]].concat()).await?;
+    broker.run(&supply, acls, &[&deny[..], &["Read", "--group", "outrider-processor"]].concat()).await?;
+    let findings = with(&database, &broker.brokers(), &[("RELAY_ROUTES", "order=orders,parcel=parcels")])?;
+    has(&findings, "kafka.topics", "wrong", "the topic parcels does not exist, and could not be made")?;
+    has(&findings, "kafka.rights", "wrong", "the group outrider-processor")?;
 
     let second = broker.second()?.process()?.pid();
     kill_process_group(second, Signal::STOP)?;

@@ -8,8 +8,9 @@ use sqlx::AssertSqlSafe;
 use tools::stack::service::{Kind, Service};
 
 use super::{doctor, examined, has};
+use crate::harness::broker::{Broker, BrokerOptions};
 use crate::harness::surroundings;
-use crate::reaper;
+use crate::{reaper, supply};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_say_the_same_words_when_they_start() -> Result<()> {
@@ -39,5 +40,29 @@ async fn services_say_the_same_words_when_they_start() -> Result<()> {
         ensure!(log.contains(&found.found), "{found:?} is not in {log}");
     }
     ensure!(log.contains(grant.advice.as_deref().context("what to do")?), "{grant:?} is not in {log}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_and_a_processor_say_what_is_wrong_with_their_topics() -> Result<()> {
+    let database = TestDatabase::create("a_relay_and_a_processor").await;
+    let broker = Broker::start(&supply()?, &BrokerOptions::default()).await?;
+    broker.create_topic("orders", &[1]).await?;
+    broker.configure_topic("orders", &[("retention.ms", "3600000"), ("retention.bytes", "1000000")]).await?;
+    let folder = tempfile::tempdir()?;
+    let surroundings = surroundings(&database.url, broker.brokers(), folder.path().to_owned())?;
+    let findings = examined(&mut doctor(&database.url, &broker.brokers()))?;
+    let short = has(&findings, "kafka.topics", "warning", "retention.ms of the topic orders")?;
+    for (kind, env) in
+        [(Kind::Relay, [("RELAY_ROUTES", "order=orders")]), (Kind::Processor, [("PROCESSOR_GROUP", "any")])]
+    {
+        let mut service = Service::start(kind, kind.name(), &surroundings, &env, &reaper()?)?;
+        eventually("it says what is wrong", async || {
+            let log = fs::read_to_string(folder.path().join(format!("{}.log", kind.name()))).ok()?;
+            log.contains(&short.found).then_some(())
+        })
+        .await;
+        service.stop().await?;
+    }
     Ok(())
 }
