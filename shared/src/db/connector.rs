@@ -4,6 +4,7 @@
 //! By statements, and not as parameters of the connection's start: a pooler like PgBouncer refuses those, or drops them without a word.
 
 use std::fmt::Write as _;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,10 @@ EXCEPTION WHEN invalid_parameter_value THEN NULL; END $$; ";
 
 /// How long it may take to tell a pooler from a server.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is said when it takes longer.
+const SILENT: &str =
+    "two connections have not been answered within 5 s; a pooler that has no room for two does not answer either";
 
 /// Opens connections to one database.
 #[derive(Debug, Clone)]
@@ -114,14 +119,15 @@ impl Connector {
         if setup.try_get::<bool, _>(0)? { Err(ConnectError::Standby) } else { Ok(()) }
     }
 
-    /// [`Self::refuse_pooler`] for all servers; one that does not answer has nothing to refuse.
+    /// [`Self::refuse_pooler`] for all servers; one that cannot be connected to has nothing to refuse.
     ///
     /// # Errors
-    /// When a pooler gives each transaction another session.
+    /// When a pooler gives each transaction another session, or what has taken our connection does not answer.
     pub async fn refuse_poolers(&self) -> Result<(), ConnectError> {
         for server in self.servers.iter() {
-            if let Err(error @ ConnectError::Pooler) = self.refuse_pooler(server).await {
-                return Err(error);
+            match self.refuse_pooler(server).await {
+                Err(ConnectError::Refused(error)) if !is_timed_out(&error) => {}
+                checked => checked?,
             }
         }
         Ok(())
@@ -130,11 +136,16 @@ impl Connector {
     /// Checks that a connection is one session of the server, to which settings, role and locks belong. With a pooler that gives each
     /// transaction whatever session is free, they would be lost, or pass to others.
     pub(super) async fn refuse_pooler(&self, server: &PgConnectOptions) -> Result<(), ConnectError> {
-        tokio::time::timeout(PROBE_PATIENCE, is_one_session(server))
-            .await
-            .unwrap_or(Ok(false))
-            .and_then(|is_one| if is_one { Ok(()) } else { Err(ConnectError::Pooler) })
+        // No proof of a pooler: a busy machine is as slow.
+        let late = || io::Error::new(io::ErrorKind::TimedOut, SILENT);
+        let is_one = tokio::time::timeout(PROBE_PATIENCE, is_one_session(server)).await;
+        let is_one = is_one.map_err(|_| ConnectError::Refused(late().into()))??;
+        if is_one { Ok(()) } else { Err(ConnectError::Pooler) }
     }
+}
+
+fn is_timed_out(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Whether a connection stays with its session while another one has a transaction open, which a pooler may have given that session.

@@ -18,12 +18,12 @@ impl DatabaseConfig {
     pub async fn diagnose(&self) -> (Vec<Finding>, Option<PgConnection>) {
         let connector = self.connector();
         if let Err(error) = connector.refuse_poolers().await {
-            return (vec![refusal(&error)], None);
+            return (vec![self.no_connection(&error)], None);
         }
         let connected = self.watch.bound(connector.connect()).await;
         let mut connection = match connected {
             Ok(connection) => connection,
-            Err(error) => return (vec![refusal(&error)], None),
+            Err(error) => return (vec![self.no_connection(&error)], None),
         };
         let mut findings = vec![Finding::fine("database.pooler", "each connection is a session of the server")];
         match self.watch.bound(self.look(&mut connection)).await {
@@ -31,6 +31,16 @@ impl DatabaseConfig {
             Err(error) => findings.push(refusal(&error)),
         }
         (findings, Some(connection))
+    }
+
+    fn no_connection(&self, error: &ConnectError) -> Finding {
+        let ConnectError::Refused(_) = error else { return refusal(error) };
+        let (host, port) = (self.server().get_host(), self.server().get_port());
+        Finding::wrong(
+            "database.connection",
+            format!("no connection to {host}:{port} ({error})"),
+            "check DATABASE_URL, that the server runs, and that its pg_hba.conf lets us in",
+        )
     }
 
     async fn look(&self, connection: &mut PgConnection) -> Result<Vec<Finding>, ConnectError> {
