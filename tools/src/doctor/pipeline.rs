@@ -80,7 +80,7 @@ fn consumers(group: &Group, findings: &mut Vec<Finding>) {
     if group.state.as_deref() == Some("Empty") {
         findings.push(Finding::warning(
             CHECK,
-            format!("nobody works for the group {name}: its events wait in Kafka"),
+            format!("the group {name} has no member: its events wait in Kafka"),
             "start a processor, or delete the group's positions if it is no more",
         ));
     } else {
@@ -141,7 +141,7 @@ fn slots(status: &Status, findings: &mut Vec<Finding>) {
             findings.push(Finding::warning(
                 CHECK,
                 format!(
-                    "nobody reads the replication slot {name}: Postgres keeps its log for it until the disk is full"
+                    "the replication slot {name} has no reader: Postgres keeps its log for it until the disk is full"
                 ),
                 format!("start its reader, or run `SELECT pg_drop_replication_slot('{name}')`"),
             ));

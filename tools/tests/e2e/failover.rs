@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tools::stack::free_port;
 
 use super::command_line::outrider;
+use super::doctor::{doctor, examined, has};
 use super::supply;
 use pair::Pair;
 
@@ -180,6 +181,7 @@ async fn a_primary_killed_amid_publishing_and_a_promoted_standby_lose_and_reorde
         assert_eq!(output.status.code(), Some(1), "{command}: {said}");
         assert!(said.contains("is a standby") && said.contains("DATABASE_URL"), "{command}: {said}");
     }
+    has(&examined(&mut doctor(&url, &kafka_brokers()))?, "database.primary", "wrong", "is a standby")?;
     let mut standby = pair.at_standby().await?;
     eventually("all that was received is there", async || {
         let sql = "SELECT pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()";

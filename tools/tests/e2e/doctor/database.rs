@@ -181,6 +181,8 @@ async fn what_stands_still_in_a_database_is_found() -> Result<()> {
                 VALUES ('doctored', 'orders', '\\x01', 0, 'parked', 'it is odd', 'odd', 1);
             INSERT INTO outbox_producers (role_name, aggregate_type, role_oid, system_identifier, granted_by)
                 VALUES ('gone', 'parcel', 1, 1, 'alice');
+            INSERT INTO relay_parked (id, lane, event_id, aggregate_type, aggregate_id, aggregate_version, type, payload, headers, occurred_at)
+                VALUES (1, 0, gen_random_uuid(), 'thing', 'big', 1, 'thing.made', '{}', '{}', now());
             SELECT setval('outbox_id_seq', 15900000);
             DROP FUNCTION order_timeline;
             DROP INDEX orders_product_idx;
@@ -210,6 +212,8 @@ async fn what_stands_still_in_a_database_is_found() -> Result<()> {
         ("database.objects", "wrong", "orders_product_idx of orders"),
         ("database.transactions", "warning", "has been open for"),
         ("relay.waiting", "warning", "the topic things takes no records (has no leader)"),
+        ("relay.parked", "warning", "1 keys wait because Kafka refuses"),
+        ("outbox.routes", "warning", "could not be looked at"),
         ("processor.parked", "warning", "1 keys of the group doctored"),
         ("outbox.producers", "warning", "the grant of parcel to gone has no effect: no such role"),
         ("outbox.partitions", "wrong", "ids are left"),
