@@ -11,6 +11,9 @@ use crate::bench::ground::Ground;
 /// Times the capacity.
 const OVERLOAD: f64 = 3.0;
 
+/// How often the capacity is measured, if its multiple was no overload.
+const ATTEMPTS: u32 = 3;
+
 /// The load is worth its name while it is not less than this of what was asked for.
 const OFFERED_MIN: f64 = 2.7;
 
@@ -18,9 +21,17 @@ const OFFERED_MIN: f64 = 2.7;
 pub async fn measure(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
     let mut stage = Stage::open(ground, "overload", scale, &[("API_QUEUE_MAX", scale.queue_max)]).await?;
     let capacity_load = Load::closed(CONNECTIONS, scale.seconds);
-    let before = all_accepted(&stage.drive(ground, capacity_load).await?)?.rate();
-    let load = Load::open(scale.overload_connections, scale.overload_secs, whole(before * OVERLOAD));
-    let report = stage.drive(ground, load).await?;
+    let mut attempt = 1;
+    let (before, report) = loop {
+        let before = all_accepted(&stage.drive(ground, capacity_load).await?)?.rate();
+        let load = Load::open(scale.overload_connections, scale.overload_secs, whole(before * OVERLOAD));
+        let report = stage.drive(ground, load).await?;
+        // On a machine that was busy with something else, the capacity looks smaller than it is.
+        if report.refused > 0 || attempt == ATTEMPTS {
+            break (before, report);
+        }
+        attempt += 1;
+    };
     let after = all_accepted(&stage.drive(ground, capacity_load).await?)?.rate();
     let lost = stage.close().await?;
 
