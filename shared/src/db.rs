@@ -16,8 +16,8 @@ use connector::follow_primary;
 
 pub use checks::{check_schema, refuse_encoding};
 pub use connector::Connector;
-pub use diagnosis::{fine_if_none, judge_clock, strangers};
-pub use objects::{SCHEMA, describe};
+pub use diagnosis::{judge_clock, strangers};
+pub use objects::describe;
 pub use watch::{MaybePostgres, READ_ONLY, ServerWatch, TAKES_WRITES};
 pub use words::{chain, words};
 

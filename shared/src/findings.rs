@@ -66,3 +66,9 @@ impl fmt::Display for Finding {
         self.advice.iter().try_for_each(|advice| write!(formatter, ": {advice}"))
     }
 }
+
+/// The findings, or one that says that all is well.
+#[must_use]
+pub fn fine_if_none(check: &'static str, words: &str, findings: Vec<Finding>) -> Vec<Finding> {
+    if findings.is_empty() { vec![Finding::fine(check, words)] } else { findings }
+}

@@ -18,8 +18,8 @@ use relay::outbox::routes::routes;
 use relay::outbox::sequence::{IdSequence, id_sequence};
 use reqwest::Url;
 use shared::config::Env;
-use shared::db::{DatabaseConfig, fine_if_none, words};
-use shared::findings::Finding;
+use shared::db::{DatabaseConfig, words};
+use shared::findings::{Finding, fine_if_none};
 use shared::kafka::{KafkaConfig, TopicUse};
 use sqlx::{Connection, PgConnection};
 

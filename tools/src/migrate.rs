@@ -160,7 +160,7 @@ async fn check_control_function(connection: &mut PgConnection) -> Result<()> {
 /// not ours to change.
 async fn keep_strangers_out(connection: &mut PgConnection) -> Result<Vec<String>> {
     if !strangers(connection).await?.is_empty() {
-        // Whoever does not own the schema gets a warning, and nothing is revoked.
+        // A role that does not own the schema gets a warning, and nothing is revoked.
         connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await?;
     }
     Ok(strangers(connection).await?.iter().map(ToString::to_string).collect())

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 
 use super::checks::{self, is_encrypted, is_local};
 use super::{ConnectError, DatabaseConfig, SERVER_VERSION_MIN, objects, settings};
-use crate::findings::Finding;
+use crate::findings::{Finding, fine_if_none};
 
 /// How far a clock may be from ours.
 const CLOCK_NEAR: TimeDelta = TimeDelta::seconds(1);
@@ -68,7 +68,7 @@ impl DatabaseConfig {
             }
             findings.extend(fine_if_none("database.grants", "each role has what it needs, and no more", grants));
         }
-        findings.extend(fine_if_none("database.settings", "none that harms", settings::check(connection).await?));
+        findings.extend(fine_if_none("database.settings", "no setting harms", settings::check(connection).await?));
         findings.extend(strangers(connection).await?);
         findings.push(self.encryption(connection).await?);
         findings.extend(fine_if_none("database.connections", "there is room", self.connections(connection).await?));
@@ -134,12 +134,6 @@ impl DatabaseConfig {
         }));
         Ok(findings)
     }
-}
-
-/// One finding that says that all is well, if there is none that says otherwise.
-#[must_use]
-pub fn fine_if_none(check: &'static str, words: &str, findings: Vec<Finding>) -> Vec<Finding> {
-    if findings.is_empty() { vec![Finding::fine(check, words)] } else { findings }
 }
 
 /// What a refusal says. The database's own errors are not findings.

@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use crate::findings::Finding;
 
 /// A line for each object, and for each right.
-pub const SCHEMA: &str = include_str!("schema.txt");
+const SCHEMA: &str = include_str!("schema.txt");
 
 const OBJECTS: &str = "database.objects";
 const GRANTS: &str = "database.grants";
@@ -157,7 +157,7 @@ pub(super) async fn missing_grants(connection: &mut PgConnection) -> Result<Vec<
     Ok(roles.into_iter().map(finding).collect())
 }
 
-/// Rights of `role` that we lack, whoever we are on this connection.
+/// Rights of `role` that the connection's own role lacks.
 pub(super) async fn missing_to_us(connection: &mut PgConnection, role: &str) -> Result<Option<Finding>, sqlx::Error> {
     let rights: Vec<Right<'_>> = SCHEMA.lines().filter_map(Right::parse).filter(|right| right.role == role).collect();
     let us: String = sqlx::query_scalar("SELECT current_user::text").fetch_one(&mut *connection).await?;

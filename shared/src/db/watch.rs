@@ -157,7 +157,7 @@ impl ServerWatch {
 }
 
 impl Database {
-    /// A connection of the pool. Where there is none because those that are opened will not do, the error says why.
+    /// A connection of the pool. Where those that are opened will not do, the error says why.
     ///
     /// # Errors
     /// When none is to be had in time.

@@ -14,7 +14,7 @@ use rdkafka::metadata::{Metadata, MetadataBroker};
 
 use super::rights::{Object, Rights, rights};
 use super::{KafkaConfig, TOPIC_PATIENCE, answering};
-use crate::findings::Finding;
+use crate::findings::{Finding, fine_if_none};
 
 /// How long brokers may take to answer the first question.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -81,6 +81,11 @@ impl Cluster {
         let first_id = metadata.brokers().first().map(MetadataBroker::id);
         Self { brokers, first_id, topics: topics.collect() }
     }
+
+    /// A topic that is there.
+    fn topic(&self, name: &str) -> Option<&Topic> {
+        self.topics.get(name).filter(|topic| topic.partitions > 0)
+    }
 }
 
 impl KafkaConfig {
@@ -95,15 +100,15 @@ impl KafkaConfig {
         findings.push(addresses(&cluster).await);
         findings.push(self.version(client_id, cluster.first_id).await);
         findings.extend(self.replication(count));
-        let wanted: Vec<&TopicUse> = uses.iter().collect();
-        findings.extend(self.may(client_id, &wanted, &cluster).await);
-        let there: Vec<&str> = wanted.iter().map(|of| of.topic.as_str()).filter(|topic| has(&cluster, topic)).collect();
+        findings.extend(self.may(client_id, uses, &cluster).await);
+        let topics = uses.iter().map(|of| of.topic.as_str());
+        let there: Vec<&str> = topics.filter(|topic| cluster.topic(topic).is_some()).collect();
         let asked: Vec<ResourceSpecifier<'_>> = there.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         let told = self.settings(client_id, &asked).await;
         let settings: BTreeMap<&str, Settings> =
             there.into_iter().zip(told).filter_map(|(topic, told)| Some((topic, told?))).collect();
-        for of in &wanted {
-            match cluster.topics.get(&of.topic).filter(|topic| topic.partitions > 0) {
+        for of in uses {
+            match cluster.topic(&of.topic) {
                 None => findings.push(self.missing(client_id, &of.topic).await),
                 Some(found) => {
                     let mut faults = judge(&of.topic, found, count);
@@ -222,34 +227,30 @@ impl KafkaConfig {
     }
 
     /// What we may do, by the brokers' word.
-    async fn may(&self, client_id: &str, uses: &[&TopicUse], cluster: &Cluster) -> Vec<Finding> {
+    async fn may(&self, client_id: &str, uses: &[TopicUse], cluster: &Cluster) -> Vec<Finding> {
         const CHECK: &str = "kafka.rights";
         let mut questions = Vec::new();
         for of in uses {
-            if has(cluster, &of.topic) {
-                questions.push((Kind::Topic, of.topic.clone(), of.written, of.group.is_some()));
+            if cluster.topic(&of.topic).is_some() {
+                questions.push((Object::Topic(of.topic.clone()), of.written, of.group.is_some()));
             }
             if let Some(group) = &of.group {
-                questions.push((Kind::Group, group.clone(), false, true));
+                questions.push((Object::Group(group.clone()), false, true));
             }
         }
         questions.sort();
         questions.dedup();
         let client = self.client(client_id);
         let answered = tokio::task::spawn_blocking(move || {
-            let ask = |(kind, name, write, read): (Kind, String, bool, bool)| {
-                let object = match kind {
-                    Kind::Group => Object::Group(&name),
-                    Kind::Topic => Object::Topic(&name),
-                };
-                let found = rights(&client, object, PATIENCE);
-                lacking(kind, &name, (write, read), found)
+            let admin: AdminClient<DefaultClientContext> = client.create()?;
+            let ask = |(object, write, read): (Object, bool, bool)| {
+                lacking(&object, (write, read), rights(&admin, &object, PATIENCE))
             };
-            questions.into_iter().filter_map(ask).collect::<Vec<Finding>>()
+            Ok::<Vec<Finding>, KafkaError>(questions.into_iter().filter_map(ask).collect())
         });
         match answered.await {
-            Ok(findings) if findings.is_empty() => vec![Finding::fine(CHECK, "the brokers let us do what we need")],
-            Ok(findings) => findings,
+            Ok(Ok(findings)) => fine_if_none(CHECK, "the brokers let us do what we need", findings),
+            Ok(Err(error)) => vec![Finding::error(CHECK, error)],
             Err(error) => vec![Finding::error(CHECK, error)],
         }
     }
@@ -272,27 +273,8 @@ impl KafkaConfig {
 /// Values by name.
 type Settings = BTreeMap<String, String>;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Group,
-    Topic,
-}
-
-fn has(cluster: &Cluster, topic: &str) -> bool {
-    cluster.topics.get(topic).is_some_and(|found| found.partitions > 0)
-}
-
-fn lacking(
-    kind: Kind,
-    name: &str,
-    (write, read): (bool, bool),
-    found: Result<Option<Rights>, KafkaError>,
-) -> Option<Finding> {
+fn lacking(what: &Object, (write, read): (bool, bool), found: Result<Option<Rights>, KafkaError>) -> Option<Finding> {
     const CHECK: &str = "kafka.rights";
-    let what = match kind {
-        Kind::Group => format!("the group {name}"),
-        Kind::Topic => format!("the topic {name}"),
-    };
     let rights = match found {
         Ok(Some(rights)) => rights,
         Ok(None)

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "librdkafka can ask for rights, and rdkafka has no way to that")]
 
 use std::ffi::CString;
+use std::fmt;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::time::Duration;
@@ -19,7 +20,6 @@ use rdkafka::bindings::{
     rd_kafka_queue_t, rd_kafka_t,
 };
 use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
 
@@ -33,22 +33,34 @@ pub struct Rights {
 }
 
 /// Where the rights are looked up.
-#[derive(Debug, Clone, Copy)]
-pub enum Object<'a> {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
     /// A consumer group of this name, which need not exist.
-    Group(&'a str),
+    Group(String),
     /// A topic of this name.
-    Topic(&'a str),
+    Topic(String),
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Group(name) => write!(formatter, "the group {name}"),
+            Self::Topic(name) => write!(formatter, "the topic {name}"),
+        }
+    }
 }
 
 /// Asks the brokers what we may do with `object`. Blocks. None if they do not say, which is so for an object that we may not even see.
 ///
 /// # Errors
 /// When they do not answer within `patience`, or the name has a zero byte.
-pub fn rights(config: &ClientConfig, object: Object<'_>, patience: Duration) -> Result<Option<Rights>, KafkaError> {
-    let admin: AdminClient<DefaultClientContext> = config.create()?;
+pub fn rights(
+    admin: &AdminClient<DefaultClientContext>,
+    object: &Object,
+    patience: Duration,
+) -> Result<Option<Rights>, KafkaError> {
     let (Object::Group(name) | Object::Topic(name)) = object;
-    let name = CString::new(name).map_err(KafkaError::Nul)?;
+    let name = CString::new(name.as_str()).map_err(KafkaError::Nul)?;
     let client = admin.inner().native_ptr();
     let question = match object {
         Object::Group(_) => Question::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS,
@@ -95,7 +107,7 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // SAFETY: it is used by nobody else.
+        // SAFETY: nothing else uses it.
         unsafe { rd_kafka_queue_destroy(self.0) }
     }
 }
@@ -121,7 +133,7 @@ impl Options {
 
 impl Drop for Options {
     fn drop(&mut self) {
-        // SAFETY: it is used by nobody else.
+        // SAFETY: nothing else uses it.
         unsafe { rd_kafka_AdminOptions_destroy(self.0) }
     }
 }
@@ -130,7 +142,7 @@ impl Drop for Options {
 struct Event(NonNull<rd_kafka_event_t>);
 
 impl Event {
-    fn rights(&self, object: Object<'_>) -> Option<Rights> {
+    fn rights(&self, object: &Object) -> Option<Rights> {
         let (event, mut count) = (self.0.as_ptr(), 0);
         // SAFETY: each result belongs to the event, which outlives this function; of one object there is one description at the most, and
         // its operations are `count` in number.
@@ -176,7 +188,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: it is used by nobody else.
+        // SAFETY: nothing else uses it.
         unsafe { rd_kafka_event_destroy(self.0.as_ptr()) }
     }
 }

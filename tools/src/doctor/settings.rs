@@ -7,8 +7,7 @@ use processor::config::ProcessorConfig;
 use processor::judge_retention;
 use relay::RelayConfig;
 use shared::config::{ConfigError, Env};
-use shared::db::fine_if_none;
-use shared::findings::Finding;
+use shared::findings::{Finding, fine_if_none};
 use shared::kafka::{KafkaConfig, TopicUse};
 
 use super::ServiceName;
@@ -66,15 +65,12 @@ impl Settings {
         const CHECK: &str = "settings.together";
         let (Some(_), Some(processor)) = (&self.relay, &self.processor) else { return Vec::new() };
         let unwritten = uses.iter().filter(|of| of.group.is_some() && !of.written);
-        let mut findings: Vec<Finding> = unwritten
+        let findings = unwritten
             .map(|of| {
                 let found = format!("the group {} reads the topic {}, which no route of the relay leads to", processor.settings.group, of.topic);
                 Finding::warning(CHECK, found, "let PROCESSOR_TOPICS name what the relay writes to (RELAY_ROUTES, relay_routes), unless others write it")
             })
             .collect();
-        if findings.is_empty() {
-            findings.push(Finding::fine(CHECK, "the processor reads what the relay writes"));
-        }
-        findings
+        fine_if_none(CHECK, "the processor reads what the relay writes", findings)
     }
 }
