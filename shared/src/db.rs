@@ -16,7 +16,7 @@ use connector::follow_primary;
 
 pub use checks::{check_schema, refuse_encoding};
 pub use connector::Connector;
-pub use diagnosis::{judge_clock, strangers};
+pub use diagnosis::strangers;
 pub use objects::describe;
 pub use watch::{MaybePostgres, READ_ONLY, ServerWatch, TAKES_WRITES};
 pub use words::{chain, words};

@@ -3,6 +3,7 @@
 
 pub mod ages;
 pub mod backoff;
+pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod db;

@@ -71,7 +71,7 @@ pub async fn migrate(database: Connector) -> Result<Migrated> {
     let before = versions(&mut connection).await?;
     MIGRATOR.run_direct(None, &mut connection, false).await.map_err(explain)?;
     let after = versions(&mut connection).await?;
-    let notes = keep_strangers_out(&mut connection).await?;
+    let notes = keep_strangers_out(&mut connection).await?.into_iter().collect();
     connection.close().await?;
     let applied = MIGRATOR
         .iter()
@@ -158,12 +158,13 @@ async fn check_control_function(connection: &mut PgConnection) -> Result<()> {
 /// Takes the right to create objects in the schema `public` from everybody, which databases of before Postgres 15 have: functions that run
 /// with their owner's rights must find nothing there that somebody else has put in their way. Returns what is left to do if that is
 /// not ours to change.
-async fn keep_strangers_out(connection: &mut PgConnection) -> Result<Vec<String>> {
-    if !strangers(connection).await?.is_empty() {
-        // A role that does not own the schema gets a warning, and nothing is revoked.
-        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await?;
+async fn keep_strangers_out(connection: &mut PgConnection) -> Result<Option<String>> {
+    if strangers(connection).await?.is_none() {
+        return Ok(None);
     }
-    Ok(strangers(connection).await?.iter().map(ToString::to_string).collect())
+    // A role that does not own the schema gets a warning, and nothing is revoked.
+    connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await?;
+    Ok(strangers(connection).await?.map(|left| left.to_string()))
 }
 
 async fn versions(connection: &mut PgConnection) -> Result<Vec<i64>> {

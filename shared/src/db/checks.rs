@@ -93,14 +93,13 @@ pub async fn refuse_encoding<'e>(database: impl PgExecutor<'e>) -> Result<(), Co
 /// # Errors
 /// When one is missing.
 pub async fn check_schema<'e>(database: impl PgExecutor<'e>) -> Result<(), ConnectError> {
-    let (found, needed) = versions(database).await?;
-    if found < needed { Err(ConnectError::SchemaTooOld { found, needed }) } else { Ok(()) }
+    is_newer_schema(database).await.map(drop)
 }
 
-/// Whether a newer build's migrations have been applied.
-pub(super) async fn is_newer(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let (found, needed) = versions(connection).await?;
-    Ok(found > needed)
+/// [`check_schema`]; returns whether a newer build's migrations have been applied too.
+pub(super) async fn is_newer_schema<'e>(database: impl PgExecutor<'e>) -> Result<bool, ConnectError> {
+    let (found, needed) = versions(database).await?;
+    if found < needed { Err(ConnectError::SchemaTooOld { found, needed }) } else { Ok(found > needed) }
 }
 
 /// The newest migration of the database, and that of this build.

@@ -1,17 +1,12 @@
 //! A look at a database and the way to it: everything that keeps a service from working, or will.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::Utc;
 use sqlx::PgConnection;
 
 use super::checks::{self, is_encrypted, is_local};
 use super::{ConnectError, DatabaseConfig, SERVER_VERSION_MIN, objects, settings};
+use crate::clock;
 use crate::findings::{Finding, fine_if_none};
-
-/// How far a clock may be from ours.
-const CLOCK_NEAR: TimeDelta = TimeDelta::seconds(1);
-
-/// From here on, tokens that are good are refused, and brokers may refuse events.
-const CLOCK_FAR: TimeDelta = TimeDelta::minutes(5);
 
 impl DatabaseConfig {
     /// Looks at the way to the database and at what every service needs of it. Returns a connection too, unless there can be none.
@@ -46,15 +41,15 @@ impl DatabaseConfig {
     async fn look(&self, connection: &mut PgConnection) -> Result<Vec<Finding>, ConnectError> {
         let mut findings = vec![version(connection).await?];
         findings.push(fine_unless("database.encoding", "UTF8", checks::refuse_encoding(&mut *connection).await)?);
-        let schema = checks::check_schema(&mut *connection).await;
-        let is_whole = schema.is_ok();
+        let schema = checks::is_newer_schema(&mut *connection).await;
+        let is_newer = schema.as_ref().ok().copied();
         findings.push(fine_unless("database.schema", "all migrations of this build are applied", schema)?);
         findings.push(fine_unless(
             "database.row_security",
             "hides no row from us",
             checks::refuse_row_security(connection).await,
         )?);
-        if is_whole {
+        if let Some(is_newer) = is_newer {
             let cluster = checks::refuse_unknown_cluster(connection).await;
             findings.push(fine_unless("database.cluster", "which cluster this is can be known", cluster)?);
             findings.extend(fine_if_none(
@@ -63,7 +58,7 @@ impl DatabaseConfig {
                 objects::missing(connection).await?,
             ));
             let mut grants = objects::missing_grants(connection).await?;
-            if !checks::is_newer(connection).await? {
+            if !is_newer {
                 grants.extend(objects::surplus_grants(connection).await?);
             }
             findings.extend(fine_if_none("database.grants", "each role has what it needs, and no more", grants));
@@ -137,9 +132,9 @@ impl DatabaseConfig {
 }
 
 /// What a refusal says. The database's own errors are not findings.
-fn fine_unless(check: &'static str, words: &str, checked: Result<(), ConnectError>) -> Result<Finding, ConnectError> {
+fn fine_unless<T>(check: &'static str, words: &str, checked: Result<T, ConnectError>) -> Result<Finding, ConnectError> {
     match checked {
-        Ok(()) => Ok(Finding::fine(check, words)),
+        Ok(_) => Ok(Finding::fine(check, words)),
         Err(error @ ConnectError::Refused(_)) => Err(error),
         Err(error) => Ok(refusal(&error)),
     }
@@ -169,23 +164,20 @@ async fn version(connection: &mut PgConnection) -> Result<Finding, sqlx::Error> 
 ///
 /// # Errors
 /// What the database says.
-pub async fn strangers(connection: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+pub async fn strangers(connection: &mut PgConnection) -> Result<Option<Finding>, sqlx::Error> {
     let owner: Option<String> = sqlx::query_scalar(
         "SELECT nspowner::regrole::text FROM pg_namespace
         WHERE nspname = 'public' AND has_schema_privilege('public', oid, 'CREATE')",
     )
     .fetch_optional(connection)
     .await?;
-    Ok(owner
-        .map(|owner| {
-            Finding::warning(
-                "database.public",
-                "every login may create objects in the schema public, and functions that run with their owner's rights may meet them",
-                format!("have {owner} run `REVOKE CREATE ON SCHEMA public FROM PUBLIC`"),
-            )
-        })
-        .into_iter()
-        .collect())
+    Ok(owner.map(|owner| {
+        Finding::warning(
+            "database.public",
+            "every login may create objects in the schema public, and functions that run with their owner's rights may meet them",
+            format!("have {owner} run `REVOKE CREATE ON SCHEMA public FROM PUBLIC`"),
+        )
+    }))
 }
 
 /// Who holds what our services wait for, at the head of all that wait.
@@ -219,48 +211,6 @@ async fn locks(connection: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
 
 async fn clock(connection: &mut PgConnection) -> Result<Finding, sqlx::Error> {
     let before = Utc::now();
-    let theirs: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(connection).await?;
-    let after = Utc::now();
-    // Somewhere between the two.
-    let off = if theirs < before { theirs - before } else { (theirs - after).max(TimeDelta::zero()) };
-    Ok(judge_clock("database.clock", "the database server", off))
-}
-
-/// Whether a clock is as far from ours as `off`, and too far.
-#[must_use]
-pub fn judge_clock(check: &'static str, whose: &str, off: TimeDelta) -> Finding {
-    let far = off.abs();
-    let side = if off < TimeDelta::zero() { "behind" } else { "ahead of" };
-    let seconds = far.as_seconds_f64();
-    let found = format!("the clock of {whose} is {seconds:.1} s {side} ours");
-    let advice = "have both machines keep their clocks by NTP";
-    if far <= CLOCK_NEAR {
-        Finding::fine(check, format!("the clock of {whose} is within {} s of ours", CLOCK_NEAR.num_seconds()))
-    } else if far < CLOCK_FAR {
-        Finding::warning(check, format!("{found}: ages of events are wrong by as much"), advice)
-    } else {
-        Finding::wrong(check, format!("{found}: tokens that are good may be refused, and events by brokers"), advice)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::findings::Verdict;
-
-    #[test]
-    fn a_clock_may_be_a_little_off() {
-        for (millis, verdict) in [
-            (0, Verdict::Fine),
-            (-1_000, Verdict::Fine),
-            (1_001, Verdict::Warning),
-            (-299_000, Verdict::Warning),
-            (300_000, Verdict::Wrong),
-        ] {
-            let finding = judge_clock("database.clock", "the server", TimeDelta::milliseconds(millis));
-            assert_eq!(finding.verdict, verdict, "{finding}");
-        }
-        let finding = judge_clock("database.clock", "the server", TimeDelta::milliseconds(-2_500));
-        assert!(finding.found.starts_with("the clock of the server is 2.5 s behind ours"), "{finding}");
-    }
+    let theirs = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(connection).await?;
+    Ok(clock::judge("database.clock", "the database server", clock::distance(theirs, before, Utc::now())))
 }

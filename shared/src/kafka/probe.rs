@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
 use super::KafkaConfig;
-use crate::db::judge_clock;
+use crate::clock;
 use crate::findings::Finding;
 
 /// The topic, which is there for a moment.
@@ -26,7 +26,7 @@ impl KafkaConfig {
         match self.write_one(client_id).await {
             Ok(off) => {
                 let written = Finding::fine(CHECK, format!("a record was written to {TOPIC}, which is deleted again"));
-                vec![written, judge_clock("kafka.clock", "the broker", off)]
+                vec![written, clock::judge("kafka.clock", "the broker", off)]
             }
             Err(error) => vec![Finding::wrong(
                 CHECK,
@@ -64,12 +64,6 @@ impl KafkaConfig {
             Timestamp::LogAppendTime(millis) => DateTime::from_timestamp_millis(millis),
             _ => None,
         };
-        // Its time is somewhere between the two, and cut to milliseconds.
-        let theirs = theirs.unwrap_or(before);
-        Ok(if theirs < before {
-            (theirs - before).min(TimeDelta::zero())
-        } else {
-            (theirs - after).max(TimeDelta::zero())
-        })
+        Ok(clock::distance(theirs.unwrap_or(before), before, after))
     }
 }
