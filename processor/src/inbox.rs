@@ -40,14 +40,10 @@ pub(crate) async fn check_retention(
     settings: &Settings,
     shutdown: &Shutdown,
 ) -> Result<bool, ConfigError> {
-    let (Retention::For(ours), Shorter::Refuse) = (settings.inbox_retention, settings.inbox_retention_shorter) else {
-        return Ok(true);
-    };
-    let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
     let mut backoff = Backoff::new(Duration::from_millis(200), settings.retry_max());
-    let retentions = loop {
-        let error: KafkaError = match kafka.retentions(client_id, &topics).await {
-            Ok(retentions) => break retentions,
+    loop {
+        let error = match short_retentions(kafka, client_id, settings).await {
+            Ok(short) => return short.into_iter().next().map_or(Ok(true), Err),
             Err(error) => error,
         };
         let delay = backoff.random_delay();
@@ -56,22 +52,26 @@ pub(crate) async fn check_retention(
         if !shutdown.sleep(delay).await {
             return Ok(false);
         }
-    };
-    for (topic, theirs) in topics.iter().zip(retentions) {
-        judge(ours, topic, theirs)?;
     }
-    Ok(true)
 }
 
-/// Whether the inbox remembers events for as long as `topic` keeps them, or that need not be.
+/// What is wrong with a retention that has an end, and is not allowed to be shorter than that of topics: an error for each topic that keeps its
+/// records for longer.
 ///
 /// # Errors
-/// When it does not.
-pub fn judge_retention(settings: &Settings, topic: &str, theirs: TopicRetention) -> Result<(), ConfigError> {
-    match (settings.inbox_retention, settings.inbox_retention_shorter) {
-        (Retention::For(ours), Shorter::Refuse) => judge(ours, topic, theirs),
-        _ => Ok(()),
-    }
+/// When the brokers do not answer within ten seconds, or have no such topic.
+pub async fn short_retentions(
+    kafka: &KafkaConfig,
+    client_id: &str,
+    settings: &Settings,
+) -> Result<Vec<ConfigError>, KafkaError> {
+    let (Retention::For(ours), Shorter::Refuse) = (settings.inbox_retention, settings.inbox_retention_shorter) else {
+        return Ok(Vec::new());
+    };
+    let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
+    let retentions = kafka.retentions(client_id, &topics).await?;
+    let judged = topics.iter().zip(retentions).map(|(topic, theirs)| judge(ours, topic, theirs));
+    Ok(judged.filter_map(Result::err).collect())
 }
 
 fn judge(ours: Duration, topic: &str, theirs: TopicRetention) -> Result<(), ConfigError> {

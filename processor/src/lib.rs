@@ -39,7 +39,7 @@ mod trace;
 mod work;
 
 pub use consumer::ConsumerError;
-pub use inbox::judge_retention;
+pub use inbox::short_retentions;
 pub use offsets::LostPositions;
 pub use processor::{Processor, ProcessorError};
 pub use store::status;

@@ -5,6 +5,7 @@ mod report;
 mod services;
 mod settings;
 
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use reqwest::Url;
 use shared::config::Env;
 use shared::db::{DatabaseConfig, words};
 use shared::findings::{Finding, fine_if_none};
-use shared::kafka::{KafkaConfig, TopicUse};
+use shared::kafka::TopicUse;
 use sqlx::{Connection, PgConnection};
 
 use crate::producers::store::{ProducerRow, list};
@@ -111,7 +112,7 @@ async fn look(env: &Env, services: &[ServiceName], args: &DoctorArgs) -> Result<
         Ok(database) => {
             // What waits for a lock gives up, rather than wait with those that it is to find.
             let database = database.with_settings([("lock_timeout", "2s"), ("statement_timeout", "30s")]);
-            match tokio::time::timeout(PATIENCE, examine(&database, env, &settings)).await {
+            match tokio::time::timeout(PATIENCE, examine(&database, &settings)).await {
                 Ok((found, known)) => {
                     findings.extend(found);
                     uses = known.unwrap_or(uses);
@@ -125,11 +126,11 @@ async fn look(env: &Env, services: &[ServiceName], args: &DoctorArgs) -> Result<
         }
     }
     if services != [ServiceName::Api] {
-        match KafkaConfig::from_env(env) {
+        match &settings.kafka {
             Err(error) => findings.push(Finding::error("settings.kafka", error)),
             Ok(kafka) => {
                 findings.extend(kafka.diagnose(NAME, &uses).await);
-                findings.extend(settings.inbox(&kafka, &uses).await);
+                findings.extend(settings.inbox(kafka).await);
                 if args.write {
                     findings.extend(kafka.probe(NAME).await);
                 }
@@ -142,29 +143,27 @@ async fn look(env: &Env, services: &[ServiceName], args: &DoctorArgs) -> Result<
 }
 
 /// Looks at the database, and at what it says of the pipeline. Returns the topics too, if it knows them.
-async fn examine(database: &DatabaseConfig, env: &Env, settings: &Settings) -> (Vec<Finding>, Option<Vec<TopicUse>>) {
+async fn examine(database: &DatabaseConfig, settings: &Settings) -> (Vec<Finding>, Option<Vec<TopicUse>>) {
     let (mut findings, connection) = database.diagnose().await;
     let has_schema = findings.iter().any(|finding| finding.check == "database.objects");
     let Some(mut connection) = connection.filter(|_| has_schema) else { return (findings, None) };
-    let mut known = |check, error: Option<sqlx::Error>| findings.extend(error.map(|error| not_seen(check, &error)));
-    let (table, error) = or_default(routes(&mut connection).await);
-    known("outbox.routes", error);
-    let (granted, error) = or_default(list(&mut connection).await);
-    known("outbox.producers", error);
+    let table = read_or_say("outbox.routes", routes(&mut connection).await, &mut findings);
+    let granted = read_or_say("outbox.producers", list(&mut connection).await, &mut findings);
     let uses = topics(table, &granted, settings);
     findings.extend(producers(&granted));
     findings.extend(outbox(&mut connection).await);
-    findings.extend(pipeline(&mut connection, env, settings).await);
-    findings.extend(positions(&mut connection, env, settings, &uses).await);
+    findings.extend(pipeline(&mut connection, settings).await);
+    findings.extend(positions(&mut connection, settings, &uses).await);
     let _ = connection.close().await;
     (findings, Some(uses))
 }
 
-fn or_default<T: Default>(read: Result<T, sqlx::Error>) -> (T, Option<sqlx::Error>) {
-    match read {
-        Ok(found) => (found, None),
-        Err(error) => (T::default(), Some(error)),
-    }
+/// What was read, or nothing and a finding that says why.
+fn read_or_say<T: Default>(check: &'static str, read: Result<T, sqlx::Error>, findings: &mut Vec<Finding>) -> T {
+    read.unwrap_or_else(|error| {
+        findings.push(not_seen(check, words(&error)));
+        T::default()
+    })
 }
 
 /// The topics that relays write to and processors read, as far as they are known.
@@ -217,40 +216,34 @@ async fn outbox(connection: &mut PgConnection) -> Vec<Finding> {
     let sequence = match id_sequence(connection).await.map(IdSequence::check) {
         Ok(Ok(())) => Finding::fine("outbox.sequence", "gives out ids in order"),
         Ok(Err(fault)) => Finding::error("outbox.sequence", fault),
-        Err(error) => not_seen("outbox.sequence", &error),
+        Err(error) => not_seen("outbox.sequence", words(&error)),
     };
     let cluster = match foreign_cursors(connection).await {
         Ok(None) => Finding::fine("outbox.cluster", "the cursors are of this Postgres cluster"),
         Ok(Some(foreign)) => Finding::error("outbox.cluster", foreign),
-        Err(error) => not_seen("outbox.cluster", &error),
+        Err(error) => not_seen("outbox.cluster", words(&error)),
     };
     vec![sequence, cluster]
 }
 
-fn not_seen(check: &'static str, error: &sqlx::Error) -> Finding {
+fn not_seen(check: &'static str, why: impl Display) -> Finding {
     let advice = "run this as a member of outrider_operator, or as the owner of the tables";
-    Finding::warning(check, format!("could not be looked at ({})", words(error)), advice)
+    Finding::warning(check, format!("could not be looked at ({why})"), advice)
 }
 
 /// How the pipeline is doing.
-async fn pipeline(connection: &mut PgConnection, env: &Env, settings: &Settings) -> Vec<Finding> {
-    let kafka = env.var("KAFKA_BROKERS").and_then(|_| KafkaConfig::from_env(env).ok());
-    match status::look(connection, kafka.as_ref()).await {
+async fn pipeline(connection: &mut PgConnection, settings: &Settings) -> Vec<Finding> {
+    let kafka = settings.kafka.as_ref().ok().filter(|_| settings.names_brokers);
+    match status::look(connection, kafka).await {
         Ok(status) => pipeline::judge(&status, settings.holder_age()),
-        Err(error) => vec![Finding::warning(
-            "pipeline",
-            format!("could not be looked at ({})", shared::db::chain(&error)),
-            "run this as a member of outrider_operator, or as the owner of the tables",
-        )],
+        Err(error) => vec![not_seen("pipeline", shared::db::chain(&error))],
     }
 }
 
 /// Positions of the processor's group that the brokers do not bear out.
-async fn positions(connection: &mut PgConnection, env: &Env, settings: &Settings, uses: &[TopicUse]) -> Vec<Finding> {
+async fn positions(connection: &mut PgConnection, settings: &Settings, uses: &[TopicUse]) -> Vec<Finding> {
     const CHECK: &str = "processor.positions";
-    let Some(kafka) = settings.processor.as_ref().and_then(|_| KafkaConfig::from_env(env).ok()) else {
-        return Vec::new();
-    };
+    let (Some(_), Ok(kafka)) = (&settings.processor, &settings.kafka) else { return Vec::new() };
     let mut findings = Vec::new();
     for (topic, group) in uses.iter().filter_map(|of| Some((&of.topic, of.group.as_ref()?))) {
         let Ok(broker) = Broker::new(&kafka.consumer(NAME, group)) else { continue };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use api::Config as ApiConfig;
 use processor::config::ProcessorConfig;
-use processor::judge_retention;
+use processor::short_retentions;
 use relay::RelayConfig;
 use shared::config::{ConfigError, Env};
 use shared::findings::{Finding, fine_if_none};
@@ -16,6 +16,10 @@ use super::ServiceName;
 pub struct Settings {
     pub relay: Option<RelayConfig>,
     pub processor: Option<ProcessorConfig>,
+    /// Where the brokers are, which all of them read alike.
+    pub kafka: Result<KafkaConfig, ConfigError>,
+    /// Whether the environment says so.
+    pub names_brokers: bool,
 }
 
 impl Settings {
@@ -39,7 +43,8 @@ impl Settings {
             findings.push(Finding::fine("settings", "each service reads its environment"));
         }
         findings.extend(bad.into_iter().map(|error| Finding::error("settings", error)));
-        Self { relay, processor }
+        let (kafka, names_brokers) = (KafkaConfig::from_env(env), env.var("KAFKA_BROKERS").is_some());
+        Self { relay, processor, kafka, names_brokers }
     }
 
     /// How old an open transaction must be to be named.
@@ -48,15 +53,12 @@ impl Settings {
     }
 
     /// Whether the processor remembers events for as long as topics keep them.
-    pub async fn inbox(&self, kafka: &KafkaConfig, uses: &[TopicUse]) -> Vec<Finding> {
+    pub async fn inbox(&self, kafka: &KafkaConfig) -> Vec<Finding> {
         const CHECK: &str = "processor.inbox";
         let Some(processor) = &self.processor else { return Vec::new() };
-        let read: Vec<&str> = uses.iter().filter(|of| of.group.is_some()).map(|of| of.topic.as_str()).collect();
         // A topic that is not there is said elsewhere.
-        let Ok(retentions) = kafka.retentions(super::NAME, &read).await else { return Vec::new() };
-        let judged =
-            read.iter().zip(retentions).map(|(topic, theirs)| judge_retention(&processor.settings, topic, theirs));
-        let short = judged.filter_map(Result::err).map(|error| Finding::error(CHECK, error)).collect();
+        let Ok(short) = short_retentions(kafka, super::NAME, &processor.settings).await else { return Vec::new() };
+        let short = short.into_iter().map(|error| Finding::error(CHECK, error)).collect();
         fine_if_none(CHECK, "remembers events for as long as topics keep them", short)
     }
 
