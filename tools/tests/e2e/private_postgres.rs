@@ -29,22 +29,38 @@ impl PrivatePostgres {
 
     /// Starts one that listens on these addresses, and at a socket in [`Self::sockets`].
     pub(super) async fn listening_on(addresses: &[IpAddr]) -> Result<Self> {
-        let (supply, place) = (supply()?, Throwaway::new()?);
-        let (folder, log) = (place.folder().join("pg"), place.folder().join("pg.log"));
-        let binaries = supply.postgres(&log, &folder).await?;
-        let sockets = place.folder().join("project:region:instance");
+        let place = Throwaway::new()?;
+        let sockets = sockets_in(&place);
         fs::create_dir(&sockets)?;
         hand_over(&sockets)?;
         let addresses: Vec<String> =
             ["127.0.0.1".to_owned()].into_iter().chain(addresses.iter().map(IpAddr::to_string)).collect();
-        let settings =
-            [("listen_addresses", addresses.join(",")), ("unix_socket_directories", sockets.display().to_string())];
-        let settings = settings.map(|(name, value)| (name.to_owned(), value)).to_vec();
-        let options = PostgresOptions { folder, log, durable: false, settings };
+        let sockets = sockets.display().to_string();
+        let settings = [("listen_addresses", addresses.join(",").as_str()), ("unix_socket_directories", &sockets)]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self::start_in(place, false, settings.to_vec()).await
+    }
+
+    /// Starts one that a crash of the machine would cost nothing, with these settings.
+    pub(super) async fn durable(settings: &[(&str, &str)]) -> Result<Self> {
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Self::start_in(Throwaway::new()?, true, settings.collect()).await
+    }
+
+    async fn start_in(place: Throwaway, durable: bool, settings: Vec<(String, String)>) -> Result<Self> {
+        let supply = supply()?;
+        let (folder, log) = (place.folder().join("pg"), place.folder().join("pg.log"));
+        let binaries = supply.postgres(&log, &folder).await?;
+        let options = PostgresOptions { folder, log, durable, settings };
         let postgres = Postgres::start(&binaries, &options, &supply.reaper).await?;
         postgres.create_database(Self::DATABASE).await?;
         migrate(Connector::plain(postgres.url(Self::DATABASE).parse()?)).await?;
         Ok(Self { postgres, supply, place })
+    }
+
+    /// The URL of its database, as superuser.
+    pub(super) fn url(&self) -> String {
+        self.postgres.url(Self::DATABASE)
     }
 
     /// Its password, as superuser.
@@ -54,7 +70,7 @@ impl PrivatePostgres {
 
     /// The folder of its socket. Its name has colons, as that of Cloud SQL has.
     pub(super) fn sockets(&self) -> PathBuf {
-        self.place.folder().join("project:region:instance")
+        sockets_in(&self.place)
     }
 
     /// A folder for what a test writes.
@@ -64,7 +80,7 @@ impl PrivatePostgres {
 
     /// A connection as superuser.
     pub(super) async fn connect(&self) -> Result<PgConnection> {
-        connect(&self.postgres.url(Self::DATABASE)).await
+        connect(&self.url()).await
     }
 
     /// Writes a file of the server, which only it may read.
@@ -94,6 +110,10 @@ impl PrivatePostgres {
         fs::write(&file, format!("{rules}\nhost all all {address}/32 scram-sha-256\n"))?;
         self.set(&[]).await
     }
+}
+
+fn sockets_in(place: &Throwaway) -> PathBuf {
+    place.folder().join("project:region:instance")
 }
 
 fn hand_over(path: &std::path::Path) -> Result<()> {

@@ -3,36 +3,24 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use shared::db::Connector;
 use shared::testing::{eventually, kafka_brokers};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use tools::migrate::migrate;
 use tools::stack::postgres::connect;
-use tools::stack::throwaway::Throwaway;
 
 use super::{Finding, all_fine, doctor, examined, has};
-use crate::supply;
-
-const DATABASE: &str = "shop";
+use crate::private_postgres::PrivatePostgres;
 
 /// A durable server of the test's own, with a database that has the schema.
 struct Patient {
     url: String,
     connection: PgConnection,
-    _place: Throwaway,
+    _server: PrivatePostgres,
 }
 
 impl Patient {
     async fn start(settings: &[(&str, &str)]) -> Result<Self> {
-        let mut place = Throwaway::new()?;
-        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let server = place.start_postgres_with(&supply()?, true, settings).await?;
-        connect(&server).await?.execute(AssertSqlSafe(format!("CREATE DATABASE {DATABASE}"))).await?;
-        let (base, _) = server.rsplit_once('/').context("a database")?;
-        let url = format!("{base}/{DATABASE}");
-        migrate(Connector::plain(url.parse()?)).await?;
-        let connection = connect(&url).await?;
-        Ok(Self { url, connection, _place: place })
+        let server = PrivatePostgres::durable(settings).await?;
+        Ok(Self { url: server.url(), connection: server.connect().await?, _server: server })
     }
 
     async fn run(&mut self, statement: &str) -> Result<()> {
