@@ -29,6 +29,7 @@ use crate::metrics::AuthMetrics;
 use crate::problem::{Kind, Problem};
 use crate::rate::{Meter, Payer, Rate, TooMuch};
 use crate::routes;
+use crate::shares::{Share, Shares};
 use crate::server::State;
 use crate::store::Orders;
 use crate::store::api_keys::ApiKeys;
@@ -47,6 +48,8 @@ pub struct Guard {
     /// None: nobody is asked for credentials.
     credentials: Option<Credentials>,
     rate: Option<Arc<Rate>>,
+    /// Requests under way.
+    requests: Arc<Shares<Payer>>,
     refusals: Refusals,
     metrics: AuthMetrics,
 }
@@ -64,11 +67,15 @@ enum Shown<'a> {
     Token(&'a str),
 }
 
+/// A caller's share of the requests under way: in the extensions of an answer, until that is sent.
+pub type RequestShare = Share<Payer>;
+
 /// Why a request goes no further.
 #[derive(Debug, Clone, Copy)]
 enum Refused {
     Credentials(Reason),
     Rate,
+    Share,
 }
 
 impl Guard {
@@ -101,7 +108,8 @@ impl Guard {
         if let Some(rate) = &rate {
             tasks.spawn(Arc::clone(rate).keep_forgetting(shutdown.clone()));
         }
-        Ok(Self { credentials, rate, refusals: Refusals::new(metrics.clone()), metrics })
+        let requests = Shares::new(limits.requests_max());
+        Ok(Self { credentials, rate, requests, refusals: Refusals::new(metrics.clone()), metrics })
     }
 
     /// Whether nobody is asked for credentials.
@@ -138,10 +146,14 @@ impl Guard {
 
     /// Serves a request, if its credentials are good for it.
     async fn pass(&self, request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
-        let refused = self.admit(&request).await.err();
-        let mut response = match refused {
-            None => next.call(request).await?,
-            Some(refused) => request.into_response(self.refuse(refused)),
+        let mut response = match self.admit(&request).await {
+            Ok(share) => {
+                let mut response = next.call(request).await?;
+                // Until the answer is sent.
+                response.response_mut().extensions_mut().insert(share);
+                response
+            }
+            Err(refused) => request.into_response(self.refuse(refused)),
         };
         if let Some(rate) = &self.rate {
             // In a statement of its own, or the request would still be borrowed.
@@ -153,7 +165,7 @@ impl Guard {
         Ok(response)
     }
 
-    async fn admit(&self, request: &ServiceRequest) -> Result<(), Refused> {
+    async fn admit(&self, request: &ServiceRequest) -> Result<RequestShare, Refused> {
         let address = request.peer_addr().map(|address| address.ip());
         let caller = match &self.credentials {
             None => None,
@@ -171,22 +183,17 @@ impl Guard {
                 Some(caller)
             }
         };
+        let payer = Payer::known_or_at(caller.as_ref().and_then(Caller::known_name), request.peer_addr());
         if let Some(rate) = &self.rate {
-            let payer = match caller.as_ref().and_then(Caller::known_name) {
-                Some(name) => Some(Payer::Caller(Arc::clone(name))),
-                None => address.map(Payer::address),
-            };
-            // Only a socket that is closed already has no address.
-            if let Some(payer) = payer {
-                let (meter, counted) = rate.request(payer);
-                request.extensions_mut().insert(meter);
-                counted.map_err(|_| Refused::Rate)?;
-            }
+            let (meter, counted) = rate.request(payer.clone());
+            request.extensions_mut().insert(meter);
+            counted.map_err(|_| Refused::Rate)?;
         }
+        let share = self.requests.take(payer).ok_or(Refused::Share)?;
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
-        Ok(())
+        Ok(share)
     }
 
     fn refuse(&self, refused: Refused) -> HttpResponse {
@@ -195,6 +202,9 @@ impl Guard {
             Refused::Rate => {
                 self.metrics.rate_limited.inc();
                 too_many().error_response()
+            }
+            Refused::Share => {
+                Problem::new(Kind::Overloaded, "Too many requests of this caller are being served.").error_response()
             }
         }
     }
@@ -224,12 +234,10 @@ pub async fn guard(
     request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let guard = &state.guard;
-    let is_off = guard.credentials.is_none() && guard.rate.is_none();
-    if is_off || routes::is_open(route) {
+    if routes::is_open(route) {
         return next.call(request).await;
     }
-    guard.pass(request, next).await
+    state.guard.pass(request, next).await
 }
 
 fn shown(headers: &HeaderMap) -> Result<Shown<'_>, Reason> {

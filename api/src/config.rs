@@ -11,6 +11,7 @@ use shared::db::DatabaseConfig;
 use crate::auth::settings::AuthConfig;
 use crate::edge::settings::Edge;
 use crate::feed::settings::Watching;
+use crate::server::listener::{ConnectionLimits, Deadlines};
 
 /// The longest retention of idempotency keys.
 const RETENTION_MAX: Duration = Duration::from_hours(7 * 24);
@@ -46,6 +47,8 @@ pub struct Limits {
     pub head_timeout_ms: u64,
     /// Milliseconds that a request's body may take to arrive; then the answer is 408.
     pub body_timeout_ms: u64,
+    /// Milliseconds that a client may take nothing of an answer that waits to be sent; then its connection is closed.
+    pub send_timeout_ms: u64,
     /// Milliseconds that a request may take, with its body and without what it prefers to wait; then the answer is 503.
     pub request_timeout_ms: u64,
     /// Milliseconds that a TLS handshake may take.
@@ -79,9 +82,10 @@ impl Default for Limits {
         Self {
             workers: 0,
             connections_max: 12_000,
-            keep_alive_secs: 60,
+            keep_alive_secs: 75,
             head_timeout_ms: 5_000,
             body_timeout_ms: 10_000,
+            send_timeout_ms: 30_000,
             request_timeout_ms: 30_000,
             tls_handshake_timeout_ms: 5_000,
             batch_rows_max: 500,
@@ -128,6 +132,7 @@ impl Limits {
         within("API_KEEP_ALIVE_SECS", &self.keep_alive_secs, 1..=3_600)?;
         within("API_HEAD_TIMEOUT_MS", &self.head_timeout_ms, 100..=600_000)?;
         within("API_BODY_TIMEOUT_MS", &self.body_timeout_ms, 100..=600_000)?;
+        within("API_SEND_TIMEOUT_MS", &self.send_timeout_ms, 100..=600_000)?;
         within("API_REQUEST_TIMEOUT_MS", &self.request_timeout_ms, 100..=600_000)?;
         within("API_TLS_HANDSHAKE_TIMEOUT_MS", &self.tls_handshake_timeout_ms, 100..=600_000)?;
         within("API_BATCH_ROWS_MAX", &self.batch_rows_max, 1..=10_000)?;
@@ -139,6 +144,29 @@ impl Limits {
         }
         within("API_CONNECT_TIMEOUT_MS", &self.connect_timeout_ms, 10..=60_000)?;
         within("API_STATEMENT_TIMEOUT_MS", &self.statement_timeout_ms, 100..=600_000)
+    }
+
+    /// What connections may take.
+    #[must_use]
+    pub fn connections(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            workers: self.worker_count(),
+            connections_max: self.connections_max,
+            handshake: Duration::from_millis(self.tls_handshake_timeout_ms),
+            deadlines: Deadlines {
+                head: Duration::from_millis(self.head_timeout_ms),
+                keep_alive: Duration::from_secs(self.keep_alive_secs),
+                send: Duration::from_millis(self.send_timeout_ms),
+            },
+            drain_secs: self.drain_secs,
+        }
+    }
+
+    /// Requests that are served at once. Over HTTP/1.1 there cannot be more than connections; over HTTP/2 one connection could bring any number.
+    #[must_use]
+    pub fn requests_max(&self) -> usize {
+        let workers = self.worker_count();
+        self.connections_max.div_ceil(workers).saturating_mul(workers)
     }
 
     /// Threads that serve HTTP.

@@ -57,7 +57,7 @@ impl Feed {
         shutdown: &Shutdown,
         tasks: &mut JoinSet<()>,
     ) -> Self {
-        let hub = Hub::new(metrics.clone(), limits.watching.sse_buffer_events);
+        let hub = Hub::new(metrics.clone(), limits.watching.sse_readers_max, limits.watching.sse_buffer_events);
         let poller = Poller {
             hub: hub.clone(),
             connection: FeedConnection::new(database, limits),

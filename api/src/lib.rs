@@ -21,14 +21,19 @@ pub mod rate;
 pub mod representation;
 pub mod routes;
 pub mod server;
+pub mod shares;
 pub mod store;
 pub mod tls;
 
 pub use config::Config;
 pub use server::Server;
+use shared::db::ConnectError;
 use shared::shutdown::Shutdown;
 
 /// Runs the API until `shutdown` is asked for and every order taken by then is written and answered.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
-    Server::start(config, &shutdown).await?.run().await
+    match Server::start(config, &shutdown).await {
+        Err(error) if matches!(error.downcast_ref(), Some(ConnectError::ShutDown)) => Ok(()),
+        started => started?.run().await,
+    }
 }

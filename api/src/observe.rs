@@ -39,7 +39,7 @@ pub async fn observe(
         None => serving.await,
     };
     if let Some(traced) = traced {
-        traced.end(&state.spans, route, &response);
+        traced.end(&state, route, &response);
     }
     state.metrics.request(route, status(&response).as_u16(), start);
     if let Some(kind) = problem(&response) {
@@ -88,8 +88,9 @@ impl Traced {
     }
 
     /// Records it, if its trace is recorded, it failed, or it was slow.
-    fn end(self, spans: &Spans, route: &'static str, response: &Result<ServiceResponse<BoxBody>, Error>) {
+    fn end(self, state: &State, route: &'static str, response: &Result<ServiceResponse<BoxBody>, Error>) {
         let Self { mut begun, start, method } = self;
+        let (spans, scheme) = (&state.spans, if state.is_tls { "https" } else { "http" });
         let end = spans::now();
         let status = status(response);
         let failed = status.is_server_error();
@@ -104,9 +105,8 @@ impl Traced {
             KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
         ];
         if let Ok(response) = response {
-            let request = response.request();
-            attributes.push(KeyValue::new("url.path", request.path().to_owned()));
-            attributes.push(KeyValue::new("url.scheme", if request.app_config().secure() { "https" } else { "http" }));
+            attributes.push(KeyValue::new("url.path", response.request().path().to_owned()));
+            attributes.push(KeyValue::new("url.scheme", scheme));
         }
         if let Some(id) = request_id::current() {
             let values = Array::String(vec![id.into()]);
@@ -164,22 +164,16 @@ impl StatementSpans {
 /// own, so that its trace reaches the consumers even when this service takes no part in it.
 #[must_use]
 pub fn event_headers(request: &HeaderMap) -> Option<String> {
-    let TraceHeaders { traceparent, tracestate } = caller_context(request);
-    let traceparent = traceparent?;
-    // Of two strings, the first of which needs no escapes.
-    Some(match tracestate {
-        None => format!("{{\"{TRACEPARENT}\":\"{traceparent}\"}}"),
-        Some(tracestate) => {
-            TraceHeaders { traceparent: Some(traceparent), tracestate: Some(tracestate) }.to_json().to_string()
-        }
-    })
+    let headers = caller_context(request);
+    headers.traceparent.as_ref()?;
+    // Two strings: it cannot fail.
+    serde_json::to_string(&headers).ok()
 }
 
+/// What the caller's trace context says, in our own words: of what a caller sends, only the ids and the flag reach an event.
 fn caller_context(headers: &HeaderMap) -> TraceHeaders {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let Some(traceparent) = text(TRACEPARENT).filter(|value| TraceContext::parse(value).is_some()) else {
-        return TraceHeaders::default();
-    };
+    let Some(context) = text(TRACEPARENT).and_then(TraceContext::parse) else { return TraceHeaders::default() };
     let tracestate = text(TRACESTATE).filter(|value| !value.is_empty() && value.len() <= TRACESTATE_LENGTH_MAX);
-    TraceHeaders { traceparent: Some(traceparent.to_owned()), tracestate: tracestate.map(str::to_owned) }
+    TraceHeaders { traceparent: Some(context.to_traceparent()), tracestate: tracestate.map(str::to_owned) }
 }

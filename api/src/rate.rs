@@ -4,11 +4,12 @@
 //! several times as much. Whoever is not asked who it is counts by its address.
 
 use std::cell::Cell;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::HttpRequest;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use governor::clock::{Clock as _, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
@@ -17,6 +18,7 @@ use governor::{Quota, RateLimiter};
 use shared::shutdown::Shutdown;
 
 use crate::auth::settings::RateConfig;
+use crate::caller::Caller;
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
@@ -35,6 +37,22 @@ pub enum Payer {
 }
 
 impl Payer {
+    /// Who is behind a request: the caller, or where nobody is asked who they are, the address.
+    #[must_use]
+    pub fn of(request: &HttpRequest, caller: &Caller) -> Self {
+        Self::known_or_at(caller.known_name(), request.peer_addr())
+    }
+
+    /// A caller by its name, or whoever has this address.
+    #[must_use]
+    pub fn known_or_at(name: Option<&Arc<str>>, address: Option<SocketAddr>) -> Self {
+        match name {
+            Some(name) => Self::Caller(Arc::clone(name)),
+            // A socket that is closed already has no address.
+            None => Self::address(address.map_or(Ipv4Addr::UNSPECIFIED.into(), |address| address.ip())),
+        }
+    }
+
     /// Whoever has this address.
     #[must_use]
     pub fn address(address: IpAddr) -> Self {

@@ -124,6 +124,12 @@ pub fn is_open(route: &str) -> bool {
     SURFACE.iter().any(|resource| resource.open && resource.path == route)
 }
 
+/// Whether `route` says how this service is.
+#[must_use]
+pub fn is_health(route: &str) -> bool {
+    ["/livez", "/readyz"].contains(&route)
+}
+
 /// Adds all routes.
 pub fn configure(config: &mut web::ServiceConfig) {
     for resource in SURFACE {

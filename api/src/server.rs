@@ -1,5 +1,10 @@
 //! The running service: opening the ports, waiting for Postgres, serving, and ending in order.
 
+mod clocks;
+mod exchange;
+pub mod listener;
+mod stream;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +56,8 @@ pub struct State {
     pub metrics: Metrics,
     /// How much one request may take.
     pub requests: RequestLimits,
+    /// Whether the API is reached over TLS.
+    pub is_tls: bool,
     /// Makes spans, if anybody collects them.
     pub spans: Spans,
     /// Whether requests can be served.
@@ -104,6 +111,7 @@ impl Server {
             guard,
             metrics,
             requests: RequestLimits::new(&limits),
+            is_tls: edge.tls.is_some(),
             spans: shared::telemetry::spans(),
             readiness,
             description: description::json(callers).into(),

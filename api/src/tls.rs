@@ -55,7 +55,7 @@ impl Tls {
         Ok(Self(Arc::new(Inner { files, identity: RwLock::new(identity) })))
     }
 
-    /// TLS 1.2 and 1.3, by ring. The HTTP server adds the protocols that it speaks.
+    /// TLS 1.2 and 1.3, by ring; HTTP/2 for those who ask for it.
     ///
     /// # Errors
     /// None: ring has ciphers for both versions.
@@ -64,7 +64,10 @@ impl Tls {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
         let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&versions)?;
-        Ok(builder.with_no_client_auth().with_cert_resolver(Arc::clone(&self.0) as Arc<dyn ResolvesServerCert>))
+        let resolver = Arc::clone(&self.0) as Arc<dyn ResolvesServerCert>;
+        let mut config = builder.with_no_client_auth().with_cert_resolver(resolver);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(config)
     }
 
     /// When the certificate ends, if it says so in a way that we can read.

@@ -3,13 +3,37 @@
 //! envy names the bare field in its errors; here every error names the whole variable, so that a bad deployment is mended from
 //! one line.
 
+mod env_file;
+
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+
+/// The variable that names another file than `.env`.
+const ENV_FILE: &str = "ENV_FILE";
+
+/// What the names of all settings begin with.
+const OURS: [&str; 14] = [
+    "ADMIN_",
+    "API_",
+    "DATABASE_URL",
+    "DB_",
+    "ENV_FILE",
+    "KAFKA_",
+    "LOG_",
+    "OTEL_",
+    "OUTRIDER_",
+    "PROCESSOR_",
+    "RELAY_",
+    "RUST_LOG",
+    "SHUTDOWN_",
+    "TRACES_",
+];
 
 /// Exit code for a bad or missing setting: `EX_USAGE` of BSD's sysexits.h.
 pub const EXIT_CONFIG: u8 = 64;
@@ -36,29 +60,21 @@ impl ConfigError {
 pub struct Env(HashMap<String, String>);
 
 impl Env {
-    /// The process's variables, after those of a file `.env` in the working directory or above it, if there is one; the
-    /// process's own win. A variable that is set to nothing counts as not set, since compose files and shells set such.
+    /// The process's variables, after those of a file `.env` in the working directory, if there is one; the process's own win. `ENV_FILE`
+    /// names another file, which must be there. A variable that is set to nothing counts as not set, since compose files and shells set such.
     ///
     /// # Errors
-    /// When there is a `.env` that cannot be read or parsed.
+    /// When there is a file that cannot be read or parsed or that others may write, and when a variable of ours is not UTF-8.
     pub fn load() -> Result<Self, ConfigError> {
+        let own = own_variables(std::env::vars_os())?;
         let mut variables = HashMap::new();
-        match dotenvy::dotenv_iter() {
-            Ok(entries) => {
-                for entry in entries {
-                    let (name, value) = entry.map_err(|error| ConfigError::new(".env", error.to_string()))?;
-                    variables.insert(name, value);
-                }
-            }
-            Err(error) if error.not_found() => {}
-            Err(error) => return Err(ConfigError::new(".env", error.to_string())),
+        let named = own.get(ENV_FILE).filter(|path| !path.is_empty());
+        match env_file::read(named.map_or(Path::new(".env"), Path::new))? {
+            Some(read) => variables.extend(read),
+            None if named.is_some() => return Err(ConfigError::new(ENV_FILE, "there is no such file")),
+            None => {}
         }
-        for (name, value) in std::env::vars_os() {
-            // A name or value that is not UTF-8 cannot be one of ours.
-            if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
-                variables.insert(name, value);
-            }
-        }
+        variables.extend(own);
         Ok(Self::from_pairs(variables))
     }
 
@@ -109,6 +125,24 @@ impl Env {
         })?;
         addresses.next().ok_or_else(|| ConfigError::new(variable, format!("'{value}' has no address")))
     }
+}
+
+/// The variables of the process, as text.
+fn own_variables(all: impl Iterator<Item = (OsString, OsString)>) -> Result<HashMap<String, String>, ConfigError> {
+    let mut variables = HashMap::new();
+    for (name, value) in all {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            // Kubernetes and Docker set such for a service that is called `db`, `kafka` and so on: no setting of ours.
+            Ok(value) if name.ends_with("_PORT") && value.starts_with("tcp://") => {}
+            Ok(value) => drop(variables.insert(name, value)),
+            Err(_) if OURS.iter().any(|prefix| name.starts_with(prefix)) => {
+                return Err(ConfigError::new(name, "is not UTF-8"));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(variables)
 }
 
 /// Finds the variable behind an envy error. envy names it only where a number or boolean could not be parsed; otherwise the
@@ -223,6 +257,19 @@ mod tests {
     #[test]
     fn a_secret_does_not_show() {
         assert_eq!(format!("{:?}", Secret::new("hunter2")), "Secret(..)");
+    }
+
+    #[test]
+    fn variables_that_are_not_text_or_not_ours() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let of = |name: &str, value: &[u8]| {
+            own_variables(std::iter::once((OsString::from(name), OsString::from_vec(value.to_vec()))))
+        };
+        assert_eq!(of("RELAY_OWNER", b"\xff").unwrap_err().to_string(), "RELAY_OWNER: is not UTF-8");
+        assert_eq!(of("LESSOPEN", b"\xff"), Ok(HashMap::new()));
+        // Of a Kubernetes service that is called `db`.
+        assert_eq!(of("DB_PORT", b"tcp://10.0.0.1:5432"), Ok(HashMap::new()));
+        assert_eq!(of("DB_PORT", b"5433").map(|read| read.len()), Ok(1));
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! The admin port of each service: `/livez`, `/readyz`, `/metrics` and `/log-filter`.
 
+mod log_filter;
+mod metrics;
+
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use actix_web::http::header::ContentType;
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::{App, FromRequest, Handler, HttpRequest, HttpResponse, HttpServer, Resource, Responder, web};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::panics;
 use crate::shutdown::Shutdown;
-use crate::telemetry::{self, filter};
+use crate::telemetry;
 
 /// What a service needs before it can work, and what of it is missing right now. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -53,13 +56,20 @@ impl Readiness {
 
 /// Adds `/livez` and `/readyz`.
 fn routes(config: &mut web::ServiceConfig, readiness: Readiness) {
-    config.route("/livez", web::get().to(|| async { live() })).route(
-        "/readyz",
-        web::get().to(move || {
-            let answer = ready(&readiness);
-            async move { answer }
-        }),
-    );
+    config.service(readable("/livez", || async { live() })).service(readable("/readyz", move || {
+        let answer = ready(&readiness);
+        async move { answer }
+    }));
+}
+
+/// What answers GET, and HEAD like it.
+fn readable<F, A>(path: &str, handler: F) -> Resource
+where
+    F: Handler<A> + Clone,
+    A: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    web::resource(path).route(web::get().to(handler.clone())).route(web::head().to(handler))
 }
 
 /// The answer of `/livez`.
@@ -97,17 +107,16 @@ pub fn serve(
         let readiness = readiness.clone();
         move || {
             let registry = Arc::clone(&registry);
+            let metrics = move |request: HttpRequest| {
+                let answer = metrics::answer(&registry, request.headers());
+                async move { answer }
+            };
             App::new()
                 .configure(|config| routes(config, readiness.clone()))
-                .route(
-                    "/metrics",
-                    web::get().to(move || {
-                        let answer = metrics(&registry);
-                        async move { answer }
-                    }),
-                )
-                .route("/log-filter", web::get().to(|| async { log_filter() }))
-                .route("/log-filter", web::put().to(|body: String| async move { change_log_filter(&body) }))
+                .service(readable("/metrics", metrics))
+                .service(readable("/log-filter", || async { log_filter::read() }).route(web::put().to(
+                    |request: HttpRequest, body: String| async move { log_filter::change(&request, &body) },
+                )))
         }
     })
     .workers(1)
@@ -117,7 +126,7 @@ pub fn serve(
     tokio::spawn(server);
     let shutdown = shutdown.clone();
     tokio::spawn(async move {
-        shutdown.requested().await;
+        shutdown.announced().await;
         readiness.missing("service", "shutting down");
     });
     tracing::info!(admin.address = %address, "health and metrics port is open");
@@ -129,31 +138,6 @@ pub fn show_process(registry: &mut Registry) {
     let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
     registry.register("outrider_build", "The version that runs", version);
     panics::show_in(registry);
-}
-
-/// What is logged, in the form of `RUST_LOG`.
-fn log_filter() -> HttpResponse {
-    let current = filter::current().unwrap_or_default();
-    HttpResponse::Ok().content_type(ContentType::plaintext()).body(format!("{current}\n"))
-}
-
-fn change_log_filter(directives: &str) -> HttpResponse {
-    match filter::change(directives) {
-        Ok(()) => log_filter(),
-        Err(error) => HttpResponse::BadRequest().content_type(ContentType::plaintext()).body(format!(
-            "{error}: send directives in the form of RUST_LOG, for example info,relay=debug, or none for what it was at the start\n"
-        )),
-    }
-}
-
-fn metrics(registry: &Registry) -> HttpResponse {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, registry) {
-        Ok(()) => {
-            HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(text)
-        }
-        Err(_) => HttpResponse::InternalServerError().finish(),
-    }
 }
 
 #[cfg(test)]

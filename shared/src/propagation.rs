@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceState};
+use serde::Serialize;
 
 use crate::event::{TRACEPARENT, TRACESTATE};
 
@@ -91,11 +92,13 @@ pub fn traceparent_in(headers: &str) -> Option<&str> {
 }
 
 /// The two headers of W3C Trace Context. Both are missing when nothing is traced.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct TraceHeaders {
     /// `traceparent`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
     /// `tracestate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tracestate: Option<String>,
 }
 

@@ -1,10 +1,11 @@
 //! What every service's `main` does: read the configuration, start telemetry, run until done, flush, and say it by the exit code.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::{ConfigError, EXIT_CONFIG, Env};
-use crate::shutdown::{self, Shutdown};
+use crate::shutdown::{self, Delays, Shutdown};
 use crate::{db, panics, telemetry};
 
 /// Runs a service named `name` until it is done or shut down: `configure` reads its settings, `run` is its work.
@@ -17,18 +18,22 @@ pub fn run<C>(
 ) -> ExitCode {
     let prepared = Env::load().and_then(|env| {
         let config = configure(&env)?;
-        let deadline_secs = match env.var("SHUTDOWN_TIMEOUT_SECS") {
-            None => 25,
+        let secs = |variable: &str, default| match env.var(variable) {
+            None => Ok(Duration::from_secs(default)),
             Some(value) => value
                 .parse()
-                .map_err(|error| ConfigError::new("SHUTDOWN_TIMEOUT_SECS", format!("{error} ('{value}' given)")))?,
+                .map(Duration::from_secs)
+                .map_err(|error| ConfigError::new(variable, format!("{error} ('{value}' given)"))),
         };
-        Ok((config, Duration::from_secs(deadline_secs), env))
+        let delays =
+            Delays { drain: secs("SHUTDOWN_DRAIN_SECS", 0)?, deadline: secs("SHUTDOWN_TIMEOUT_SECS", 25)? };
+        Ok((config, delays, env))
     });
-    let (config, deadline, env) = match prepared {
+    let (config, delays, env) = match prepared {
         Ok(prepared) => prepared,
-        Err(error) => return refuse(name, &error),
+        Err(error) => return refuse(name, &error, std::env::var("LOG_FORMAT").is_ok_and(|format| format == "json")),
     };
+    let as_json = env.var("LOG_FORMAT") == Some("json");
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -39,12 +44,12 @@ pub fn run<C>(
     let code = runtime.block_on(async {
         let telemetry = match telemetry::init(&env, name) {
             Ok(telemetry) => telemetry,
-            Err(error) => return refuse(name, &error),
+            Err(error) => return refuse(name, &error, as_json),
         };
         panics::log_and_count();
         tracing::info!(service.version = env!("CARGO_PKG_VERSION"), "{name} starts");
         let shutdown = Shutdown::new();
-        let result = match shutdown::listen(shutdown.clone(), deadline) {
+        let result = match shutdown::listen(shutdown.clone(), delays) {
             Ok(()) => run(config, shutdown.clone()).await,
             Err(error) => Err(error.into()),
         };
@@ -56,7 +61,7 @@ pub fn run<C>(
             Err(error) => {
                 // Some settings are bad only by what the servers say.
                 if let Some(bad) = error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>()) {
-                    refuse(name, bad)
+                    refuse(name, bad, as_json)
                 } else {
                     tracing::error!("{name} has failed: {}", db::chain(&error));
                     ExitCode::FAILURE
@@ -71,7 +76,16 @@ pub fn run<C>(
     code
 }
 
-fn refuse(name: &str, error: &ConfigError) -> ExitCode {
-    eprintln!("{name}: {error}");
+/// Says in one line what is wrong with a setting, in the form in which everything else would have been logged.
+fn refuse(name: &str, error: &ConfigError, as_json: bool) -> ExitCode {
+    let line = if as_json {
+        let timestamp = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+        serde_json::json!({"timestamp": timestamp, "level": "ERROR", "message": error.to_string(), "target": name})
+            .to_string()
+    } else {
+        format!("{name}: {error}")
+    };
+    // Nobody may listen.
+    let _ = writeln!(std::io::stderr(), "{line}");
     ExitCode::from(EXIT_CONFIG)
 }

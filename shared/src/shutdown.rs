@@ -1,14 +1,17 @@
-//! Shutdown in two steps: a soft request, at which a service stops taking work and finishes what it has, and a hard end, when
-//! the deadline is over or a second signal came.
+//! Shutdown in three steps: it is announced, at which a service says that it is not ready and goes on; it is requested, at which the service stops
+//! taking work and finishes what it has; and a hard end, when the deadline is over or a second signal came.
 
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+const SIGTERM: &str = "SIGTERM";
+
 /// Handed to whatever must know that the service is ending. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
+    announced: CancellationToken,
     soft: CancellationToken,
 }
 
@@ -19,9 +22,20 @@ impl Shutdown {
         Self::default()
     }
 
+    /// Says that it will be asked for: others are to take over.
+    pub fn announce(&self) {
+        self.announced.cancel();
+    }
+
     /// Asks for it: stop taking work, finish what is under way.
     pub fn request(&self) {
+        self.announce();
         self.soft.cancel();
+    }
+
+    /// Resolves when it is announced.
+    pub async fn announced(&self) {
+        self.announced.cancelled().await;
     }
 
     /// Whether it was asked for.
@@ -44,16 +58,34 @@ impl Shutdown {
     }
 }
 
-/// Listens for SIGTERM and SIGINT from now on. The first one asks for the shutdown; when `deadline` is over after that, or at a
-/// second signal, the process ends at once with exit code 1: what was not finished is repeated after the next start.
+/// How long the steps take.
+#[derive(Debug, Clone, Copy)]
+pub struct Delays {
+    /// From the announcement to the request: until balancers have heard that this process is not ready.
+    pub drain: Duration,
+    /// From the request to the hard end.
+    pub deadline: Duration,
+}
+
+/// Listens for SIGTERM and SIGINT from now on. SIGTERM announces the shutdown, and asks for it when the drain delay is over; SIGINT, which a person
+/// sends, asks for it at once. When the deadline is over after that, or at a further signal, the process ends at once with exit code 1: what
+/// was not finished is repeated after the next start.
 ///
 /// # Errors
 /// When the process may not install signal handlers.
-pub fn listen(shutdown: Shutdown, deadline: Duration) -> std::io::Result<()> {
+pub fn listen(shutdown: Shutdown, Delays { drain, deadline }: Delays) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(async move {
         let name = either(&mut terminate, &mut interrupt).await;
+        if name == SIGTERM && !drain.is_zero() {
+            tracing::info!(signal = name, drain_secs = drain.as_secs(), "not ready any more, going on until balancers have heard that");
+            shutdown.announce();
+            tokio::select! {
+                _ = either(&mut terminate, &mut interrupt) => {}
+                () = tokio::time::sleep(drain) => {}
+            }
+        }
         tracing::info!(signal = name, deadline_secs = deadline.as_secs(), "shutting down");
         shutdown.request();
         tokio::select! {
@@ -67,7 +99,7 @@ pub fn listen(shutdown: Shutdown, deadline: Duration) -> std::io::Result<()> {
 
 async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
     tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
+        _ = terminate.recv() => SIGTERM,
         _ = interrupt.recv() => "SIGINT",
     }
 }

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use api::auth::key::{ApiKey, KeyId};
 use api::auth::scopes::Scope;
 use clap::{Args, Subcommand};
@@ -17,7 +17,7 @@ use shared::duration;
 use sqlx::PgConnection;
 
 use crate::connection::with_connection;
-use crate::console::say;
+use crate::console::{say, say_or_fail};
 use crate::dead_letters::non_blank;
 use crate::parked::{actor, list::printable};
 use list::{or_never, scopes_and_user};
@@ -173,8 +173,7 @@ async fn create(connection: &mut PgConnection, args: &CreateArgs) -> Result<Exit
     let scopes = if args.scopes.is_empty() { all() } else { args.scopes.clone() };
     let wanted = NewKey { name: &args.name, scopes: &scopes, user_id: args.user, expires: args.expires };
     let made = store::create(connection, &key, &wanted, (&actor().os_user, args.why.as_deref())).await?;
-    show(&key, &made, args.json)?;
-    Ok(ExitCode::SUCCESS)
+    show_or_revoke(connection, (&key, &made), args.json).await
 }
 
 async fn revoke(connection: &mut PgConnection, args: &RevokeArgs) -> Result<ExitCode> {
@@ -198,8 +197,21 @@ async fn rotate(connection: &mut PgConnection, args: &RotateArgs) -> Result<Exit
     if !args.json {
         say(format_args!("{} is good until {}; in its place:", old.id, or_never(old.expires_at)));
     }
-    show(&key, &new, args.json)?;
-    Ok(ExitCode::SUCCESS)
+    show_or_revoke(connection, (&key, &new), args.json).await
+}
+
+/// Shows a new key. One that nobody has seen would be good for nobody but a thief, so it is revoked.
+async fn show_or_revoke(
+    connection: &mut PgConnection,
+    (key, row): (&ApiKey, &KeyRow),
+    json: bool,
+) -> Result<ExitCode> {
+    let Err(error) = show(key, row, json) else { return Ok(ExitCode::SUCCESS) };
+    let revoked = store::revoke(connection, key.id(), (&actor().os_user, "it could not be shown when it was made")).await;
+    match revoked {
+        Ok(Ok(_)) => bail!("the new key {} could not be shown, and was revoked; run it again: {error}", row.id),
+        _ => bail!("the new key {} could not be shown; revoke it and make another one: {error}", row.id),
+    }
 }
 
 fn refused(refusal: Refusal) -> ExitCode {
@@ -222,14 +234,12 @@ struct Shown<'a> {
 
 fn show(key: &ApiKey, row: &KeyRow, json: bool) -> Result<()> {
     if json {
-        say(serde_json::to_string(&Shown { key: key.expose(), row })?);
-        return Ok(());
+        return Ok(say_or_fail(serde_json::to_string(&Shown { key: key.expose(), row })?)?);
     }
-    say(format_args!("id       {}", row.id));
-    say(format_args!("name     {}", printable(&row.name)));
-    say(format_args!("may      {}", scopes_and_user(row)));
-    say(format_args!("expires  {}", or_never(row.expires_at)));
-    say(format_args!("key      {}", key.expose()));
-    say("keep the key now: it is shown this once, and kept nowhere");
-    Ok(())
+    say_or_fail(format_args!("id       {}", row.id))?;
+    say_or_fail(format_args!("name     {}", printable(&row.name)))?;
+    say_or_fail(format_args!("may      {}", scopes_and_user(row)))?;
+    say_or_fail(format_args!("expires  {}", or_never(row.expires_at)))?;
+    say_or_fail(format_args!("key      {}", key.expose()))?;
+    Ok(say_or_fail("keep the key now: it is shown this once, and kept nowhere")?)
 }

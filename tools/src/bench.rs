@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use crate::console::say;
 use crate::signals::StopSignals;
 
 mod api;
@@ -122,9 +123,9 @@ pub async fn run(args: BenchArgs) -> Result<ExitCode> {
         }
     };
     if json {
-        println!("{}", serde_json::to_string_pretty(&figures)?);
+        say(serde_json::to_string_pretty(&figures)?);
     } else {
-        print!("{}", figure::table(&figures));
+        say(figure::table(&figures).trim_end());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, and who does it.
 
 use std::pin::Pin;
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,7 @@ use clap::{Parser, Subcommand};
 use shared::config::{ConfigError, EXIT_CONFIG};
 use shared::db::chain;
 
+use crate::console::not_printed;
 use crate::signals::Interrupted;
 use crate::{
     api_keys, bench, conformance, dead_letters, doctor, migrate, offsets, parked, prepare, producers, replay, seed,
@@ -185,7 +187,15 @@ impl Cli {
             return ExitCode::SUCCESS;
         }
         match self.run_async() {
-            Ok(code) => code,
+            Ok(code) => match not_printed() {
+                // A reader that has read enough, such as `head`, need not be told.
+                Some(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::FAILURE,
+                Some(error) => {
+                    eprintln!("outrider: it is done, but what it had to say could not be printed: {error}");
+                    ExitCode::FAILURE
+                }
+                None => code,
+            },
             Err(error) => {
                 if let Some(error) = error.downcast_ref::<clap::Error>() {
                     let _ = error.print();

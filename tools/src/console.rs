@@ -3,14 +3,36 @@
 use std::fmt::Display;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::oneshot;
 
-/// Prints a line. A reader who has gone away is no reason to stop: the work goes on, and ends in order.
+/// Why something could not be printed, of the first time that it could not.
+static NOT_PRINTED: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a line. A reader who has gone away is no reason to stop: the work goes on, ends in order, and [`not_printed`] tells.
 pub fn say(line: impl Display) {
-    let _ = writeln!(io::stdout(), "{line}");
+    if let Err(error) = say_or_fail(line) {
+        let _ = NOT_PRINTED.set(error);
+    }
+}
+
+/// Prints a line that must not be lost.
+///
+/// # Errors
+/// When it cannot be printed.
+pub fn say_or_fail(line: impl Display) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
+
+/// Why not all that was to be printed could be.
+#[must_use]
+pub fn not_printed() -> Option<&'static io::Error> {
+    NOT_PRINTED.get()
 }
 
 /// Asks whoever sits at the terminal; without one, nobody says yes.
@@ -21,8 +43,9 @@ pub async fn confirmed(question: &str) -> Result<bool> {
     if !io::stdin().is_terminal() {
         return Ok(false);
     }
-    print!("{question} [y/N] ");
-    io::stdout().flush()?;
+    let mut out = io::stdout();
+    write!(out, "{question} [y/N] ")?;
+    out.flush()?;
     // In a thread of its own, which ends with the process: a signal is not to wait for the answer.
     let (answer, answered) = oneshot::channel();
     std::thread::spawn(move || {

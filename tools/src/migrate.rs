@@ -10,6 +10,7 @@ use shared::db::{Connector, DatabaseConfig, MIGRATOR, how_to_know_cluster, refus
 use sqlx::migrate::{Migrate, MigrateError};
 use sqlx::{Connection, Executor, PgConnection};
 
+use crate::console::say;
 use crate::signals::StopSignals;
 
 /// How the result is told.
@@ -44,17 +45,17 @@ pub async fn run(args: MigrateArgs) -> Result<ExitCode> {
     let work = Box::pin(migrate(database.connector()));
     let migrated = StopSignals::listen()?.interrupts(work).await?;
     if args.json {
-        println!("{}", serde_json::to_string(&migrated)?);
+        say(serde_json::to_string(&migrated)?);
         return Ok(ExitCode::SUCCESS);
     }
     if migrated.applied.is_empty() {
-        println!("nothing to do, the schema is current");
+        say("nothing to do, the schema is current");
     }
     for Applied { version, description } in &migrated.applied {
-        println!("applied {version} {description}");
+        say(format_args!("applied {version} {description}"));
     }
     for note in &migrated.notes {
-        println!("note: {note}");
+        say(format_args!("note: {note}"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -78,8 +78,8 @@ impl Output {
         self.event("step_started", json!({ "step": name }));
         if matches!(self, Self::Lines { terminal: true }) {
             // Whatever is printed next takes its place: all lines are longer than these names.
-            print!("{name} …\r");
-            let _ = io::stdout().flush();
+            let mut out = io::stdout();
+            let _ = write!(out, "{name} …\r").and_then(|()| out.flush());
         }
         let (result, words) = work.await.with_context(|| format!("{name} failed"))?;
         let taken = begun.elapsed();

@@ -17,6 +17,7 @@ use serde_json::Value;
 use sqlx::Connection;
 use sqlx::migrate::Migrator;
 
+use crate::console::say;
 use crate::signals::StopSignals;
 use crate::stack::throwaway::{Supply, Throwaway};
 use crate::stack::{Reaper, postgres};
@@ -56,17 +57,17 @@ pub async fn run(args: PrepareArgs) -> Result<ExitCode> {
         differences.push(format!("stale   {SCHEMA}"));
     }
     for difference in &differences {
-        println!("{difference}");
+        say(format_args!("{difference}"));
     }
     if differences.is_empty() {
-        println!(".sqlx and {SCHEMA} are current");
+        say(format_args!(".sqlx and {SCHEMA} are current"));
     } else if args.check {
-        println!(".sqlx and {SCHEMA} are not current; run: cargo dev prepare");
+        say(format_args!(".sqlx and {SCHEMA} are not current; run: cargo dev prepare"));
         return Ok(ExitCode::FAILURE);
     } else {
         replace(&kept, &fresh)?;
         fs::write(&kept_schema, schema).with_context(|| format!("cannot write {}", kept_schema.display()))?;
-        println!(".sqlx and {SCHEMA} are written; commit them");
+        say(format_args!(".sqlx and {SCHEMA} are written; commit them"));
     }
     Ok(ExitCode::SUCCESS)
 }

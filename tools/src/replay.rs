@@ -108,7 +108,7 @@ async fn replay(config: &RelayConfig, args: ReplayArgs) -> Result<ExitCode> {
         bar.finish_and_clear();
     }
     if args.json {
-        println!("{}", serde_json::to_string(&report(summary, published))?);
+        say(serde_json::to_string(&report(summary, published))?);
     } else if !args.dry_run {
         say(format_args!("{published} events published again"));
     }

@@ -268,7 +268,8 @@ fn keys(jwt: &Jwt, algorithm: Algorithm) -> Result<KeysConfig, ConfigError> {
 fn jwks_url(text: &str) -> Result<Url, ConfigError> {
     let url: Url = text
         .parse()
-        .map_err(|error| ConfigError::new("API_JWT_JWKS_URL", format!("is no URL: {error} ('{text}' given)")))?;
+        // Not repeated: an address may hold a password.
+        .map_err(|error| ConfigError::new("API_JWT_JWKS_URL", format!("is no URL: {error}")))?;
     let host = url.host_str().unwrap_or_default();
     let here = host == "localhost"
         || host.trim_matches(['[', ']']).parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
@@ -350,6 +351,9 @@ mod tests {
         }
         for url in ["http://id.example/keys", "http://127.0.0.1.id.example/", "file:///keys", "keys", ""] {
             assert_eq!(jwks_url(url).expect_err(url).variable, "API_JWT_JWKS_URL");
+        }
+        for url in ["https://user:hunter2@id.example:port/keys", "ftp://user:hunter2@id.example/keys"] {
+            assert!(!jwks_url(url).expect_err(url).to_string().contains("hunter2"), "{url}");
         }
     }
 

@@ -11,7 +11,7 @@ use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{Error, ResponseError as _};
 
-use super::body::{Body, Early};
+use super::body;
 use super::request_id::{self, X_REQUEST_ID};
 use crate::problem::{Kind, Problem};
 
@@ -34,31 +34,25 @@ pub async fn pass<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
     let id = request_id::of(request.headers());
-    let body = Body::limit(&mut request, frame.body_timeout);
+    body::limit(&mut request, frame.body_timeout);
     let mut response = match request_id::within(id.clone(), next.call(request)).await {
         Ok(response) => match response.response().error().and_then(foreign) {
             None => response.map_into_left_body(),
             Some(problem) => response.into_response(problem.error_response()).map_into_right_body(),
         },
-        Err(error) => return Err(framed(frame, error, id, body)),
+        Err(error) => return Err(framed(frame, error, id)),
     };
     let is_read = matches!(*response.request().method(), Method::GET | Method::HEAD);
     frame.put_headers(response.headers_mut(), is_read, id);
-    Ok(match body.filter(Body::is_unread) {
-        None => response,
-        Some(unread) => response.map_body(|_, answer| EitherBody::right(Early::holding(answer.boxed(), unread))),
-    })
+    Ok(response)
 }
 
 /// An error that no route has made an answer of yet.
-fn framed(frame: Frame, error: Error, id: HeaderValue, body: Option<Body>) -> Error {
+fn framed(frame: Frame, error: Error, id: HeaderValue) -> Error {
     let mut error = foreign(&error).map_or(error, Error::from);
     error.add_response_mapper(move |mut response| {
         frame.put_headers(response.headers_mut(), false, id.clone());
-        match body.clone().filter(Body::is_unread) {
-            None => response,
-            Some(unread) => response.map_body(|_, answer| Early::holding(answer, unread)),
-        }
+        response
     });
     error
 }

@@ -7,13 +7,12 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::HeaderMap;
 use actix_web::middleware::Next;
 use actix_web::{Error, ResponseError as _};
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::timeout;
 
 use crate::auth::guard;
 use crate::config::Limits;
 use crate::problem::{Kind, Problem};
-use crate::routes::prefer;
+use crate::routes::{self, prefer};
 use crate::server::State;
 
 /// The longest URI that is looked at, in bytes. Above 64 KiB the HTTP server refuses it by itself, with a plain 400.
@@ -27,7 +26,7 @@ const HEADER_BYTES_MAX: usize = 32 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub struct RequestLimits {
     timeout: Duration,
-    /// Requests that are served at once. Over HTTP/1.1 there cannot be more than connections; over HTTP/2 one connection could bring any number.
+    /// Requests that are served at once.
     count_max: i64,
 }
 
@@ -35,12 +34,9 @@ impl RequestLimits {
     /// As `limits` says.
     #[must_use]
     pub fn new(limits: &Limits) -> Self {
-        let workers = limits.worker_count();
-        // As many as the connections that all workers together may have.
-        let count_max = limits.connections_max.div_ceil(workers).saturating_mul(workers);
         Self {
             timeout: Duration::from_millis(limits.request_timeout_ms),
-            count_max: i64::try_from(count_max).unwrap_or(i64::MAX),
+            count_max: i64::try_from(limits.requests_max()).unwrap_or(i64::MAX),
         }
     }
 }
@@ -56,8 +52,9 @@ pub async fn serve(
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let limits = &state.requests;
-    let place = Place::take(&state.metrics.active);
-    if let Some(problem) = refusal(&request, place.before >= limits.count_max) {
+    // Whether this service is well is said however much there is to do: it would be restarted for having customers.
+    let is_crowded = state.metrics.active.get() > limits.count_max && !routes::is_health(route);
+    if let Some(problem) = refusal(&request, is_crowded) {
         return Ok(request.into_response(problem.error_response()));
     }
     // What a client would rather wait for comes on top.
@@ -85,23 +82,4 @@ fn refusal(request: &ServiceRequest, crowded: bool) -> Option<Problem> {
 
 fn header_bytes(headers: &HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
-}
-
-/// A request's place among those that are served.
-struct Place<'a> {
-    active: &'a Gauge,
-    /// How many were served before it came.
-    before: i64,
-}
-
-impl<'a> Place<'a> {
-    fn take(active: &'a Gauge) -> Self {
-        Self { active, before: active.inc() }
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.active.dec();
-    }
 }

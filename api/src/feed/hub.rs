@@ -3,7 +3,6 @@
 //! Readers are filed by what they want to hear of, so that an event costs those who wait for others nothing.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use actix_web::web::Bytes;
@@ -14,7 +13,9 @@ use super::event::{self, Change};
 use super::reader::Reader;
 use crate::listing::Status;
 use crate::metrics::FeedMetrics;
+use crate::rate::Payer;
 use crate::representation::OrderDocument;
+use crate::shares::{Share, Shares};
 use crate::store::feed::{Page, Row};
 
 /// What a reader wants to hear of.
@@ -67,7 +68,7 @@ struct Inner {
     listeners: Mutex<Listeners>,
     /// Wakes the feed for whoever wants to listen.
     wanted: Notify,
-    streams: AtomicUsize,
+    streams: Arc<Shares<Payer>>,
     /// Wakes the heartbeats for the first stream.
     streaming: Notify,
     metrics: FeedMetrics,
@@ -144,12 +145,14 @@ impl Drop for Listening {
 
 /// A stream that counts, until it is dropped.
 #[derive(Debug)]
-pub struct Stream(Hub);
+pub struct Stream {
+    hub: Hub,
+    _share: Share<Payer>,
+}
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.0.inner.streams.fetch_sub(1, Ordering::Relaxed);
-        self.0.inner.metrics.readers.dec();
+        self.hub.inner.metrics.readers.dec();
     }
 }
 
@@ -158,28 +161,27 @@ impl Drop for Stream {
 pub struct Ended;
 
 impl Hub {
-    /// One without listeners, in which `chunks_max` chunks may wait for each reader.
+    /// One without listeners, which has `streams_max` streams for all callers, and in which `chunks_max` chunks may wait for each reader.
     #[must_use]
-    pub fn new(metrics: FeedMetrics, chunks_max: usize) -> Self {
+    pub fn new(metrics: FeedMetrics, streams_max: usize, chunks_max: usize) -> Self {
         let inner = Inner {
             listeners: Mutex::default(),
             wanted: Notify::new(),
             streaming: Notify::new(),
-            streams: AtomicUsize::new(0),
+            streams: Shares::new(streams_max),
             metrics,
             chunks_max,
         };
         Self { inner: Arc::new(inner) }
     }
 
-    /// Counts one more stream, unless there are `streams_max` already.
+    /// Counts one more stream, unless `payer` has its share of them.
     #[must_use]
-    pub fn admit(&self, streams_max: usize) -> Option<Stream> {
-        let one_more = |count| (count < streams_max).then_some(count + 1);
-        self.inner.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+    pub fn admit(&self, payer: Payer) -> Option<Stream> {
+        let share = self.inner.streams.take(payer)?;
         self.inner.metrics.readers.inc();
         self.inner.streaming.notify_one();
-        Some(Stream(self.clone()))
+        Some(Stream { hub: self.clone(), _share: share })
     }
 
     /// Lets a reader listen. What it resolves to is the cursor from which on `reader` is handed everything.
@@ -234,7 +236,7 @@ impl Hub {
 
     /// Resolves while there is a stream.
     pub async fn streaming(&self) {
-        while self.inner.streams.load(Ordering::Relaxed) == 0 {
+        while self.inner.streams.taken() == 0 {
             self.inner.streaming.notified().await;
         }
     }

@@ -16,6 +16,7 @@ use super::event::{self, Change};
 use super::hub::{Ended, Filter, Interest, Listening, Stream};
 use super::reader::Reader;
 use super::{Feed, gone};
+use crate::rate::Payer;
 use crate::store::StoreError;
 use crate::store::feed::Page;
 use crate::store::timeline::Watched;
@@ -23,7 +24,7 @@ use crate::store::timeline::Watched;
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
 pub enum NoStream {
-    /// There are as many as may be.
+    /// There are as many as may be, or the caller has its share of them.
     #[error("too many streams")]
     TooMany,
     /// The server is going down.
@@ -99,8 +100,13 @@ impl Feed {
     ///
     /// # Errors
     /// When there is none.
-    pub async fn watch(self: &Arc<Self>, filter: Filter, cursor: Option<Cursor>) -> Result<EventStream, NoStream> {
-        let stream = self.hub.admit(self.watching.sse_readers_max).ok_or(NoStream::TooMany)?;
+    pub async fn watch(
+        self: &Arc<Self>,
+        payer: Payer,
+        filter: Filter,
+        cursor: Option<Cursor>,
+    ) -> Result<EventStream, NoStream> {
+        let stream = self.hub.admit(payer).ok_or(NoStream::TooMany)?;
         let reader = Arc::new(Reader::default());
         let Some(cursor) = cursor else {
             let (listening, joined) = self.hub.listen(Interest::Orders(filter), Arc::clone(&reader))?;
@@ -129,8 +135,14 @@ impl Feed {
     ///
     /// # Errors
     /// When there is none.
-    pub async fn watch_order(&self, order_id: i64, user_id: Option<i64>, after: i64) -> Result<EventStream, NoStream> {
-        let stream = self.hub.admit(self.watching.sse_readers_max).ok_or(NoStream::TooMany)?;
+    pub async fn watch_order(
+        &self,
+        payer: Payer,
+        order_id: i64,
+        user_id: Option<i64>,
+        after: i64,
+    ) -> Result<EventStream, NoStream> {
+        let stream = self.hub.admit(payer).ok_or(NoStream::TooMany)?;
         // Asked before anything is kept for it: whoever asks after what is not there costs a look at an index.
         self.orders.watched(order_id, user_id).await?.ok_or(NoStream::NotFound)?;
         let reader = Arc::new(Reader::default());

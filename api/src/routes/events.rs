@@ -14,6 +14,7 @@ use crate::feed::hub::Filter;
 use crate::feed::stream::{EventStream, NoStream};
 use crate::listing;
 use crate::problem::{Kind, Problem};
+use crate::rate::Payer;
 use crate::server::State;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -50,7 +51,8 @@ pub async fn all(
     filter.user_id = caller.shown(filter.user_id);
     let cursor =
         last_event_id(request.headers())?.map(|text| Cursor::parse(text).ok_or_else(bad_event_id)).transpose()?;
-    Ok(stream(state.feed.watch(filter, cursor).await?, state.guard.stream_end(&caller)))
+    let payer = Payer::of(&request, &caller);
+    Ok(stream(state.feed.watch(payer, filter, cursor).await?, state.guard.stream_end(&caller)))
 }
 
 /// Watch an order
@@ -79,7 +81,8 @@ pub async fn of_order(
     let id = OrderId::from_path(&id).ok_or_else(not_found)?;
     let version = |text: &str| text.parse().ok().filter(|version: &i64| *version >= 0).ok_or_else(bad_event_id);
     let after = last_event_id(request.headers())?.map(version).transpose()?.unwrap_or(0);
-    Ok(stream(state.feed.watch_order(id.get(), caller.user_id(), after).await?, state.guard.stream_end(&caller)))
+    let events = state.feed.watch_order(Payer::of(&request, &caller), id.get(), caller.user_id(), after).await?;
+    Ok(stream(events, state.guard.stream_end(&caller)))
 }
 
 fn filter(query: &[(String, String)]) -> Result<Filter, Problem> {
@@ -116,7 +119,7 @@ fn stream(body: EventStream, end: Option<Instant>) -> HttpResponse {
 impl From<NoStream> for Problem {
     fn from(reason: NoStream) -> Self {
         match reason {
-            NoStream::TooMany => Self::new(Kind::Overloaded, "Too many event streams are open."),
+            NoStream::TooMany => Self::new(Kind::Overloaded, "Too many event streams are open, or too many of this caller."),
             NoStream::ShuttingDown => Self::new(Kind::Unavailable, "This server is shutting down."),
             NoStream::Unavailable => Self::new(Kind::Unavailable, "The database does not answer."),
             NoStream::NotFound => not_found(),

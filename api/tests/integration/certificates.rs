@@ -23,6 +23,11 @@ impl Pair {
         Self { cert: cert.pem(), key: signing_key.serialize_pem(), der: cert.der().to_vec() }
     }
 
+    /// The certificate as TLS sends it.
+    pub fn der(&self) -> Vec<u8> {
+        self.der.clone()
+    }
+
     /// Writes both files.
     pub fn write(&self, folder: &Path) -> Files {
         let files = Files { cert: folder.join("tls.crt"), key: folder.join("tls.key") };

@@ -1,5 +1,6 @@
 //! The API on a real Postgres: each test has a database and a server of its own, on free ports, under the role `outrider_api`.
 
+mod attacks;
 mod auth;
 mod certificates;
 mod changes;
@@ -10,6 +11,7 @@ mod edge;
 mod grouping;
 mod headers;
 mod http;
+mod http_forms;
 mod idempotency;
 mod listing;
 mod midnight;

@@ -139,6 +139,43 @@ async fn the_trace_of_the_caller_goes_with_the_event() {
 }
 
 #[tokio::test]
+async fn of_a_callers_trace_nothing_reaches_the_event_but_the_trace() {
+    let database = TestDatabase::create("trace_injection").await;
+    let api = Api::start(&database).await;
+    let ids = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331";
+    let ours = format!("00-{ids}-01");
+    let cases = [
+        (format!("01-{ids}-01-\",\"tenant\":\"evil"), "a=b", json!({"traceparent": ours, "tracestate": "a=b"})),
+        (format!("01-{ids}-01-\""), "", json!({"traceparent": ours})),
+        (format!("cc-{ids}-ff-what-will-be"), "a=b", json!({"traceparent": ours, "tracestate": "a=b"})),
+        (format!("00-{ids}-01-\""), "a=b", json!({})),
+        (ours.clone(), "a=\",\"tenant\":\"evil", json!({"traceparent": ours, "tracestate": "a=\",\"tenant\":\"evil"})),
+        (ours.clone(), "a=\\", json!({"traceparent": ours, "tracestate": "a=\\"})),
+    ];
+    // Together, so that one statement writes several of them.
+    let posting: Vec<_> = cases
+        .iter()
+        .enumerate()
+        .map(|(index, (traceparent, tracestate, _))| {
+            let body = format!(r#"{{"user_id": {}, "product_id": 2, "quantity": 3}}"#, index + 1);
+            let headers =
+                format!("content-type: application/json\r\ntraceparent: {traceparent}\r\ntracestate: {tracestate}\r\n");
+            tokio::spawn(send(api.address, request("POST", "/orders", &headers, body.as_bytes())))
+        })
+        .collect();
+    for posted in posting {
+        assert_eq!(posted.await.expect("no panic").status, 201);
+    }
+    let headers: Vec<serde_json::Value> =
+        sqlx::query_scalar("SELECT headers FROM outbox ORDER BY (payload->>'user_id')::int")
+            .fetch_all(&database.pool)
+            .await
+            .expect("a row each");
+    assert_eq!(headers, cases.map(|(_, _, expected)| expected));
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn the_rights_of_the_role_outrider_api_suffice() {
     let database = TestDatabase::create("role").await;
     execute(&database, "ALTER TABLE orders ADD CHECK (current_user = 'outrider_api')").await;

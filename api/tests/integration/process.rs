@@ -22,7 +22,7 @@ pub fn program(variables: &[(&str, &str)]) -> Command {
 }
 
 /// Reads the log up to the line that says where orders are taken.
-async fn address(child: &mut Child) -> std::net::SocketAddr {
+pub async fn address(child: &mut Child) -> std::net::SocketAddr {
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
     let found = timeout(PATIENCE, async {
         while let Some(line) = lines.next_line().await.expect("a log") {

@@ -30,6 +30,7 @@ impl Endpoint {
         if is_off || env.var("OTEL_TRACES_EXPORTER") == Some("none") {
             return Ok(None);
         }
+        check_scheme(variable, url)?;
         let protocols = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
         let named = protocols.into_iter().find_map(|variable| Some((variable, env.var(variable)?)));
         let protocol = match named {
@@ -59,6 +60,15 @@ impl Endpoint {
     }
 }
 
+/// Refuses an endpoint that says nothing of how to get there, before a library takes its host for a scheme.
+pub(super) fn check_scheme(variable: &str, url: &str) -> Result<(), ConfigError> {
+    let lower = url.to_ascii_lowercase();
+    if ["http://", "https://"].iter().any(|scheme| lower.strip_prefix(scheme).is_some_and(|host| !host.is_empty())) {
+        return Ok(());
+    }
+    Err(ConfigError::new(variable, "must begin with http:// or https://, as in http://collector:4318"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +89,11 @@ mod tests {
         assert_eq!(url(&[all, grpc]), Some(("http://collector:4318/".to_owned(), Protocol::Grpc)));
         assert_eq!(url(&[all, ("OTEL_SDK_DISABLED", "TRUE")]), None);
         assert_eq!(url(&[all, ("OTEL_TRACES_EXPORTER", "none")]), None);
+        for url in ["collector:4318", "localhost:4317", "//collector", "ftp://collector", "http://"] {
+            let error = Endpoint::from_env(&Env::from_pairs([("OTEL_EXPORTER_OTLP_ENDPOINT", url)])).unwrap_err();
+            let expected = "OTEL_EXPORTER_OTLP_ENDPOINT: must begin with http:// or https://, as in http://collector:4318";
+            assert_eq!(error.to_string(), expected, "{url}");
+        }
         let env = Env::from_pairs([all, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]);
         let error = Endpoint::from_env(&env).unwrap_err().to_string();
         assert_eq!(error, "OTEL_EXPORTER_OTLP_PROTOCOL: is http/protobuf or grpc, not 'http/json'");

@@ -16,6 +16,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use crate::config::{ConfigError, Env};
 use crate::crypto;
 use crate::exposition;
+use super::exporter::check_scheme;
 use crate::shutdown::Shutdown;
 
 /// Between two lines of the log about a receiver that does not answer.
@@ -78,6 +79,7 @@ impl Push {
             (None, Some(url)) => (ALL, format!("{}/v1/metrics", url.trim_end_matches('/'))),
             (None, None) => (ALL, "http://localhost:4318/v1/metrics".to_owned()),
         };
+        check_scheme(variable, &url)?;
         let url = url.parse().map_err(|error| ConfigError::new(variable, format!("is no URL: {error}")))?;
         let millis = |variable: &'static str, default| match env.var(variable) {
             None => Ok(Duration::from_millis(default)),
