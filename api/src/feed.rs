@@ -11,9 +11,11 @@ pub mod hub;
 mod low;
 mod reader;
 pub mod settings;
+pub mod signing;
 pub mod snapshot;
 pub mod stream;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shared::backoff::Backoff;
@@ -27,6 +29,7 @@ use self::cursor::Cursor;
 use self::hub::{Hub, Settled};
 use self::low::Low;
 use self::settings::Watching;
+use self::signing::CursorKeys;
 use crate::config::Limits;
 use crate::metrics::FeedMetrics;
 use crate::store::feed::{Anchor, FeedConnection};
@@ -42,6 +45,7 @@ const CATCHING_UP_MAX: usize = 3;
 #[derive(Debug)]
 pub struct Feed {
     hub: Hub,
+    keys: Arc<CursorKeys>,
     orders: Orders,
     watching: Watching,
     catching_up: Semaphore,
@@ -50,14 +54,22 @@ pub struct Feed {
 
 impl Feed {
     /// Starts the feed in `tasks`, which end with the shutdown.
-    pub fn start(
+    pub async fn start(
         (database, orders): (&DatabaseConfig, Orders),
         limits: &Limits,
         metrics: &FeedMetrics,
         shutdown: &Shutdown,
         tasks: &mut JoinSet<()>,
     ) -> Self {
-        let hub = Hub::new(metrics.clone(), limits.watching.sse_readers_max, limits.watching.sse_buffer_events);
+        let keys = Arc::new(CursorKeys::empty());
+        if let Err(error) = keys.refresh(&orders).await {
+            tracing::warn!(error = %error, "there are no keys for positions in event streams yet, will try again");
+        }
+        tasks.spawn({
+            let (keys, orders, shutdown) = (Arc::clone(&keys), orders.clone(), shutdown.clone());
+            async move { keys.keep(&orders, &shutdown).await }
+        });
+        let hub = Hub::new(metrics.clone(), Arc::clone(&keys), limits.watching);
         let poller = Poller {
             hub: hub.clone(),
             connection: FeedConnection::new(database, limits),
@@ -74,7 +86,7 @@ impl Feed {
         ));
         tasks.spawn(end(hub.clone(), shutdown.clone()));
         let catching_up = Semaphore::new(CATCHING_UP_MAX);
-        Self { hub, orders, watching: limits.watching, catching_up, connect_timeout: limits.connect_timeout() }
+        Self { hub, keys, orders, watching: limits.watching, catching_up, connect_timeout: limits.connect_timeout() }
     }
 
     /// Waits until an order that was just written is Pending no more, for `patience` at most, and returns what has become of it; none: it is

@@ -101,7 +101,7 @@ impl Server {
         let opened = Database { pool, watch: database.watch().clone() };
         let orders = Orders::new(opened, &limits, metrics.clone());
         let (checked, shown) = ((orders.clone(), batcher.outage()), readiness.clone());
-        let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut tasks);
+        let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut tasks).await;
         let guard = Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut tasks)?;
         let callers = if guard.lets_anybody_in() { Callers::Anybody } else { Callers::Known };
         let state = web::Data::new(State {

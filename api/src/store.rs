@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 
 pub mod api_keys;
 pub mod changes;
+pub mod cursor_keys;
 pub mod feed;
 mod insert;
 pub mod keys;

@@ -15,7 +15,7 @@ use std::fmt::{self, Write as _};
 use super::snapshot::Snapshot;
 
 /// The longest text that is read as a cursor, in bytes.
-const TEXT_MAX: usize = 8_192;
+pub(super) const TEXT_MAX: usize = 8_192;
 
 /// How far somebody has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,14 +72,13 @@ impl Cursor {
         self.part.as_ref().map_or(&self.seen, |part| &part.next)
     }
 
-    /// The text that, with a row's id in hexadecimal digits behind it, is the cursor after that row, one of those that `next` sees.
+    /// What the cursors after rows that `next` sees have in common.
     #[must_use]
-    pub fn prefix(&self, next: &Snapshot) -> String {
+    pub fn until(&self, next: &Snapshot) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = write!(text, "{}.", Whole(self));
         let _ = write_snapshot(&mut text, next);
-        text.push('.');
         text
     }
 }
@@ -118,7 +117,7 @@ impl fmt::Display for Cursor {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.part {
             None => Whole(self).fmt(out),
-            Some(part) => write!(out, "{}{:x}", self.prefix(&part.next), part.after),
+            Some(part) => write!(out, "{}.{:x}", self.until(&part.next), part.after),
         }
     }
 }

@@ -11,6 +11,8 @@ use tokio::sync::{Notify, oneshot};
 use super::cursor::Cursor;
 use super::event::{self, Change};
 use super::reader::Reader;
+use super::settings::Watching;
+use super::signing::CursorKeys;
 use crate::listing::Status;
 use crate::metrics::FeedMetrics;
 use crate::rate::Payer;
@@ -69,6 +71,7 @@ struct Inner {
     /// Wakes the feed for whoever wants to listen.
     wanted: Notify,
     streams: Arc<Shares<Payer>>,
+    keys: Arc<CursorKeys>,
     /// Wakes the heartbeats for the first stream.
     streaming: Notify,
     metrics: FeedMetrics,
@@ -161,16 +164,17 @@ impl Drop for Stream {
 pub struct Ended;
 
 impl Hub {
-    /// One without listeners, which has `streams_max` streams for all callers, and in which `chunks_max` chunks may wait for each reader.
+    /// One without listeners, which signs positions with `keys`.
     #[must_use]
-    pub fn new(metrics: FeedMetrics, streams_max: usize, chunks_max: usize) -> Self {
+    pub fn new(metrics: FeedMetrics, keys: Arc<CursorKeys>, watching: Watching) -> Self {
         let inner = Inner {
             listeners: Mutex::default(),
             wanted: Notify::new(),
             streaming: Notify::new(),
-            streams: Shares::new(streams_max),
+            streams: Shares::new(watching.sse_readers_max),
+            keys,
             metrics,
-            chunks_max,
+            chunks_max: watching.sse_buffer_events,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -260,7 +264,7 @@ impl Hub {
 
     /// Hands rows out, which were read from the feed's cursor on, and moves it on.
     pub fn hand_out(&self, from: &Cursor, page: &Page) {
-        let prefix = from.prefix(&page.next);
+        let prefix = self.inner.keys.prefix(from, &page.next);
         let mut listeners = self.lock();
         for row in &page.rows {
             listeners.hand_out(row, &prefix, self.inner.chunks_max, &self.inner.metrics);
@@ -303,7 +307,7 @@ impl Hub {
     /// Sends heartbeats to those whose turn is `turn` of `turns`.
     pub fn beat(&self, turn: u64, turns: u64) {
         let listeners = self.lock();
-        let cursor = listeners.cursor.as_ref().map(Cursor::to_string);
+        let cursor = listeners.cursor.as_ref().map(|cursor| self.inner.keys.sign(cursor));
         let (with_cursor, plain) = (event::heartbeat(cursor.as_deref()), event::heartbeat(None));
         let with_cursors = listeners.all.iter().map(|(((), key), reader)| (key, reader));
         let with_cursors = with_cursors.chain(listeners.by_user.iter().map(|((_, key), reader)| (key, reader)));

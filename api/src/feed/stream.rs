@@ -15,6 +15,7 @@ use super::cursor::{Cursor, Part};
 use super::event::{self, Change};
 use super::hub::{Ended, Filter, Interest, Listening, Stream};
 use super::reader::Reader;
+use super::signing::Unreadable;
 use super::{Feed, gone};
 use crate::rate::Payer;
 use crate::store::StoreError;
@@ -33,6 +34,9 @@ pub enum NoStream {
     /// What comes after the reader's last event is not there any more.
     #[error("the events after the last one are gone")]
     Gone,
+    /// The reader's last event is not one that we have sent.
+    #[error("not the id of an event")]
+    Malformed,
     /// The feed lets nobody in, since it does not get at the outbox.
     #[error("the feed does not answer")]
     Unavailable,
@@ -42,6 +46,15 @@ pub enum NoStream {
     /// Postgres does not say.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<Unreadable> for NoStream {
+    fn from(reason: Unreadable) -> Self {
+        match reason {
+            Unreadable::Malformed => Self::Malformed,
+            Unreadable::Unsigned => Self::Gone,
+        }
+    }
 }
 
 impl From<Ended> for NoStream {
@@ -96,7 +109,7 @@ impl MessageBody for EventStream {
 }
 
 impl Feed {
-    /// A stream of the changes of all orders that `filter` takes: from `cursor` on, or from now on.
+    /// A stream of the changes of all orders that `filter` takes: from the signed `position` on, or from now on.
     ///
     /// # Errors
     /// When there is none.
@@ -104,14 +117,21 @@ impl Feed {
         self: &Arc<Self>,
         payer: Payer,
         filter: Filter,
-        cursor: Option<Cursor>,
+        position: Option<&str>,
     ) -> Result<EventStream, NoStream> {
         let stream = self.hub.admit(payer).ok_or(NoStream::TooMany)?;
+        let cursor = match position {
+            None => None,
+            Some(text) => Some(self.keys.read(text, &self.orders).await?),
+        };
+        if self.keys.is_empty() {
+            return Err(NoStream::Unavailable);
+        }
         let reader = Arc::new(Reader::default());
         let Some(cursor) = cursor else {
             let (listening, joined) = self.hub.listen(Interest::Orders(filter), Arc::clone(&reader))?;
             let cursor = self.joined(joined).await?;
-            let first = event::opening(Some(&cursor.to_string()));
+            let first = event::opening(Some(&self.keys.sign(&cursor)));
             return Ok(EventStream {
                 first,
                 backlog: None,
@@ -124,7 +144,7 @@ impl Feed {
         if gone(&cursor, &self.orders.feed_anchor().await?) {
             return Err(NoStream::Gone);
         }
-        let first = event::opening(Some(&cursor.to_string()));
+        let first = event::opening(Some(&self.keys.sign(&cursor)));
         let (feed, whose) = (Arc::clone(self), Arc::clone(&reader));
         let backlog = Backlog { feed, filter, reader: whose, cursor, place: Place::Behind };
         let backlog = Some(unfold(backlog, Backlog::step).boxed_local());
@@ -239,14 +259,14 @@ impl Backlog {
 
     /// The events of a page that the reader wants, and how far it is: also when it wants none.
     fn render(&self, page: &Page) -> Bytes {
-        let prefix = self.cursor.prefix(&page.next);
+        let prefix = self.feed.keys.prefix(&self.cursor, &page.next);
         let mut chunk = Vec::new();
         for row in &page.rows {
             if let Some(change) = Change::of(row).filter(|change| self.filter.takes(change)) {
                 chunk.extend_from_slice(&event::event(format_args!("{prefix}{:x}", row.id), &change.transition()));
             }
         }
-        chunk.extend_from_slice(&event::heartbeat(Some(&page.cursor.to_string())));
+        chunk.extend_from_slice(&event::heartbeat(Some(&self.feed.keys.sign(&page.cursor))));
         chunk.into()
     }
 }

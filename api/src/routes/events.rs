@@ -8,7 +8,6 @@ use super::orders::not_found;
 use crate::caller::Caller;
 use crate::description::schemas::WatchQuery;
 use crate::domain::{FieldError, OrderId};
-use crate::feed::cursor::Cursor;
 use crate::feed::ending::EndingStream;
 use crate::feed::hub::Filter;
 use crate::feed::stream::{EventStream, NoStream};
@@ -49,10 +48,9 @@ pub async fn all(
     let query = query.map_err(|_| Problem::new(Kind::InvalidQuery, "The query string cannot be read."))?;
     let mut filter = filter(&query)?;
     filter.user_id = caller.shown(filter.user_id);
-    let cursor =
-        last_event_id(request.headers())?.map(|text| Cursor::parse(text).ok_or_else(bad_event_id)).transpose()?;
+    let position = last_event_id(request.headers())?;
     let payer = Payer::of(&request, &caller);
-    Ok(stream(state.feed.watch(payer, filter, cursor).await?, state.guard.stream_end(&caller)))
+    Ok(stream(state.feed.watch(payer, filter, position).await?, state.guard.stream_end(&caller)))
 }
 
 /// Watch an order
@@ -123,6 +121,7 @@ impl From<NoStream> for Problem {
             NoStream::ShuttingDown => Self::new(Kind::Unavailable, "This server is shutting down."),
             NoStream::Unavailable => Self::new(Kind::Unavailable, "The database does not answer."),
             NoStream::NotFound => not_found(),
+            NoStream::Malformed => bad_event_id(),
             NoStream::Store(error) => error.into(),
             NoStream::Gone => Self::new(
                 Kind::EventsGone,
