@@ -28,6 +28,8 @@ use crate::edge::{self, limits::RequestLimits};
 use crate::feed::Feed;
 use crate::idempotency::keeper::Keeper;
 use crate::metrics::Metrics;
+use crate::rate::Payer;
+use crate::shares::Shares;
 use crate::store::{self, Orders};
 use crate::{routes, tls};
 
@@ -38,6 +40,8 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// So long after an order was refused for Postgres' sake, this service is not ready.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
+/// Lists that are being read, or wait to be, of all callers.
+const LISTS_MAX: usize = 64;
 /// The condition in `/readyz`.
 const POSTGRES: &str = "postgres";
 
@@ -56,6 +60,8 @@ pub struct State {
     pub metrics: Metrics,
     /// How much one request may take.
     pub requests: RequestLimits,
+    /// Lists that are being read, or wait to be.
+    pub lists: Arc<Shares<Payer>>,
     /// Whether the API is reached over TLS.
     pub is_tls: bool,
     /// Makes spans, if anybody collects them.
@@ -111,6 +117,7 @@ impl Server {
             guard,
             metrics,
             requests: RequestLimits::new(&limits),
+            lists: Shares::new(LISTS_MAX),
             is_tls: edge.tls.is_some(),
             spans: shared::telemetry::spans(),
             readiness,

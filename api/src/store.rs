@@ -1,6 +1,7 @@
 //! All of the API's SQL, and what its failures mean.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shared::db::{
@@ -9,6 +10,7 @@ use shared::db::{
 };
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, PgPool, Postgres};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::Limits;
@@ -124,6 +126,8 @@ pub struct Orders {
     connect_timeout: Duration,
     statement_patience: Duration,
     watch: ServerWatch,
+    /// How many lists are read at a time.
+    listing: Arc<Semaphore>,
     metrics: Metrics,
 }
 
@@ -132,7 +136,9 @@ impl Orders {
     #[must_use]
     pub fn new(Database { pool, watch }: Database, limits: &Limits, metrics: Metrics) -> Self {
         let (connect_timeout, statement_patience) = (limits.connect_timeout(), limits.statement_patience());
-        Self { pool, connect_timeout, statement_patience, watch, metrics }
+        let turns = usize::try_from(pool.options().get_max_connections() / 2).unwrap_or(1);
+        let listing = Arc::new(Semaphore::new(turns.max(1)));
+        Self { pool, connect_timeout, statement_patience, watch, listing, metrics }
     }
 
     /// An order, if there is one that is this user's, or anybody's.

@@ -1,23 +1,26 @@
 //! Lists of orders over HTTP.
 
 use actix_web::http::header;
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 
 use crate::caller::Caller;
 use crate::description::schemas::{ListQuery, OrderPage};
 use crate::listing::Filter;
 use crate::problem::{Kind, Problem};
+use crate::rate::Payer;
 use crate::server::State;
 
 /// List orders
 ///
-/// A page of those that all of the parameters take, the newest first. Pages are stable while orders are added.
+/// A page of those that all of the parameters take, the newest first. Pages are stable while orders are added. A page may hold fewer orders than
+/// asked for, or none, though there are more: the list has ended when `next` is null.
 #[utoipa::path(
     get, path = "/orders", operation_id = "listOrders", tag = "orders", params(ListQuery),
     responses((status = 200, description = "A page of orders.", body = OrderPage, headers(("Link")))),
     extensions(("x-problems" = json!([Kind::InvalidQuery])))
 )]
 pub async fn list(
+    request: HttpRequest,
     query: Result<web::Query<Vec<(String, String)>>, actix_web::Error>,
     caller: Caller,
     state: web::Data<State>,
@@ -25,6 +28,10 @@ pub async fn list(
     let query = query.map_err(|_| Problem::new(Kind::InvalidQuery, "The query string cannot be read."))?;
     let mut filter = Filter::from_query(&query).map_err(Problem::invalid_query)?;
     filter.user_id = caller.shown(filter.user_id);
+    let share = state.lists.take(Payer::of(&request, &caller));
+    let _share = share.ok_or_else(|| {
+        Problem::new(Kind::Overloaded, "Too many lists are being read, or too many by this caller.")
+    })?;
     let page = state.orders.list(&filter).await?;
 
     let mut body = Vec::with_capacity(64 + 256 * page.documents.len());

@@ -1,9 +1,11 @@
 //! SQL of lists of orders.
 
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+use tokio::time::timeout;
 
-use super::{Orders, StoreError};
+use super::{Orders, StoreError, timed_out};
 use crate::listing::{Cursor, Filter, Status};
 use crate::representation::OrderDocument;
 
@@ -16,18 +18,26 @@ pub struct Page {
     pub next: Option<Cursor>,
 }
 
+/// Orders that one page may pass over in search of those that it is to hold.
+pub const WALK_ROWS_MAX: i64 = 10_000;
+
 impl Orders {
-    /// Orders as `filter` says, the newest first.
+    /// Orders as `filter` says, the newest first. Fewer than asked for, though there are more, if those are behind many others.
     ///
     /// # Errors
     /// When Postgres does not say.
     pub async fn list(&self, filter: &Filter) -> Result<Page, StoreError> {
+        // Not all of the pool: every request with an API key that was not seen lately needs a connection too.
+        let turn = timeout(self.connect_timeout, self.listing.acquire()).await;
+        let _turn = turn.map_err(|_| StoreError::Unavailable(timed_out("no turn to read a list")))?;
         self.on_connection(async |connection| list_orders(connection, filter).await).await
     }
 }
 
-/// The statement of a page. One of the indexes by time is walked backwards from the cursor, which costs the rows of the page; with a filter that has no index of
-/// its own, the rows that are passed over too. No lock is taken.
+/// The statement of a page. One of the indexes by time is walked backwards from the cursor. Conditions that it does not have are looked at on
+/// the way, for [`WALK_ROWS_MAX`] rows at most. No lock is taken.
+///
+/// An index for each combination would cost each insert, and one on `status` would end the cheap updates (HOT) of processing.
 ///
 /// `prefix` is for an EXPLAIN.
 ///
@@ -40,51 +50,70 @@ pub fn statement(filter: &Filter, prefix: &str) -> QueryBuilder<Postgres> {
         "-- list_orders
         SELECT row_to_json(ROW(o.id, o.user_id, o.product_id, o.quantity, o.status, o.version, o.created_at, o.updated_at,
             o.failure_reason)::order_document)::text, o.created_at, o.id
-        FROM orders o WHERE o.deleted_at IS NULL",
+        FROM (SELECT * FROM orders",
     );
-    if let Some(user_id) = filter.user_id {
-        query.push(" AND o.user_id = ").push_bind(user_id);
-    }
-    if let Some(product_id) = filter.product_id {
+    push_walk(&mut query, filter);
+    query.push(" LIMIT ").push_bind(WALK_ROWS_MAX).push(") o WHERE true");
+    if let (Some(_), Some(product_id)) = (filter.user_id, filter.product_id) {
         query.push(" AND o.product_id = ").push_bind(product_id);
     }
-    if let Some(from) = filter.created_from {
-        query.push(" AND o.created_at >= ").push_bind(from);
-    }
-    if let Some(before) = filter.created_before {
-        query.push(" AND o.created_at < ").push_bind(before);
-    }
     if let Some(status) = filter.status {
-        let name = status.name();
-        query.push(format_args!(" AND o.status = '{name}'"));
-        if matches!(status, Status::Failed | Status::Cancelled) {
-            query.push(format_args!(
-                " AND o.id IN (SELECT t.order_id FROM order_transitions t WHERE t.to_status = '{name}')"
-            ));
-        }
-    }
-    if let Some(cursor) = filter.cursor {
-        query
-            .push(" AND (o.created_at, o.id) < (")
-            .push_bind(cursor.created_at)
-            .push(", ")
-            .push_bind(cursor.id)
-            .push(")");
+        query.push(format_args!(" AND o.status = '{}'", status.name()));
     }
     // One more than the page, to know whether there is another.
     query.push(" ORDER BY o.created_at DESC, o.id DESC LIMIT ").push_bind(filter.limit + 1);
     query
 }
 
+/// What an index by time finds, in its order.
+fn push_walk(query: &mut QueryBuilder<Postgres>, filter: &Filter) {
+    query.push(" WHERE deleted_at IS NULL");
+    if let Some(user_id) = filter.user_id {
+        query.push(" AND user_id = ").push_bind(user_id);
+    } else if let Some(product_id) = filter.product_id {
+        query.push(" AND product_id = ").push_bind(product_id);
+    }
+    if let Some(from) = filter.created_from {
+        query.push(" AND created_at >= ").push_bind(from);
+    }
+    if let Some(before) = filter.created_before {
+        query.push(" AND created_at < ").push_bind(before);
+    }
+    // These are few, and have an index of their own.
+    if let Some(status @ (Status::Failed | Status::Cancelled)) = filter.status {
+        let name = status.name();
+        query.push(format_args!(
+            " AND id IN (SELECT t.order_id FROM order_transitions t WHERE t.to_status = '{name}')"
+        ));
+    }
+    if let Some(cursor) = filter.cursor {
+        query.push(" AND (created_at, id) < (").push_bind(cursor.created_at).push(", ").push_bind(cursor.id).push(")");
+    }
+    query.push(" ORDER BY created_at DESC, id DESC");
+}
+
 async fn list_orders(connection: &mut PgConnection, filter: &Filter) -> Result<Page, sqlx::Error> {
-    let rows = statement(filter, "").build().fetch_all(connection).await?;
+    let rows = statement(filter, "").build().fetch_all(&mut *connection).await?;
     let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
     let next = match rows.get(limit.saturating_sub(1)) {
-        Some(last) if rows.len() > limit => {
-            Some(Cursor { created_at: last.try_get::<DateTime<Utc>, _>(1)?, id: last.try_get(2)? })
-        }
-        _ => None,
+        Some(last) if rows.len() > limit => Some(place(last)?),
+        _ => walk_end(connection, filter).await?,
     };
     let documents = rows.iter().take(limit).map(|row| row.try_get::<String, _>(0).map(OrderDocument::from));
     Ok(Page { documents: documents.collect::<Result<_, _>>()?, next })
+}
+
+/// Where a walk that found less than a page has ended, unless all rows were walked.
+async fn walk_end(connection: &mut PgConnection, filter: &Filter) -> Result<Option<Cursor>, sqlx::Error> {
+    if filter.status.is_none() && (filter.user_id.is_none() || filter.product_id.is_none()) {
+        return Ok(None);
+    }
+    let mut query = QueryBuilder::<Postgres>::new("-- list_orders_end\nSELECT id, created_at, id FROM orders");
+    push_walk(&mut query, filter);
+    query.push(" OFFSET ").push_bind(WALK_ROWS_MAX - 1).push(" LIMIT 1");
+    query.build().fetch_optional(connection).await?.as_ref().map(place).transpose()
+}
+
+fn place(row: &PgRow) -> Result<Cursor, sqlx::Error> {
+    Ok(Cursor { created_at: row.try_get::<DateTime<Utc>, _>(1)?, id: row.try_get(2)? })
 }
