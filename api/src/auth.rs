@@ -3,6 +3,7 @@
 //! Credentials are an API key ([`key`], [`keys`]) or a token of an issuer ([`jwt`], [`jwks`]), as `Authorization: Bearer` (RFC 6750). What
 //! orders a caller may see and change then is decided where they are read and changed, by [`crate::caller::Caller::user_id`].
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use shared::shutdown::Shutdown;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::gate::Gate;
 use self::jwks::Jwks;
 use self::jwt::Jwt;
 use self::key::{ApiKey, KeyId};
@@ -34,6 +36,7 @@ use crate::server::State;
 use crate::store::Orders;
 use crate::store::api_keys::ApiKeys;
 
+pub mod gate;
 pub mod jwks;
 pub mod jwt;
 pub mod key;
@@ -58,6 +61,7 @@ pub struct Guard {
 struct Credentials {
     keys: Keys,
     jwt: Option<Jwt>,
+    gate: Gate,
     stream: Duration,
 }
 
@@ -101,7 +105,9 @@ impl Guard {
                 tasks.spawn(keys::Keeper::new(keys.clone()).run(shutdown.clone()));
                 let jwt = required.jwt.as_ref().map(|jwt| start_jwt(jwt, (readiness, shutdown), tasks)).transpose()?;
                 tracing::info!(jwt = jwt.is_some(), "API_AUTH=required: the API asks for credentials");
-                Some(Credentials { keys, jwt, stream: required.stream })
+                let gate = Gate::default();
+                tasks.spawn(gate.keep_forgetting(shutdown.clone()));
+                Some(Credentials { keys, jwt, gate, stream: required.stream })
             }
         };
         let rate = config.rate.map(|rate| Arc::new(Rate::new(rate)));
@@ -170,8 +176,9 @@ impl Guard {
         let caller = match &self.credentials {
             None => None,
             Some(credentials) => {
-                let (caller, key) = credentials.caller(request.headers()).await;
+                let (caller, key) = credentials.caller(request.headers(), address).await;
                 let note = |reason| {
+                    credentials.gate.refused(reason, address);
                     self.refusals.note(reason, address, key);
                     Refused::Credentials(reason)
                 };
@@ -212,12 +219,17 @@ impl Guard {
 
 impl Credentials {
     /// Whose credentials they are, and which API key they name, if they do.
-    async fn caller(&self, headers: &HeaderMap) -> (Result<Caller, Reason>, Option<KeyId>) {
+    async fn caller(
+        &self,
+        headers: &HeaderMap,
+        address: Option<IpAddr>,
+    ) -> (Result<Caller, Reason>, Option<KeyId>) {
+        let gate = || self.gate.check(address);
         match shown(headers) {
             Err(reason) => (Err(reason), None),
-            Ok(Shown::Key(key)) => (self.keys.verify(&key).await, Some(key.id())),
+            Ok(Shown::Key(key)) => (self.keys.verify(&key, gate).await, Some(key.id())),
             Ok(Shown::Token(token)) => match &self.jwt {
-                Some(jwt) => (jwt.verify(token).await, None),
+                Some(jwt) => (jwt.verify(token, gate).await, None),
                 None => (Err(Reason::Malformed), None),
             },
         }

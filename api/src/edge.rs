@@ -5,9 +5,11 @@
 //! before the request, connections, handshakes and heads, is in the hands of the HTTP server.
 
 mod body;
+pub mod context;
 pub mod cors;
 pub mod frame;
 pub mod limits;
+pub mod public_url;
 pub mod request_id;
 pub mod settings;
 
@@ -21,6 +23,7 @@ use shared::shutdown::Shutdown;
 
 pub use self::body::was_too_slow;
 use self::frame::Frame;
+use self::public_url::PublicUrl;
 use self::settings::Edge;
 use crate::config::Limits;
 use crate::server::{State, listener};
@@ -39,15 +42,17 @@ pub fn serve(
 ) -> std::io::Result<actix_web::dev::Server> {
     let cors = edge.cors.clone();
     let body_timeout = Duration::from_millis(limits.body_timeout_ms.min(limits.request_timeout_ms));
-    let frame = Frame { is_tls: edge.tls.is_some(), body_timeout };
+    let base_path = edge.public_url.as_ref().and_then(PublicUrl::base_path);
+    let frame = Frame { is_tls: edge.tls.is_some(), body_timeout, base_path };
     let active = state.metrics.active.clone();
     let application = move || {
+        let frame = frame.clone();
         // What is wrapped last is passed first.
         App::new()
             .app_data(state.clone())
             .configure(routes.clone())
             .wrap(cors::headers(cors.as_ref()))
-            .wrap(from_fn(move |request, next| frame::pass(frame, request, next)))
+            .wrap(from_fn(move |request, next| frame::pass(frame.clone(), request, next)))
     };
     let tls = edge.tls.as_ref().map(Tls::server_config).transpose().map_err(std::io::Error::other)?;
     listener::serve(listener, tls.map(Arc::new), application, limits.connections(), active, shutdown)

@@ -125,8 +125,15 @@ impl Filter {
     fn set(&mut self, field: &str, value: &str) -> Result<(), &'static str> {
         const ID: &str = "must be a whole number from 1 to 9223372036854775807";
         const TIME: &str = "must be a time as in RFC 3339, for example 2026-11-24T12:00:00Z";
+        const SPACE_IN_TIME: &str =
+            "must be a time as in RFC 3339, and has a space in it: in a query string, write the + of an offset as %2B";
         let id = || value.parse().ok().filter(|id: &i64| *id >= 1).ok_or(ID);
-        let time = || DateTime::parse_from_rfc3339(value).map(|time| time.to_utc()).map_err(|_| TIME);
+        let time = || match DateTime::parse_from_rfc3339(value) {
+            Ok(time) => Ok(time.to_utc()),
+            // In a query string, a + stands for a space.
+            Err(_) if value.contains(' ') => Err(SPACE_IN_TIME),
+            Err(_) => Err(TIME),
+        };
         match field {
             "user_id" => self.user_id = Some(id()?),
             "product_id" => self.product_id = Some(id()?),

@@ -13,7 +13,7 @@ use shared::event::{TRACEPARENT, TRACESTATE};
 use shared::propagation::{TraceContext, TraceHeaders, is_sampled, traceparent_in};
 use shared::spans::{self, Array, Begun, Finished, KeyValue, SpanKind, Spans, Value, within};
 
-use crate::edge::{limits, request_id};
+use crate::edge::{context, limits};
 use crate::problem::{Kind, Problem};
 use crate::server::State;
 
@@ -108,7 +108,7 @@ impl Traced {
             attributes.push(KeyValue::new("url.path", response.request().path().to_owned()));
             attributes.push(KeyValue::new("url.scheme", scheme));
         }
-        if let Some(id) = request_id::current() {
+        if let Some(id) = context::request_id() {
             let values = Array::String(vec![id.into()]);
             attributes.push(KeyValue::new("http.request.header.x-request-id", Value::Array(values)));
         }

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use crate::batcher::Refusal;
 use crate::domain::{FieldError, OrderError};
-use crate::edge::request_id;
+use crate::edge::context::{self, public_path};
 use crate::idempotency::KeyError;
 use crate::store::StoreError;
 
@@ -44,7 +44,7 @@ pub struct Problem {
 pub(crate) struct Document<'a> {
     /// A stable URI of the type of problem, relative to the API. A page about it is there.
     #[schema(value_type = String, format = "uri-reference")]
-    r#type: &'a str,
+    r#type: Cow<'a, str>,
     /// The type in a few words, always the same.
     title: &'a str,
     /// The status of the answer.
@@ -120,7 +120,7 @@ impl Problem {
             pointer: (self.kind != Kind::InvalidQuery).then(|| format!("#/{}", error.field)),
             detail: error.detail,
         });
-        Document { r#type: uri, title, status: status.as_u16(), detail: &self.detail, errors: errors.collect() }
+        Document { r#type: public_path(uri), title, status: status.as_u16(), detail: &self.detail, errors: errors.collect() }
     }
 }
 
@@ -187,7 +187,7 @@ impl From<StoreError> for Problem {
             StoreError::Refused(_) | StoreError::Key(_) | StoreError::Broken(_) => {
                 if let Some(others) = UNREAD.pass("order") {
                     tracing::error!(
-                        http.request.id = request_id::current(),
+                        http.request.id = context::request_id(),
                         error = %error,
                         others_since_the_last = others,
                         "an order cannot be read"

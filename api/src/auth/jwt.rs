@@ -85,11 +85,11 @@ impl Jwt {
         }
     }
 
-    /// Whose token it is.
+    /// Whose token it is. Asks `gate` before it looks at a token that it does not remember.
     ///
     /// # Errors
     /// When it is not good, or there is no telling now.
-    pub async fn verify(&self, token: &str) -> Result<Caller, Reason> {
+    pub async fn verify(&self, token: &str, gate: impl FnOnce() -> Result<(), Reason>) -> Result<Caller, Reason> {
         let fingerprint: [u8; 32] = Sha256::digest(token).into();
         let current = match &self.keys {
             Keys::Secret(_) => None,
@@ -98,6 +98,7 @@ impl Jwt {
         if let Some(caller) = self.remembered(&fingerprint, current.as_ref()) {
             return Ok(caller);
         }
+        gate()?;
         let header = decode_header(token).map_err(|error| reason(&error))?;
         // Before a key is looked for, and for a key of that algorithm only: no token chooses how it is checked.
         if header.alg != self.algorithm {

@@ -68,14 +68,17 @@ impl Keys {
         Self(Arc::new(Inner { store, ttl, patience, known, lookups }))
     }
 
-    /// Whose key it is.
+    /// Whose key it is. Asks `gate` before the database is asked.
     ///
     /// # Errors
     /// When it is not good, or there is no telling now.
-    pub async fn verify(&self, key: &ApiKey) -> Result<Caller, Reason> {
+    pub async fn verify(&self, key: &ApiKey, gate: impl FnOnce() -> Result<(), Reason>) -> Result<Caller, Reason> {
         let known = match self.known(key.id()) {
             Some(known) => known,
-            None => self.look_up(key.id()).await?,
+            None => {
+                gate()?;
+                self.look_up(key.id()).await?
+            }
         };
         let found = known.key.as_ref();
         // Whether there is such a key or not, and wherever the secrets differ: it takes the same time.

@@ -47,11 +47,13 @@ pub enum Reason {
     MissingScope(Scope),
     /// Whether they are good cannot be said now.
     Unavailable,
+    /// They were not looked at: too many from this address were refused.
+    TooManyRefused,
 }
 
 impl Reason {
     /// All of them, with one scope for both.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Missing,
         Self::Malformed,
         Self::UnknownKey,
@@ -68,6 +70,7 @@ impl Reason {
         Self::NoUser,
         Self::MissingScope(Scope::Read),
         Self::Unavailable,
+        Self::TooManyRefused,
     ];
 
     /// Its label.
@@ -90,6 +93,7 @@ impl Reason {
             Self::NoUser => "no_user",
             Self::MissingScope(_) => "missing_scope",
             Self::Unavailable => "unavailable",
+            Self::TooManyRefused => "too_many_refused",
         }
     }
 
@@ -111,10 +115,12 @@ impl Reason {
             Self::NoUser => "The token does not say whose orders it is for.".into(),
             Self::MissingScope(scope) => format!("This needs the scope {}.", scope.name()).into(),
             Self::Unavailable => "Whether the credentials are good cannot be said now.".into(),
+            Self::TooManyRefused => "Too many credentials from this address were refused. Wait for the seconds in Retry-After.".into(),
         };
         let kind = match self {
             Self::MissingScope(_) => Kind::Forbidden,
             Self::Unavailable => Kind::Unavailable,
+            Self::TooManyRefused => Kind::RateLimited,
             _ => Kind::Unauthorized,
         };
         Problem::new(kind, detail)
@@ -123,7 +129,7 @@ impl Reason {
     /// What `WWW-Authenticate` says: RFC 6750, section 3.
     const fn challenge(self) -> Option<&'static str> {
         match self {
-            Self::Unavailable => None,
+            Self::Unavailable | Self::TooManyRefused => None,
             Self::Missing => Some("Bearer realm=\"outrider\""),
             Self::MissingScope(Scope::Read) => {
                 Some("Bearer realm=\"outrider\", error=\"insufficient_scope\", scope=\"orders:read\"")

@@ -163,6 +163,9 @@ pub struct WatchQuery {
     /// Only changes to this status.
     #[param(inline, example = "Processed")]
     status: Option<Status>,
+    /// In place of the header `Last-Event-ID`, for clients that cannot set it.
+    #[param(rename = "lastEventId")]
+    last_event_id: Option<String>,
 }
 
 /// What a consumer group did with an event.

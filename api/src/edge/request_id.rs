@@ -10,11 +10,6 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ones are not taken.
 const LENGTH_MAX: usize = 128;
 
-tokio::task_local! {
-    /// Of the request that is served. So a log line gets at it from anywhere, and no span is made for it, which costs more.
-    static CURRENT: HeaderValue;
-}
-
 /// The id of a request with these headers.
 #[must_use]
 pub fn of(headers: &HeaderMap) -> HeaderValue {
@@ -34,17 +29,6 @@ fn made() -> HeaderValue {
     let id = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
     // Hexadecimal digits and hyphens are good in a header.
     HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static("-"))
-}
-
-/// Serves a request under its id.
-pub async fn within<T>(id: HeaderValue, serving: impl Future<Output = T>) -> T {
-    CURRENT.scope(id, serving).await
-}
-
-/// The id of the request that is served, for the log.
-#[must_use]
-pub fn current() -> Option<String> {
-    CURRENT.try_with(|id| id.to_str().ok().map(str::to_owned)).ok().flatten()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use shared::config::{ConfigError, Env};
 
 use super::cors::Origins;
+use super::public_url::PublicUrl;
 use crate::tls::{Files, Tls};
 
 /// How the API is reached. By default in plain HTTP, and by no page of another origin.
@@ -12,6 +13,8 @@ pub struct Edge {
     pub tls: Option<Tls>,
     /// `API_CORS_ORIGINS`.
     pub cors: Option<Origins>,
+    /// `API_PUBLIC_URL`.
+    pub public_url: Option<PublicUrl>,
 }
 
 impl Edge {
@@ -29,6 +32,7 @@ impl Edge {
         Ok(Self {
             tls: files.map(Tls::open).transpose()?,
             cors: env.var("API_CORS_ORIGINS").map(Origins::parse).transpose()?,
+            public_url: env.var("API_PUBLIC_URL").map(PublicUrl::parse).transpose()?,
         })
     }
 }

@@ -9,19 +9,26 @@ pub fn etag(version: i64) -> String {
 
 /// Whether `If-None-Match` names this version: then the caller has what it asks for. Compared weakly, as for reads.
 pub fn has_already(headers: &HeaderMap, version: i64) -> bool {
-    let etag = etag(version);
     tags(headers, header::IF_NONE_MATCH)
-        .is_some_and(|mut tags| tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag))
+        .is_some_and(|mut tags| tags.any(|tag| tag == "*" || self::version(tag) == Some(version)))
 }
 
-/// The versions that `If-Match` names: none if any will do. A tag that is weak, or none of ours, is of no version.
+/// The versions that `If-Match` names: none if any will do. A tag that is none of ours is of no version.
+///
+/// `If-Match` takes strong tags only, and ours are. Proxies that compress answers change them all the same, nginx to `W/"2"` and Apache to
+/// `"2-gzip"`; the client has no other to send. The version in it is what we compare, so these are read as the tags that they were.
 pub fn expected(headers: &HeaderMap) -> Option<Vec<i64>> {
     let tags: Vec<&str> = tags(headers, header::IF_MATCH)?.collect();
     if tags.contains(&"*") {
         return None;
     }
-    let version = |tag: &&str| tag.strip_prefix('"')?.strip_suffix('"')?.parse().ok();
-    Some(tags.iter().filter_map(version).collect())
+    Some(tags.iter().filter_map(|tag| version(tag)).collect())
+}
+
+/// The version of a tag of ours, also one that a proxy has changed.
+fn version(tag: &str) -> Option<i64> {
+    let tag = tag.strip_prefix("W/").unwrap_or(tag).strip_prefix('"')?.strip_suffix('"')?;
+    ["-gzip", "-br", "-zstd", "-deflate"].iter().find_map(|suffix| tag.strip_suffix(suffix)).unwrap_or(tag).parse().ok()
 }
 
 /// The members of a list header, if it is there. No `ETag` of ours holds a comma.
@@ -62,6 +69,7 @@ mod tests {
         assert_eq!(of(&[]), None);
         assert_eq!(of(&["*"]), None);
         assert_eq!(of(&["\"1\", \"3\"", "\"7\""]), Some(vec![1, 3, 7]));
-        assert_eq!(of(&["W/\"1\", 1, \"x\""]), Some(vec![]), "none of these is a version");
+        assert_eq!(of(&["W/\"1\", \"2-gzip\", W/\"3-br\""]), Some(vec![1, 2, 3]), "changed by proxies");
+        assert_eq!(of(&["1, \"x\", w/\"1\", \"1-\", \"-gzip\", \"1-gzip-gzip\", W/1"]), Some(vec![]), "none of these is a version");
     }
 }

@@ -17,6 +17,7 @@ use crate::rate::Payer;
 use crate::server::State;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const LAST_EVENT_ID_PARAMETER: &str = "lastEventId";
 
 /// For the description.
 const EXAMPLE: &str = "id: 2\nevent: order.processed\ndata: {\"type\":\"order.processed\",\
@@ -48,7 +49,7 @@ pub async fn all(
     let query = query.map_err(|_| Problem::new(Kind::InvalidQuery, "The query string cannot be read."))?;
     let mut filter = filter(&query)?;
     filter.user_id = caller.shown(filter.user_id);
-    let position = last_event_id(request.headers())?;
+    let position = last_event_id(request.headers(), &query)?;
     let payer = Payer::of(&request, &caller);
     Ok(stream(state.feed.watch(payer, filter, position).await?, state.guard.stream_end(&caller)))
 }
@@ -62,6 +63,7 @@ pub async fn all(
     params(
         ("id" = i64, Path, minimum = 1, example = 1, description = "The order."),
         ("Last-Event-ID" = Option<i64>, Header, minimum = 0, example = 0, description = "The `id` of the last event that the reader has: a version of the order."),
+        ("lastEventId" = Option<i64>, Query, minimum = 0, description = "In place of the header `Last-Event-ID`, for clients that cannot set it."),
     ),
     responses((
         status = 200, body = String, content_type = "text/event-stream",
@@ -78,28 +80,37 @@ pub async fn of_order(
 ) -> Result<HttpResponse, Problem> {
     let id = OrderId::from_path(&id).ok_or_else(not_found)?;
     let version = |text: &str| text.parse().ok().filter(|version: &i64| *version >= 0).ok_or_else(bad_event_id);
-    let after = last_event_id(request.headers())?.map(version).transpose()?.unwrap_or(0);
+    // No other parameter is looked at.
+    let query = web::Query::<Vec<(String, String)>>::from_query(request.query_string()).unwrap_or_else(|_| web::Query(Vec::new()));
+    let after = last_event_id(request.headers(), &query)?.map(version).transpose()?.unwrap_or(0);
     let events = state.feed.watch_order(Payer::of(&request, &caller), id.get(), caller.user_id(), after).await?;
     Ok(stream(events, state.guard.stream_end(&caller)))
 }
 
 fn filter(query: &[(String, String)]) -> Result<Filter, Problem> {
-    if query.iter().any(|(name, _)| name != "user_id" && name != "status") {
+    let others = query.iter().filter(|(name, _)| name != LAST_EVENT_ID_PARAMETER).cloned().collect::<Vec<_>>();
+    if others.iter().any(|(name, _)| name != "user_id" && name != "status") {
         let error = FieldError { field: "(other)", detail: "is no parameter of a stream of orders" };
         return Err(Problem::invalid_query(vec![error]));
     }
-    let listing::Filter { user_id, status, .. } = listing::Filter::from_query(query).map_err(Problem::invalid_query)?;
+    let listing::Filter { user_id, status, .. } = listing::Filter::from_query(&others).map_err(Problem::invalid_query)?;
     Ok(Filter { user_id, status })
 }
 
-/// The header, if it is there and not empty.
-fn last_event_id(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
-    let text = headers.get(LAST_EVENT_ID).map(|value| value.to_str().map_err(|_| bad_event_id())).transpose()?;
-    Ok(text.filter(|text| !text.is_empty()))
+/// The id of the last event that a reader has: the header, or else the parameter. Neither counts if it is empty.
+///
+/// The parameter is what `event-source-polyfill` sends when it reconnects, as it does for requests to other origins.
+fn last_event_id<'a>(headers: &'a HeaderMap, query: &'a [(String, String)]) -> Result<Option<&'a str>, Problem> {
+    let header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().map_err(|_| bad_event_id())).transpose()?;
+    let parameter = query.iter().find(|(name, _)| name == LAST_EVENT_ID_PARAMETER).map(|(_, value)| value.as_str());
+    Ok([header, parameter].into_iter().flatten().find(|text| !text.is_empty()))
 }
 
 fn bad_event_id() -> Problem {
-    Problem::new(Kind::InvalidEventId, "The header Last-Event-ID must be the id of an event of this stream.")
+    Problem::new(
+        Kind::InvalidEventId,
+        "The header Last-Event-ID, or the parameter lastEventId, must be the id of an event of this stream.",
+    )
 }
 
 fn stream(body: EventStream, end: Option<Instant>) -> HttpResponse {

@@ -5,6 +5,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use crate::caller::Caller;
 use crate::description::schemas::{ListQuery, OrderPage};
+use crate::edge::context::public_path;
 use crate::listing::Filter;
 use crate::problem::{Kind, Problem};
 use crate::rate::Payer;
@@ -47,7 +48,8 @@ pub async fn list(
         None => body.extend_from_slice(b"],\"next\":null}"),
         Some(cursor) => {
             body.extend_from_slice(format!("],\"next\":\"{cursor}\"}}").as_bytes());
-            response.insert_header((header::LINK, format!("</orders?{}>; rel=\"next\"", filter.next(cursor))));
+            let next = public_path(format!("/orders?{}", filter.next(cursor)));
+            response.insert_header((header::LINK, format!("<{next}>; rel=\"next\"")));
         }
     }
     Ok(response.content_type(header::ContentType::json()).body(body))

@@ -61,7 +61,7 @@ pub async fn create(
     let written = state.batcher.submit(order, event_headers(request.headers()), key).await?;
     let mut response = HttpResponse::Created();
     response
-        .insert_header((header::LOCATION, format!("/orders/{}", written.id)))
+        .insert_header((header::LOCATION, public_path(format!("/orders/{}", written.id)).into_owned()))
         .content_type(header::ContentType::json());
     if written.replayed {
         // The first answer, whatever has become of the order since: waiting would make it another one.

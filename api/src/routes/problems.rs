@@ -1,10 +1,13 @@
 //! Pages about the types of problems: where the `type` of a problem leads to.
 
+use std::borrow::Cow;
+
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::edge::context::public_path;
 use crate::problem::{Entry, Kind, Problem, Retry};
 
 /// What is said of a type of problem.
@@ -12,7 +15,7 @@ use crate::problem::{Entry, Kind, Problem, Retry};
 pub(crate) struct ProblemType {
     /// A stable URI of the type, relative to the API.
     #[schema(value_type = String, format = "uri-reference", example = "/problems/order-not-found")]
-    r#type: &'static str,
+    r#type: Cow<'static, str>,
     /// The status that it is answered with.
     #[schema(minimum = 400, maximum = 599)]
     status: u16,
@@ -36,7 +39,7 @@ pub(crate) struct ProblemTypes {
 impl ProblemType {
     fn of(kind: Kind) -> Self {
         let Entry { status, uri, title, meaning, advice, retry, .. } = kind.entry();
-        Self { r#type: uri, status: status.as_u16(), title, meaning, advice, retry }
+        Self { r#type: public_path(uri), status: status.as_u16(), title, meaning, advice, retry }
     }
 
     fn html(&self) -> String {

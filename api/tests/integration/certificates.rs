@@ -45,7 +45,7 @@ impl Pair {
 
 /// What an API needs to be reached with the certificate in these files.
 pub fn edge(files: Files) -> Edge {
-    Edge { tls: Some(Tls::open(files).expect("the pair is good")), cors: None }
+    Edge { tls: Some(Tls::open(files).expect("the pair is good")), ..Edge::default() }
 }
 
 /// A client that trusts these certificates, goes to `address` for `https://localhost`, and keeps its connections.

@@ -13,7 +13,7 @@ const SHOP: &str = "https://shop.example";
 
 async fn start(database: &TestDatabase, origins: &str) -> Api {
     let cors = Some(Origins::parse(origins).expect("origins"));
-    Api::at(database.config("outrider_api"), Edge { tls: None, cors }, |_| ()).await
+    Api::at(database.config("outrider_api"), Edge { cors, ..Edge::default() }, |_| ()).await
 }
 
 /// What a browser asks before it lets a page of `origin` send this.
