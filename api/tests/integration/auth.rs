@@ -31,6 +31,37 @@ pub const ROUTES: [(&str, &str); 14] = [
     ("GET", "/nothing/here"),
 ];
 
+/// Keys that do not exist cost a look at the database each.
+#[tokio::test]
+async fn an_address_whose_credentials_were_refused_too_often_is_put_off_and_known_callers_pass() {
+    let database = TestDatabase::create("refused_too_often").await;
+    let api = start(&database).await;
+    let good = bearer(&key(&database, BOTH, None).await);
+    let get = async |credentials: &str| send(api.address, request("GET", "/orders", credentials, b"")).await;
+    assert_eq!(get(&good).await.status, 200);
+    let unknown = || bearer(&ApiKey::from_random(rand::random(), rand::random()));
+    let mut statuses = Vec::new();
+    for _ in 0..400 {
+        let answer = get(&unknown()).await;
+        if answer.status == 429 {
+            assert_eq!(answer.problem(), "/problems/rate-limited");
+        }
+        statuses.push(answer.status);
+    }
+    let refused = statuses.iter().filter(|status| **status == 401).count();
+    assert!((200..350).contains(&refused), "{refused} of 400 were looked at");
+    assert!(statuses.contains(&429));
+    // Behind a proxy, this is the same address.
+    for _ in 0..50 {
+        assert!([401, 429].contains(&get(&unknown()).await.status));
+        assert_eq!(get(&good).await.status, 200, "a key that is known");
+    }
+    // And a new key is looked at again after a moment.
+    let new = bearer(&key(&database, BOTH, None).await);
+    eventually("it is let in", async || (get(&new).await.status == 200).then_some(())).await;
+    api.stop().await;
+}
+
 const BOTH: &[&str] = &["orders:read", "orders:write"];
 
 /// What asks for API keys, and believes what it knows of one for `keys_cache`.

@@ -3,13 +3,16 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use api::edge::public_url::PublicUrl;
+use api::edge::settings::Edge;
 use shared::testing::{PATIENCE, TestDatabase};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::http::open;
+use crate::http::{open, request, send};
 use crate::service::{Api, ORDER, written};
+use crate::watcher::Watcher;
 
 /// Reads one answer with a `content-length` from a connection that stays open.
 async fn answer(stream: &mut TcpStream) -> String {
@@ -163,5 +166,81 @@ async fn an_answer_that_comes_before_the_body_reaches_a_client_that_goes_on_send
         timeout(PATIENCE, stream.read_to_string(&mut text)).await.expect("it is closed").expect("no reset");
         assert!(text.starts_with("HTTP/1.1 413 "), "{text}");
     }
+    api.stop().await;
+}
+
+/// nginx and Apache change the tag of an answer that they compress.
+#[tokio::test]
+async fn a_tag_that_a_proxy_has_changed_is_known() {
+    let database = TestDatabase::create("changed_tags").await;
+    let api = Api::start(&database).await;
+    for (number, tag) in ["W/\"1\"", "\"1-gzip\"", "W/\"1-br\""].into_iter().enumerate() {
+        assert_eq!(api.post(ORDER).await.status, 201);
+        let path = format!("/orders/{}", number + 1);
+        let read = send(api.address, request("GET", &path, &format!("if-none-match: {tag}\r\n"), b"")).await;
+        assert_eq!(read.status, 304, "{tag}");
+        let changed = send(api.address, request("POST", &format!("{path}/cancel"), &format!("if-match: {tag}\r\n"), b"")).await;
+        assert_eq!(changed.status, 200, "{tag}: {changed:?}");
+        // The version has changed, and the tag has not.
+        let stale = send(api.address, request("DELETE", &path, &format!("if-match: {tag}\r\n"), b"")).await;
+        assert_eq!((stale.status, stale.problem().as_str()), (412, "/problems/precondition-failed"), "{tag}");
+    }
+    api.stop().await;
+}
+
+/// As `event-source-polyfill` reconnects.
+#[tokio::test]
+async fn the_last_event_may_be_named_by_a_parameter() {
+    let database = TestDatabase::create("last_event_parameter").await;
+    let api = Api::start(&database).await;
+    let mut watcher = Watcher::open(api.address, "/orders/events", None).await;
+    let position = watcher.next().await.expect("it begins").id.expect("a position");
+    assert_eq!(api.post(ORDER).await.status, 201);
+    let path = format!("/orders/events?user_id=1&lastEventId={position}");
+    let mut resumed = Watcher::open(api.address, &path, None).await;
+    assert_eq!(resumed.change().await.change(), Some((1, 1)));
+    let mut of_order = Watcher::open(api.address, "/orders/1/events?lastEventId=0", None).await;
+    assert_eq!(of_order.change().await.change(), Some((1, 1)));
+    // The header is newer than the address, which stays as it was when the page was loaded.
+    let mut both = Watcher::open(api.address, "/orders/1/events?lastEventId=7", Some("0")).await;
+    assert_eq!(both.change().await.change(), Some((1, 1)));
+    for path in ["/orders/events?lastEventId=x", "/orders/1/events?lastEventId=x"] {
+        let answer = api.get(path).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (400, "/problems/invalid-event-id"), "{path}");
+    }
+    drop((watcher, resumed, of_order, both));
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn behind_a_path_prefix_every_address_that_is_answered_has_it() {
+    let database = TestDatabase::create("path_prefix").await;
+    let url = PublicUrl::parse("https://api.example.com/shop/").expect("it is good");
+    let edge = Edge { public_url: Some(url), ..Edge::default() };
+    let api = Api::at(database.config("outrider_api"), edge, |_| ()).await;
+    // Not by `send`, which compares with the description.
+    for _ in 0..2 {
+        let made = said(api.address, &order("connection: close\r\n")).await;
+        assert!(made.contains("\r\nlocation: /shop/orders/"), "{made}");
+    }
+    let get = async |path: &str| said(api.address, &format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await;
+    let page = get("/orders?limit=1").await;
+    assert!(page.contains("\r\nlink: </shop/orders?limit=1&cursor="), "{page}");
+    for (path, kind) in [
+        ("/orders/9", "order-not-found"),
+        ("/nowhere", "not-found"),
+        ("/orders?x=1", "invalid-query"),
+        ("/problems/order-not-found", "order-not-found"),
+    ] {
+        let answer = get(path).await;
+        assert!(answer.contains(&format!("\"type\":\"/shop/problems/{kind}\"")), "{path}: {answer}");
+    }
+    let batch = "[{}]";
+    let asked = format!(
+        "POST /orders/batch HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{batch}",
+        batch.len()
+    );
+    let answer = said(api.address, &asked).await;
+    assert!(answer.contains("\"type\":\"/shop/problems/invalid-order\""), "{answer}");
     api.stop().await;
 }

@@ -141,6 +141,84 @@ async fn a_list_of_a_deep_table_reads_its_page_only() {
     }
 }
 
+/// The pool is shared with the look-ups of API keys: no list may walk a table of millions in one go.
+#[tokio::test]
+async fn what_few_orders_have_is_found_page_by_page_and_each_page_walks_a_bounded_part() {
+    let database = TestDatabase::create("bounded_walk").await;
+    execute(
+        &database,
+        "INSERT INTO orders (user_id, product_id, quantity, status, created_at)
+        SELECT 1, 1 + n % 100, 1, CASE WHEN n <= 3 THEN 'Pending' ELSE 'Processed' END,
+            timestamptz '2026-01-01 00:00Z' + n * interval '1 second'
+        FROM generate_series(1, 25000) n;
+        ANALYZE orders",
+    )
+    .await;
+    let api = Api::start(&database).await;
+    for (query, expected) in [
+        ("status=Pending", vec![3, 2, 1]),
+        ("user_id=1&status=Pending", vec![3, 2, 1]),
+        ("user_id=1&product_id=4&created_before=2026-01-01T00:01:00Z", vec![3]),
+        ("user_id=1&product_id=101", vec![]),
+    ] {
+        let (mut found, mut pages, mut path) = (Vec::new(), 0, Some(format!("/orders?limit=2&{query}")));
+        while let Some(page) = path {
+            let answer = api.get(&page).await;
+            found.extend(ids(&answer));
+            pages += 1;
+            path = next(&answer);
+        }
+        assert_eq!(found, expected, "{query}");
+        assert!((1..=4).contains(&pages), "{query}: {pages} pages");
+    }
+    let filter = Filter::from_query(&[("status".to_owned(), "Pending".to_owned())]).expect("a filter");
+    let pool = api::store::configure(database.config("outrider_api"), &api::config::Limits::default());
+    let pool = pool.connect(&shared::shutdown::Shutdown::new()).await.expect("the database is there");
+    let mut explain = statement(&filter, "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF)\n");
+    let plan: Vec<String> = explain.build_query_scalar().fetch_all(&pool).await.expect("a plan");
+    let plan = plan.join("\n");
+    assert!(plan.contains("rows=10000 ") && !plan.contains("Sort") && !plan.contains("Seq Scan"), "{plan}");
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn lists_leave_connections_for_others() {
+    let database = TestDatabase::create("lists_leave").await;
+    let api = Api::with(&database, |limits| limits.connect_timeout_ms = 1_000).await;
+    assert_eq!(api.post(crate::service::ORDER).await.status, 201);
+    // Whoever lists orders waits for the lock; whoever reads one does not.
+    let mut held = database.pool.begin().await.expect("a transaction");
+    sqlx::raw_sql("LOCK TABLE order_transitions IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.expect("locked");
+    let list = || api.get("/orders?status=Failed");
+    let read = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        for _ in 0..20 {
+            assert_eq!(api.get("/orders/1").await.status, 200);
+        }
+    };
+    let lists = futures_util::future::join_all((0..60).map(|_| list()));
+    let unlock = async {
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        drop(held);
+    };
+    let (lists, (), ()) = tokio::join!(lists, read, unlock);
+    for answer in lists {
+        assert!([200, 503].contains(&answer.status), "{answer:?}");
+    }
+    assert_eq!(ids(&list().await), Vec::<i64>::new());
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_time_whose_plus_became_a_space_is_told_so() {
+    let database = TestDatabase::create("plus_in_time").await;
+    let api = Api::start(&database).await;
+    let answer = api.get("/orders?created_from=2026-01-01T01:00:00+01:00").await;
+    assert_eq!((answer.status, answer.problem().as_str()), (400, "/problems/invalid-query"));
+    assert!(answer.body.contains("%2B"), "{answer:?}");
+    api.stop().await;
+}
+
 #[tokio::test]
 async fn each_order_of_a_batch_is_accepted_or_refused_by_itself() {
     let database = TestDatabase::create("batch").await;

@@ -21,6 +21,7 @@ mod orders;
 mod outages;
 mod overload;
 mod owners;
+mod positions;
 mod process;
 mod proxy;
 mod rates;
