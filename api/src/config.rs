@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use shared::config::{ConfigError, Env};
 use shared::db::DatabaseConfig;
+use shared::http::listener::{ConnectionLimits, Deadlines};
 
 use crate::auth::settings::AuthConfig;
 use crate::edge::settings::Edge;
 use crate::feed::settings::Watching;
-use crate::server::listener::{ConnectionLimits, Deadlines};
 
 /// The longest retention of idempotency keys.
 const RETENTION_MAX: Duration = Duration::from_hours(7 * 24);

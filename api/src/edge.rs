@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use actix_web::middleware::from_fn;
 use actix_web::{App, web};
+use shared::http::listener;
 use shared::shutdown::Shutdown;
 
 pub use self::body::was_too_slow;
@@ -26,7 +27,7 @@ use self::frame::Frame;
 use self::public_url::PublicUrl;
 use self::settings::Edge;
 use crate::config::Limits;
-use crate::server::{State, listener};
+use crate::server::State;
 use crate::tls::Tls;
 
 /// Opens the API on `listener`, over TLS if there is a certificate, until the shutdown is asked for.

@@ -1,10 +1,5 @@
 //! The running service: opening the ports, waiting for Postgres, serving, and ending in order.
 
-mod clocks;
-mod exchange;
-pub mod listener;
-mod stream;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,15 +6,32 @@ mod metrics;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use actix_web::http::header::ContentType;
-use actix_web::{App, FromRequest, Handler, HttpRequest, HttpResponse, HttpServer, Resource, Responder, web};
+use actix_web::{App, FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder, web};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::http::listener::{self, ConnectionLimits, Deadlines};
 use crate::panics;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
+
+/// What connections to the admin port may take.
+const LIMITS: ConnectionLimits = ConnectionLimits {
+    workers: 1,
+    connections_max: 256,
+    handshake: Duration::from_secs(5),
+    deadlines: Deadlines {
+        head: Duration::from_secs(5),
+        // Longer than scrapers and probes wait between two requests.
+        keep_alive: Duration::from_secs(75),
+        send: Duration::from_secs(30),
+    },
+    drain_secs: 1,
+};
 
 /// What a service needs before it can work, and what of it is missing right now. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -103,7 +120,7 @@ pub fn serve(
     let address = listener.local_addr()?;
     let registry = Arc::new(registry);
     telemetry::metrics::push(&registry, shutdown);
-    let server = HttpServer::new({
+    let application = {
         let readiness = readiness.clone();
         move || {
             let registry = Arc::clone(&registry);
@@ -118,11 +135,9 @@ pub fn serve(
                     |request: HttpRequest, body: String| async move { log_filter::change(&request, &body) },
                 )))
         }
-    })
-    .workers(1)
-    .disable_signals()
-    .listen(listener)?
-    .run();
+    };
+    // It goes on during the shutdown, and ends with the process.
+    let server = listener::serve(listener, None, application, LIMITS, Gauge::default(), Shutdown::new())?;
     tokio::spawn(server);
     let shutdown = shutdown.clone();
     tokio::spawn(async move {

@@ -12,6 +12,7 @@ pub mod event;
 pub mod exposition;
 pub mod findings;
 pub mod health;
+pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod outbox;

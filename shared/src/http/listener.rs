@@ -1,4 +1,4 @@
-//! The API's port: actix-server accepts the connections, hyper speaks HTTP on them, and the actix-web application answers.
+//! actix-server accepts the connections, hyper speaks HTTP on them, and an actix-web application answers.
 //!
 //! hyper, and not actix-http: that has no clock for the second head of a connection and none for an answer that is not taken, no limit on
 //! HTTP/2's streams, sends `100 Continue` before a request is refused, `transfer-encoding: chunked` to HTTP/1.0, and takes any `Upgrade` for one
@@ -25,7 +25,6 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::gauge::Gauge;
-use shared::shutdown::Shutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -35,6 +34,7 @@ pub use super::clocks::Deadlines;
 use super::clocks::{Clocks, ConnectionGuard, Order, Protocol, ResponseClock};
 use super::exchange::{self, PIECE_BYTES_MAX, ResponseBody};
 use super::stream::ClockedStream;
+use crate::shutdown::Shutdown;
 
 /// The most that is kept of a request's head, and of answers that a client does not take, in bytes.
 const BUFFER_BYTES_MAX: usize = 72 * 1024;
@@ -112,7 +112,7 @@ where
         .max_concurrent_connections(limits.connections_max.div_ceil(limits.workers))
         .shutdown_timeout(limits.drain_secs)
         .shutdown_signal(async move { stopped.requested().await });
-    Ok(server.listen("api", listener, factory)?.run())
+    Ok(server.listen("http", listener, factory)?.run())
 }
 
 /// One thread's share of the connections.

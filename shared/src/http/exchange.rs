@@ -18,7 +18,6 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::http;
 
 use super::clocks::ResponseClock;
-use crate::auth::RequestShare;
 
 /// The most that is handed to HTTP/2 at a time: it keeps that in memory until the client has room for it.
 pub const PIECE_BYTES_MAX: usize = 16 * 1024;
@@ -95,26 +94,27 @@ pub fn response(
     is_head: bool,
     clock: Rc<ResponseClock>,
 ) -> http::Response<ResponseBody> {
-    let share = response.extensions_mut().remove::<RequestShare>();
     let (head, body) = response.into_parts();
     let left = match body.size() {
         BodySize::None => Some(0),
         BodySize::Sized(bytes) => Some(bytes),
         BodySize::Stream => None,
     };
+    let mut headers = http::HeaderMap::new();
+    copy_headers(head.headers(), &mut headers);
+    if let (true, Some(bytes)) = (is_head, left) {
+        headers.insert(http::header::CONTENT_LENGTH, bytes.into());
+    }
+    let status = http::StatusCode::from_u16(head.status().as_u16());
     let mut answer = http::Response::new(ResponseBody {
         body: if is_head { BoxBody::new(()) } else { body },
         piece: Bytes::new(),
         left: if is_head { Some(0) } else { left },
         clock,
-        _share: share,
+        _head: head,
     });
-    *answer.status_mut() =
-        http::StatusCode::from_u16(head.status().as_u16()).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-    copy_headers(head.headers(), answer.headers_mut());
-    if let (true, Some(bytes)) = (is_head, left) {
-        answer.headers_mut().insert(http::header::CONTENT_LENGTH, bytes.into());
-    }
+    *answer.status_mut() = status.unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    *answer.headers_mut() = headers;
     answer
 }
 
@@ -143,7 +143,8 @@ pub struct ResponseBody {
     /// How many bytes are to come, if that is known.
     left: Option<u64>,
     clock: Rc<ResponseClock>,
-    _share: Option<RequestShare>,
+    /// Its extensions may hold what is to be kept until the answer is sent.
+    _head: Response<()>,
 }
 
 impl Body for ResponseBody {

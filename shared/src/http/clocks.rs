@@ -10,7 +10,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
-use shared::shutdown::Shutdown;
+use crate::shutdown::Shutdown;
 
 /// How exact the clocks are.
 const TICK: Duration = Duration::from_millis(250);
