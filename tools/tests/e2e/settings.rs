@@ -44,7 +44,7 @@ fn the_example_names_every_variable_with_its_default() -> Result<()> {
     let processor_example = processor::config::ProcessorConfig::from_env(&all)?;
     assert_eq!(format!("{:?}", processor.settings), format!("{:?}", processor_example.settings));
 
-    for name in ["API_TLS_CERT", "API_TLS_KEY", "API_CORS_ORIGINS"] {
+    for name in ["API_TLS_CERT", "API_TLS_KEY", "API_CORS_ORIGINS", "API_PUBLIC_URL"] {
         assert_eq!(example.get(name).map(String::as_str), Some(""), "{name} is in .env.example, and not set");
     }
     let named = [
