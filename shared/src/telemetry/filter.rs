@@ -10,7 +10,7 @@ use crate::config::{ConfigError, Env};
 
 /// What is logged unless `RUST_LOG` says otherwise. What actix finds wrong with a connection is its client's doing, and an error in our
 /// log for each would let anybody fill that.
-const DEFAULT: &str = "info,actix_http=off";
+const DEFAULT: &str = "info";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 

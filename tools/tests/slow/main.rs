@@ -5,6 +5,7 @@
 mod harness;
 
 mod fresh_starts;
+mod http_clients;
 mod pooler;
 mod quota;
 mod soak;
