@@ -8,8 +8,7 @@ use tracing_subscriber::{EnvFilter, Registry};
 
 use crate::config::{ConfigError, Env};
 
-/// What is logged unless `RUST_LOG` says otherwise. What actix finds wrong with a connection is its client's doing, and an error in our
-/// log for each would let anybody fill that.
+/// What is logged unless `RUST_LOG` says otherwise.
 const DEFAULT: &str = "info";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
