@@ -35,10 +35,10 @@ pub struct Rights {
 /// Where the rights are looked up.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Object {
-    /// A consumer group of this name, which need not exist.
-    Group(String),
     /// A topic of this name.
     Topic(String),
+    /// A consumer group of this name, which need not exist.
+    Group(String),
 }
 
 impl fmt::Display for Object {
@@ -50,7 +50,14 @@ impl fmt::Display for Object {
     }
 }
 
+/// How long librdkafka may wait for a group's coordinator: longer than anybody waits for us. When librdkafka gives such a question up, and the
+/// coordinator is found afterwards, it uses what it has freed, and aborts the process (`rd_kafka_admin_coord_request`, 2.12.1).
+/// So we give up, and librdkafka does not.
+const GROUP_PATIENCE: Duration = Duration::from_hours(1);
+
 /// Asks the brokers what we may do with `object`. Blocks. None if they do not say, which is so for an object that we may not even see.
+///
+/// After [`is_unanswered`], `admin` must not be used or dropped: the question is still open.
 ///
 /// # Errors
 /// When they do not answer within `patience`, or the name has a zero byte.
@@ -67,7 +74,8 @@ pub fn rights(
         Object::Topic(_) => Question::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
     };
     let queue = Queue::new(client);
-    let options = Options::new(client, question, patience);
+    let limit = if matches!(object, Object::Group(_)) { GROUP_PATIENCE } else { patience };
+    let options = Options::new(client, question, limit);
     let mut names = [name.as_ptr()];
     // SAFETY: the client outlives this function, and librdkafka copies names and options before each of these calls returns.
     unsafe {
@@ -80,8 +88,7 @@ pub fn rights(
             }
         }
     }
-    let timed_out = KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut);
-    let event = queue.poll(patience + Duration::from_secs(1)).ok_or(timed_out)?;
+    let event = queue.poll(patience + Duration::from_secs(1)).ok_or(UNANSWERED)?;
     // SAFETY: the event is ours until it is dropped.
     let failed = unsafe { rd_kafka_event_error(event.0.as_ptr()) };
     if failed != RD_KAFKA_RESP_ERR_NO_ERROR {
@@ -89,6 +96,13 @@ pub fn rights(
     }
     Ok(event.rights(object))
 }
+const UNANSWERED: KafkaError = KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut);
+
+/// Whether [`rights`] was given up while the question is still open.
+pub fn is_unanswered(error: &KafkaError) -> bool {
+    *error == UNANSWERED
+}
+
 /// A queue that answers come to.
 struct Queue(*mut rd_kafka_queue_t);
 
