@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataBroker};
 
-use super::rights::{Object, Rights, is_unanswered, rights};
+use super::rights::{Object, Rights, RightsClient};
 use super::{KafkaConfig, TOPIC_PATIENCE, answering};
 use crate::findings::{Finding, fine_if_none};
 
@@ -242,19 +242,11 @@ impl KafkaConfig {
         questions.dedup();
         let client = self.client(client_id);
         let answered = tokio::task::spawn_blocking(move || {
-            let admin: AdminClient<DefaultClientContext> = client.create()?;
-            let mut findings = Vec::new();
-            for (object, write, read) in questions {
-                let answer = rights(&admin, &object, PATIENCE);
-                let is_unanswered = answer.as_ref().is_err_and(is_unanswered);
-                findings.extend(lacking(&object, (write, read), answer));
-                if is_unanswered {
-                    // It stays for as long as the process does. The others would not be answered either.
-                    std::mem::forget(admin);
-                    break;
-                }
-            }
-            Ok::<Vec<Finding>, KafkaError>(findings)
+            let mut rights = RightsClient::new(&client)?;
+            let ask = |(object, write, read): (Object, bool, bool)| {
+                lacking(&object, (write, read), rights.of(&object, PATIENCE))
+            };
+            Ok::<Vec<Finding>, KafkaError>(questions.into_iter().filter_map(ask).collect())
         });
         match answered.await {
             Ok(Ok(findings)) => fine_if_none(CHECK, "the brokers let us do what we need", findings),
