@@ -22,7 +22,7 @@ use std::io;
 use std::sync::Arc;
 
 use shared::db::DatabaseConfig;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use self::job::Job;
@@ -120,11 +120,12 @@ impl Drop for Entry {
 }
 
 impl Batcher {
-    /// Starts `limits.statements_max` writers in `tasks`, and one task that refuses what waits too long.
+    /// Starts `limits.statements_max` writers in `tasks`, and one task that refuses what waits too long. Returns when each writer has a
+    /// connection, or has tried for one as long as an order would.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn start(
+    pub async fn start(
         database: &DatabaseConfig,
         limits: &Limits,
         metrics: &Metrics,
@@ -133,12 +134,15 @@ impl Batcher {
         let thread = Thread::start()?;
         let queue = Arc::new(Queue::new(limits, metrics.queued.clone()));
         let outage = Arc::new(Outage::default());
+        let (opening, mut all_opened) = mpsc::channel(1);
         for _ in 0..limits.statements_max {
             let task = WriterTask::new(&queue, &outage, database, limits, metrics);
-            thread.spawn(tasks, task.run());
+            thread.spawn(tasks, task.run(opening.clone()));
         }
+        drop(opening);
         let swept = Arc::clone(&queue);
         thread.spawn(tasks, async move { swept.sweep().await });
+        let None = all_opened.recv().await;
         Ok(Self { entry: Arc::new(Entry { queue, outage, running: Arc::default(), metrics: metrics.clone() }) })
     }
 

@@ -25,10 +25,19 @@ pub mod shares;
 pub mod store;
 pub mod tls;
 
-pub use config::Config;
-pub use server::Server;
+use std::process::ExitCode;
+
 use shared::db::ConnectError;
 use shared::shutdown::Shutdown;
+
+pub use config::Config;
+pub use server::Server;
+
+/// What the executable does.
+/// It is here and not in `main.rs`, for an `async fn` is compiled by the crate that polls it: there, the whole service would be compiled twice.
+pub fn main() -> ExitCode {
+    shared::service::run("outrider-api", Config::from_env, run)
+}
 
 /// Runs the API until `shutdown` is asked for and every order taken by then is written and answered.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {

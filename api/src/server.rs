@@ -96,8 +96,8 @@ impl Server {
         let pool = database.connect(shutdown).await?;
 
         let mut writers = JoinSet::new();
-        let batcher =
-            Batcher::start(&database, &limits, &metrics, &mut writers).context("no thread for the writers")?;
+        let batcher = Batcher::start(&database, &limits, &metrics, &mut writers);
+        let batcher = batcher.await.context("no thread for the writers")?;
         Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown, &mut tasks).await;
         let opened = Database { pool, watch: database.watch().clone() };
         let orders = Orders::new(opened, &limits, metrics.clone());

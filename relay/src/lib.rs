@@ -17,6 +17,8 @@ pub mod routes;
 pub mod session;
 pub mod worker;
 
+use std::process::ExitCode;
+
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use shared::db::{ConnectError, Database};
@@ -34,6 +36,12 @@ pub use config::RelayConfig;
 pub const POSTGRES: &str = "postgres";
 /// See [`POSTGRES`].
 pub const KAFKA: &str = "kafka";
+
+/// What the executable does.
+/// It is here and not in `main.rs`, for an `async fn` is compiled by the crate that polls it: there, the whole service would be compiled twice.
+pub fn main() -> ExitCode {
+    shared::service::run("outrider-relay", RelayConfig::from_env, run)
+}
 
 /// Runs a relay until the shutdown is asked for.
 ///

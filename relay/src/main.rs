@@ -7,5 +7,5 @@ use std::process::ExitCode;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    shared::service::run("outrider-relay", relay::RelayConfig::from_env, relay::run)
+    relay::main()
 }

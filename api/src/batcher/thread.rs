@@ -3,13 +3,18 @@
 //! They wait for Postgres nearly all of the time, so one thread is enough for them. On the service's own, whoever wakes a writer wakes a
 //! thread that may have to wake another to wait in its place, twice for each order that comes alone.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::thread;
 
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Held by a writer until it has tried to open its connection. All of them are done when the channel is closed; nothing is ever sent.
+pub(super) type Opening = mpsc::Sender<Infallible>;
 
 pub(super) struct Thread {
     handle: Handle,

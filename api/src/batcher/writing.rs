@@ -12,6 +12,7 @@ use super::Refusal;
 use super::job::Job;
 use super::outage::Outage;
 use super::queue::Queue;
+use super::thread::Opening;
 use crate::config::Limits;
 use crate::metrics::Metrics;
 use crate::observe::StatementSpans;
@@ -52,7 +53,10 @@ impl WriterTask {
         }
     }
 
-    pub(super) async fn run(mut self) {
+    /// Opens its connection, drops `opening` whatever came of it, and writes orders until the queue is closed and empty.
+    pub(super) async fn run(mut self, opening: Opening) {
+        self.writer.open_ahead().await;
+        drop(opening);
         let mut jobs = Vec::with_capacity(self.rows_max);
         while self.queue.take(&mut jobs, self.rows_max).await {
             // More than one statement may have, where one request's orders are more: then one after the other, in their order.

@@ -52,6 +52,13 @@ impl Writer {
         }
     }
 
+    /// Opens the connection ahead of the first order, which would otherwise wait for it. Where that fails, the first order tries again.
+    pub async fn open_ahead(&mut self) {
+        if let Ok(connection) = self.connect().await {
+            self.keep(connection);
+        }
+    }
+
     /// Writes all of `orders`, each with its first transition, its event and its key, or none. Those whose key is taken are not
     /// written but answered with what the key was answered with. The answers come in the order of `orders`.
     ///

@@ -75,7 +75,8 @@ async fn an_order_handed_in_is_written_though_nobody_waits_for_it_any_more() {
         Limits { statements_max: 1, statement_timeout_ms: 60_000, queue_age_max_ms: 60_000, ..Limits::default() };
     let metrics = Metrics::register(&mut Registry::default());
     let mut writers = JoinSet::new();
-    let batcher = Batcher::start(&database.config("outrider_api"), &limits, &metrics, &mut writers).expect("a thread");
+    let config = database.config("outrider_api");
+    let batcher = Batcher::start(&config, &limits, &metrics, &mut writers).await.expect("a thread");
     let held = hold(&database.pool).await;
     let order = NewOrder::from_json(ORDER.as_bytes()).expect("an order");
     let mut waiting = Vec::new();

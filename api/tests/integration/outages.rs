@@ -6,6 +6,7 @@ use api::config::Limits;
 use shared::config::Env;
 use shared::db::DatabaseConfig;
 use shared::testing::{TestDatabase, eventually};
+use sqlx::Connection as _;
 
 use crate::http::{request, send};
 use crate::proxy::{Proxy, Way};
@@ -55,6 +56,28 @@ async fn a_server_that_takes_no_writes_for_a_while_is_a_503_and_comes_back() {
     eventually("orders are accepted again", async || (api.post(ORDER).await.status == 201).then_some(())).await;
     eventually("readiness is green", async || (api.get("/readyz").await.status == 200).then_some(())).await;
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    api.stop().await;
+}
+
+/// The first order needs no new connection, which on a busy server takes longer than an order may wait.
+#[tokio::test]
+async fn a_ready_api_has_its_writers_connections() {
+    let database = TestDatabase::create("opened_ahead").await;
+    let api = Api::with(&database, |limits| limits.statements_max = 3).await;
+    eventually("it is ready", async || (api.get("/readyz").await.status == 200).then_some(())).await;
+    // A database can be closed from another one only.
+    let (server, name) = database.url.rsplit_once('/').expect("a URL");
+    let mut other = sqlx::PgConnection::connect(&format!("{server}/postgres")).await.expect("it is there");
+    let mut allow = async |allowed: bool| {
+        let sql = format!("ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS {allowed}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut other).await.expect("altered");
+    };
+    allow(false).await;
+    for answer in futures_util::future::join_all((0..9).map(|_| api.post(ORDER))).await {
+        assert_eq!(answer.status, 201);
+    }
+    allow(true).await;
+    assert_eq!(written(&database).await, (9, 9, 9));
     api.stop().await;
 }
 

@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataBroker};
 
-use super::rights::{Object, Rights, rights};
+use super::rights::{Object, Rights, RightsClient};
 use super::{KafkaConfig, TOPIC_PATIENCE, answering};
 use crate::findings::{Finding, fine_if_none};
 
@@ -242,9 +242,9 @@ impl KafkaConfig {
         questions.dedup();
         let client = self.client(client_id);
         let answered = tokio::task::spawn_blocking(move || {
-            let admin: AdminClient<DefaultClientContext> = client.create()?;
+            let mut rights = RightsClient::new(&client)?;
             let ask = |(object, write, read): (Object, bool, bool)| {
-                lacking(&object, (write, read), rights(&admin, &object, PATIENCE))
+                lacking(&object, (write, read), rights.of(&object, PATIENCE))
             };
             Ok::<Vec<Finding>, KafkaError>(questions.into_iter().filter_map(ask).collect())
         });

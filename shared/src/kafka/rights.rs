@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use rdkafka::bindings::{
     rd_kafka_queue_t, rd_kafka_t,
 };
 use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
 
@@ -35,10 +37,10 @@ pub struct Rights {
 /// Where the rights are looked up.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Object {
-    /// A consumer group of this name, which need not exist.
-    Group(String),
     /// A topic of this name.
     Topic(String),
+    /// A consumer group of this name, which need not exist.
+    Group(String),
 }
 
 impl fmt::Display for Object {
@@ -50,45 +52,76 @@ impl fmt::Display for Object {
     }
 }
 
-/// Asks the brokers what we may do with `object`. Blocks. None if they do not say, which is so for an object that we may not even see.
-///
-/// # Errors
-/// When they do not answer within `patience`, or the name has a zero byte.
-pub fn rights(
-    admin: &AdminClient<DefaultClientContext>,
-    object: &Object,
-    patience: Duration,
-) -> Result<Option<Rights>, KafkaError> {
-    let (Object::Group(name) | Object::Topic(name)) = object;
-    let name = CString::new(name.as_str()).map_err(KafkaError::Nul)?;
-    let client = admin.inner().native_ptr();
-    let question = match object {
-        Object::Group(_) => Question::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS,
-        Object::Topic(_) => Question::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
-    };
-    let queue = Queue::new(client);
-    let options = Options::new(client, question, patience);
-    let mut names = [name.as_ptr()];
-    // SAFETY: the client outlives this function, and librdkafka copies names and options before each of these calls returns.
-    unsafe {
-        match object {
-            Object::Group(_) => rd_kafka_DescribeConsumerGroups(client, names.as_mut_ptr(), 1, options.0, queue.0),
-            Object::Topic(_) => {
-                let topics = rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
-                rd_kafka_DescribeTopics(client, topics, options.0, queue.0);
-                rd_kafka_TopicCollection_destroy(topics);
+/// How long librdkafka may wait for a group's coordinator: longer than anybody waits for us. When librdkafka gives such a question up, and the
+/// coordinator is found afterwards, it uses what it has freed, and aborts the process (`rd_kafka_admin_coord_request`, 2.12.1).
+/// So we give up, and librdkafka does not.
+const GROUP_PATIENCE: Duration = Duration::from_hours(1);
+
+/// Asks the brokers what we may do.
+pub struct RightsClient {
+    admin: ManuallyDrop<AdminClient<DefaultClientContext>>,
+    /// Whether a question to a coordinator was not answered in time. It stays open in librdkafka.
+    has_open_question: bool,
+}
+
+impl RightsClient {
+    /// A client of its own.
+    ///
+    /// # Errors
+    /// When the settings are bad.
+    pub fn new(config: &ClientConfig) -> Result<Self, KafkaError> {
+        Ok(Self { admin: ManuallyDrop::new(config.create()?), has_open_question: false })
+    }
+
+    /// What we may do with `object`. Blocks. None if the brokers do not say, which is so for an object that we may not even see.
+    ///
+    /// # Errors
+    /// When they do not answer within `patience`, or the name has a zero byte.
+    pub fn of(&mut self, object: &Object, patience: Duration) -> Result<Option<Rights>, KafkaError> {
+        let (Object::Group(name) | Object::Topic(name)) = object;
+        let name = CString::new(name.as_str()).map_err(KafkaError::Nul)?;
+        let client = self.admin.inner().native_ptr();
+        let (question, limit) = match object {
+            Object::Group(_) => (Question::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS, GROUP_PATIENCE),
+            Object::Topic(_) => (Question::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, patience),
+        };
+        let queue = Queue::new(client);
+        let options = Options::new(client, question, limit);
+        let mut names = [name.as_ptr()];
+        // SAFETY: the client outlives this function, and librdkafka copies names and options before each of these calls returns.
+        unsafe {
+            match object {
+                Object::Group(_) => rd_kafka_DescribeConsumerGroups(client, names.as_mut_ptr(), 1, options.0, queue.0),
+                Object::Topic(_) => {
+                    let topics = rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+                    rd_kafka_DescribeTopics(client, topics, options.0, queue.0);
+                    rd_kafka_TopicCollection_destroy(topics);
+                }
             }
         }
+        let Some(event) = queue.poll(patience + Duration::from_secs(1)) else {
+            self.has_open_question |= matches!(object, Object::Group(_));
+            return Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut));
+        };
+        // SAFETY: the event is ours until it is dropped.
+        let failed = unsafe { rd_kafka_event_error(event.0.as_ptr()) };
+        if failed != RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(KafkaError::AdminOp(failed.into()));
+        }
+        Ok(event.rights(object))
     }
-    let timed_out = KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut);
-    let event = queue.poll(patience + Duration::from_secs(1)).ok_or(timed_out)?;
-    // SAFETY: the event is ours until it is dropped.
-    let failed = unsafe { rd_kafka_event_error(event.0.as_ptr()) };
-    if failed != RD_KAFKA_RESP_ERR_NO_ERROR {
-        return Err(KafkaError::AdminOp(failed.into()));
-    }
-    Ok(event.rights(object))
 }
+
+impl Drop for RightsClient {
+    fn drop(&mut self) {
+        // With an open question the client stays for as long as the process does: to end it gives the question up too.
+        if !self.has_open_question {
+            // SAFETY: nothing uses it afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.admin) }
+        }
+    }
+}
+
 /// A queue that answers come to.
 struct Queue(*mut rd_kafka_queue_t);
 

@@ -13,6 +13,10 @@ use tools::stack::{Kind, Service};
 use super::harness::surroundings;
 use super::supply;
 
+/// Beside the other tests it may take more than a second to open the first connection to Postgres, and an order that waits for it longer is
+/// refused.
+const PATIENT_API: [(&str, &str); 2] = [("API_CONNECT_TIMEOUT_MS", "60000"), ("API_QUEUE_AGE_MAX_MS", "60000")];
+
 /// Short enough for a test to outlast it several times.
 pub(super) const RELAY_ENV: [(&str, &str); 4] = [
     ("RELAY_LEASE_MS", "3000"),
@@ -52,7 +56,8 @@ impl Stage {
     }
 
     pub(super) async fn start(&self, kind: Kind, name: &str, env: &[(&str, &str)]) -> Result<Service> {
-        let mut service = Service::start(kind, name, &self.surroundings, env, &self.supply.reaper)?;
+        let env = [&PATIENT_API[..], env].concat();
+        let mut service = Service::start(kind, name, &self.surroundings, &env, &self.supply.reaper)?;
         service.wait_ready().await?;
         Ok(service)
     }

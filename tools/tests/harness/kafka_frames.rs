@@ -72,6 +72,14 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// `api_key` of requests for the coordinator of a group.
+pub(crate) const FIND_COORDINATOR: i16 = 10;
+
+/// What kind of request this is.
+pub(crate) fn api_key(request: &[u8]) -> Result<i16> {
+    Cursor(request).int16()
+}
+
 /// `client.id` of the client that sends this request.
 pub(crate) fn client_id(request: &[u8]) -> Result<String> {
     let mut cursor = Cursor(request);

@@ -30,6 +30,8 @@ struct Rules {
     begun: HashSet<Partition>,
     /// By topic, the error that each produce request gets, and how many times.
     answers: HashMap<String, (i16, u64)>,
+    /// How long requests wait before they pass, by their `api_key`.
+    held_back: HashMap<i16, Duration>,
     bytes_per_sec: Option<u64>,
     /// When the throttled way is free again.
     free_at: Option<Instant>,
@@ -119,6 +121,11 @@ impl KafkaProxy {
         self.shared.rules().answers.remove(topic);
     }
 
+    /// Lets each request of this `api_key` wait so long before it passes, and those behind it on its connection with it.
+    pub(crate) fn hold_back(&self, api_key: i16, delay: Duration) {
+        self.shared.rules().held_back.insert(api_key, delay);
+    }
+
     /// Lets so many bytes a second pass to the broker, all connections together.
     pub(crate) fn throttle(&self, bytes_per_sec: Option<u64>) {
         self.shared.rules().bytes_per_sec = bytes_per_sec;
@@ -169,6 +176,10 @@ impl Shared {
         let (topics, error) = rules.refuse_first.as_ref()?;
         let error = topics.iter().any(|topic| request.topic.starts_with(topic)).then_some(*error)?;
         rules.begun.insert((request.topic.clone(), request.partition)).then_some(error)
+    }
+
+    fn delay_of(&self, api_key: i16) -> Option<Duration> {
+        self.rules().held_back.get(&api_key).copied()
     }
 
     /// When a throttled frame has passed.

@@ -1,14 +1,18 @@
 //! What the command says of a database, services say when they start.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use shared::testing::{TestDatabase, eventually, kafka_brokers};
+use shared::testing::{TestDatabase, eventually, eventually_within, kafka_brokers};
 use sqlx::AssertSqlSafe;
+use tokio::time::sleep;
 use tools::stack::service::{Kind, Service};
 
 use super::{doctor, examined, has};
 use crate::harness::broker::{Broker, BrokerOptions};
+use crate::harness::kafka_frames::FIND_COORDINATOR;
+use crate::harness::scene::Scene;
 use crate::harness::surroundings;
 use crate::{reaper, supply};
 
@@ -64,5 +68,33 @@ async fn a_relay_and_a_processor_say_what_is_wrong_with_their_topics() -> Result
         .await;
         service.stop().await?;
     }
+    Ok(())
+}
+
+/// Longer than we wait for a group's coordinator, with what librdkafka takes to ask for it again.
+const LATE: Duration = Duration::from_secs(8);
+
+/// librdkafka aborts the process when it has given up a question to a group's coordinator and finds it afterwards: see
+/// `shared::kafka::rights`, which does not let it give up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_found_late_ends_no_processor_and_no_doctor() -> Result<()> {
+    let options = BrokerOptions { proxied: true, ..BrokerOptions::default() };
+    let scene = Scene::start("a_coordinator_found_late", &options).await?;
+    scene.broker.create_topic("orders", &[1]).await?;
+    scene.broker.proxy()?.hold_back(FIND_COORDINATOR, LATE);
+    let mut processor = Service::start(Kind::Processor, "processor", &scene.surroundings, &[], &scene.supply.reaper)?;
+    let findings = examined(&mut doctor(&scene.database.url, &scene.broker.brokers()))?;
+    has(&findings, "kafka.rights", "warning", "is not told")?;
+    let log = scene.surroundings.logs.join("processor.log");
+    eventually_within(LATE * 3, "the processor says what it was not told", async || {
+        fs::read_to_string(&log).ok()?.contains("is not told").then_some(())
+    })
+    .await;
+    scene.broker.proxy()?.hold_back(FIND_COORDINATOR, Duration::ZERO);
+    // The answers that are late come now.
+    sleep(LATE * 2).await;
+    processor.wait_ready().await?;
+    let ended = processor.stop().await?;
+    ensure!(ended.success(), "{ended}");
     Ok(())
 }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::{Partition, Shared};
-use crate::harness::kafka_frames::{Produce, client_id, produce};
+use crate::harness::kafka_frames::{Produce, api_key, client_id, produce};
 
 /// How long a first request is held for a second one to come.
 const LONE_PATIENCE: Duration = Duration::from_millis(500);
@@ -84,6 +84,9 @@ async fn forward(connection: Arc<Connection>, mut requests: OwnedReadHalf, mut f
             continue;
         }
         if spoiled {
+            if let Some(delay) = connection.shared.delay_of(api_key(&frame[4..])?) {
+                tokio::time::sleep(delay).await;
+            }
             let request = produce(&frame[4..]).inspect_err(|_| {
                 connection.shared.unreadable.fetch_add(1, Ordering::SeqCst);
             })?;
