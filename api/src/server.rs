@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::auth::Guard;
 use crate::batcher::{Batcher, Outage};
 use crate::config::Config;
-use crate::description::{self, Callers};
+use crate::description::{self, Callers, Deployment};
 use crate::edge::{self, limits::RequestLimits};
 use crate::feed::Feed;
 use crate::idempotency::keeper::Keeper;
@@ -57,6 +57,8 @@ pub struct State {
     pub readiness: Readiness,
     /// The description of the API, as JSON.
     pub description: Bytes,
+    /// The same as `OpenAPI` 3.0.
+    pub older_description: Bytes,
 }
 
 /// An API whose ports are open.
@@ -97,6 +99,7 @@ impl Server {
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut tasks);
         let guard = Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut tasks)?;
         let callers = if guard.lets_anybody_in() { Callers::Anybody } else { Callers::Known };
+        let described = description::document(&Deployment::of(callers));
         let state = web::Data::new(State {
             batcher,
             orders,
@@ -106,7 +109,8 @@ impl Server {
             requests: RequestLimits::new(&limits),
             spans: shared::telemetry::spans(),
             readiness,
-            description: description::json(callers).into(),
+            description: described.to_string().into(),
+            older_description: description::older(described).to_string().into(),
         });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;
