@@ -25,7 +25,8 @@ pub enum Status {
 }
 
 impl Status {
-    const ALL: [Self; 4] = [Self::Pending, Self::Processed, Self::Failed, Self::Cancelled];
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Pending, Self::Processed, Self::Failed, Self::Cancelled];
 
     /// As in `orders.status`.
     #[must_use]

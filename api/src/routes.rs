@@ -45,6 +45,7 @@ pub static SURFACE: &[Resource] = &[
     Resource::new("/problems", &[(Method::GET, || web::to(problems::list))]).open(),
     Resource::new("/problems/{slug}", &[(Method::GET, || web::to(problems::read))]).open(),
     Resource::new("/openapi.json", &[(Method::GET, || web::to(docs::description))]).open(),
+    Resource::new("/openapi-3.0.json", &[(Method::GET, || web::to(docs::older_description))]).open(),
     Resource::new("/docs", &[(Method::GET, || web::to(docs::page))]).open(),
     Resource::new("/docs/{file}", &[(Method::GET, || web::to(docs::file))]).open(),
     Resource::new("/livez", &[(Method::GET, || web::to(health::live))]).open(),

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::auth::Guard;
 use crate::batcher::{Batcher, Outage};
 use crate::config::Config;
-use crate::description::{self, Callers};
+use crate::description::{self, Callers, Deployment};
 use crate::edge::{self, limits::RequestLimits};
 use crate::feed::Feed;
 use crate::idempotency::keeper::Keeper;
@@ -65,6 +65,8 @@ pub struct State {
     pub readiness: Readiness,
     /// The description of the API, as JSON.
     pub description: Bytes,
+    /// The same as `OpenAPI` 3.0.
+    pub older_description: Bytes,
 }
 
 /// An API whose ports are open.
@@ -105,6 +107,7 @@ impl Server {
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut tasks).await;
         let guard = Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut tasks)?;
         let callers = if guard.lets_anybody_in() { Callers::Anybody } else { Callers::Known };
+        let described = description::document(&Deployment::of(callers));
         let state = web::Data::new(State {
             batcher,
             orders,
@@ -116,7 +119,8 @@ impl Server {
             is_tls: edge.tls.is_some(),
             spans: shared::telemetry::spans(),
             readiness,
-            description: description::json(callers).into(),
+            description: described.to_string().into(),
+            older_description: description::older(described).to_string().into(),
         });
 
         let listener = socket.listen(BACKLOG).map_err(|error| port_error("API_BIND", bind, &error))?.into_std()?;

@@ -44,7 +44,7 @@ const TIMED: [&str; 2] = ["late_bulks::", "topic_faults::"];
 #[derive(Debug, Args)]
 pub struct TestArgs {
     /// Run the tests that take long or are rare, and only those, one after the other: a soak of half an hour (`SOAK_SECS` in the environment
-    /// changes its length), many fresh starts (`FRESH_STARTS`), a large backlog under a quota, and more ways to break a topic
+    /// changes its length), many fresh starts (`FRESH_STARTS`), a large backlog under a quota, clients by all kinds of generators, and more ways to break a topic
     #[arg(long)]
     slow: bool,
 
@@ -139,14 +139,15 @@ async fn test(workspace: &Workspace, supply: &Supply, servers: &mut Throwaway, a
 /// The tests that need a program which no newcomer has to have: the beginnings of their names.
 fn tests_with(program: Program) -> &'static [&'static str] {
     match program {
-        Program::Go => &["traces::", "replaced_system::a_go_client"],
+        Program::Go => &["traces::", "replaced_system::a_go_client", "clients::a_generated_go_client"],
+        Program::Node => &["clients::generated_typescript_types"],
         Program::Prometheus => &["alerts::"],
         Program::PostgresPrograms => &[
             "clusters::after_pg_upgrade_a_relay_goes_on_without",
             "clusters::after_a_dump_and_restore_a_relay_refuses",
         ],
         Program::PgBouncer => &["pooler::"],
-        Program::Compiler | Program::Java | Program::Maven | Program::Python => &[],
+        Program::Compiler | Program::Java | Program::JavaCompiler | Program::Maven | Program::Python => &[],
     }
 }
 
@@ -251,7 +252,8 @@ mod tests {
         let [all, timed] = runs(&args, &[(Program::Go, String::new())]).try_into().unwrap();
         assert_eq!((all.threads > Some(1), timed.threads), (true, Some(1)));
         let text = all.arguments.join(OsStr::new(" ")).into_string().unwrap();
-        assert!(text.ends_with("--skip traces:: --skip replaced_system::a_go_client"), "{text}");
+        let expected = "--skip traces:: --skip replaced_system::a_go_client --skip clients::a_generated_go_client";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]

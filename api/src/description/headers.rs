@@ -11,7 +11,7 @@ const HEADERS: [Header; 21] = [
     ("Link", text, "Where the next page is, as `rel=\"next\"`; absent on the last one.", false),
     (
         "Idempotency-Replayed",
-        || json!({"type": "string", "enum": ["true"]}),
+        || json!({"type": "string", "pattern": "^true$"}),
         "There if this answer was given before, under the same key.",
         false,
     ),

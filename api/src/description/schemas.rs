@@ -56,7 +56,7 @@ pub struct Order {
     #[schema(minimum = 1, maximum = 10_000)]
     quantity: i32,
     /// What has become of it.
-    status: Status,
+    status: String,
     /// How many changes it has seen, the first being its creation. It is the `ETag`.
     #[schema(minimum = 1)]
     version: i64,
@@ -65,9 +65,10 @@ pub struct Order {
     failure_reason: Option<String>,
 }
 
-/// Pending: accepted, and nothing more yet. Processed: its event was applied. Failed: its event cannot be applied. Cancelled: taken back
-/// by whoever ordered.
+/// What orders can be asked for by. Pending: accepted, and nothing more yet. Processed: its event was applied. Failed: its event cannot be
+/// applied. Cancelled: taken back by whoever ordered.
 #[derive(ToSchema)]
+#[schema(as = OrderStatus)]
 pub enum Status {
     /// Accepted, and nothing more yet.
     Pending,
@@ -96,34 +97,20 @@ pub struct BatchResults {
     results: Vec<BatchResult>,
 }
 
-/// What came of one order of a batch.
+/// What came of one order of a batch: the order or the problem, and never both. A union of two shapes would say so, but what generators of
+/// clients make of unions is of little use, or no code that compiles.
 #[derive(ToSchema)]
-#[serde(untagged)]
-pub enum BatchResult {
-    /// It is accepted.
-    Accepted(AcceptedOrder),
-    /// It is not.
-    Refused(RefusedOrder),
-}
-
-/// An order of a batch that was accepted.
-#[derive(ToSchema)]
-pub struct AcceptedOrder {
-    /// Always 201.
-    #[schema(minimum = 201, maximum = 201)]
+#[schema(description = "What came of one order of a batch: the order or the problem, and never both.")]
+pub struct BatchResult {
+    /// 201 if it was accepted, or else the status that it would have had by itself.
+    #[schema(minimum = 201, maximum = 599)]
     status: u16,
-    /// The order.
-    order: Order,
-}
-
-/// An order of a batch that was not accepted.
-#[derive(ToSchema)]
-pub struct RefusedOrder {
-    /// The status that it would have had by itself.
-    #[schema(minimum = 400, maximum = 599)]
-    status: u16,
-    /// Why.
-    problem: Document<'static>,
+    /// The order, if it was accepted.
+    #[schema(nullable = false)]
+    order: Option<Order>,
+    /// Why it was not accepted.
+    #[schema(nullable = false)]
+    problem: Option<Document<'static>>,
 }
 
 /// Which orders a list is to hold. A parameter of another name is refused.
@@ -137,7 +124,7 @@ pub struct ListQuery {
     #[param(minimum = 1, example = 42)]
     product_id: Option<i64>,
     /// Only those with this status.
-    #[param(inline, example = "Pending")]
+    #[param(value_type = Status, required = false, example = "Pending")]
     status: Option<Status>,
     /// Only those created at this time or later.
     #[param(example = "2026-11-24T12:00:00Z")]
@@ -161,7 +148,7 @@ pub struct WatchQuery {
     #[param(minimum = 1, example = 7)]
     user_id: Option<i64>,
     /// Only changes to this status.
-    #[param(inline, example = "Processed")]
+    #[param(value_type = Status, required = false, example = "Processed")]
     status: Option<Status>,
     /// In place of the header `Last-Event-ID`, for clients that cannot set it.
     #[param(rename = "lastEventId")]

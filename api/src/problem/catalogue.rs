@@ -3,10 +3,9 @@
 
 use actix_web::http::StatusCode;
 use serde::{Serialize, Serializer};
-use utoipa::ToSchema;
 
 /// Whether the same request may be sent again as it is: yes, no, or later, after the seconds in the header Retry-After.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Retry {
     /// It would be answered in the same way, or nobody knows how.
@@ -18,6 +17,9 @@ pub enum Retry {
 }
 
 impl Retry {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::No, Self::Yes, Self::Later];
+
     /// As it stands in tables.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -32,6 +32,17 @@ pub async fn description(state: web::Data<State>) -> HttpResponse {
     HttpResponse::Ok().content_type(header::ContentType::json()).body(state.description.clone())
 }
 
+/// Read this description in the older form
+///
+/// For generators of clients that know nothing newer. It says the same, but that the fields of a null are marked otherwise.
+#[utoipa::path(
+    get, path = "/openapi-3.0.json", operation_id = "readOlderDescription", tag = "about",
+    responses((status = 200, description = "This description, as OpenAPI 3.0.", body = Object, content_type = "application/json"))
+)]
+pub async fn older_description(state: web::Data<State>) -> HttpResponse {
+    HttpResponse::Ok().content_type(header::ContentType::json()).body(state.older_description.clone())
+}
+
 /// Look at this description, and try it
 #[utoipa::path(
     get, path = "/docs", operation_id = "readDocs", tag = "about",

@@ -25,7 +25,8 @@ pub(crate) struct ProblemType {
     meaning: &'static str,
     /// What to do.
     advice: &'static str,
-    #[schema(inline)]
+    /// Whether the same request may be sent again as it is: yes, no, or later, after the seconds in the header Retry-After.
+    #[schema(value_type = String)]
     retry: Retry,
 }
 

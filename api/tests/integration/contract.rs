@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use api::description::{self, Callers};
+use api::description::{self, Callers, Deployment};
 use api::routes::{Resource, SURFACE};
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use crate::http::Answer;
 use crate::schema::{faults, target};
 
 /// The description.
-pub static DESCRIPTION: LazyLock<Value> = LazyLock::new(|| description::document(Callers::Anybody));
+pub static DESCRIPTION: LazyLock<Value> = LazyLock::new(|| description::document(&Deployment::of(Callers::Anybody)));
 
 /// Headers of HTTP itself, which are not described.
 const OF_HTTP: [&str; 5] = ["content-type", "content-length", "connection", "date", "transfer-encoding"];
@@ -92,5 +92,13 @@ fn wrong_body(response: &Value, answer: &Answer) -> Vec<String> {
     let media_type = answer.header("content-type").and_then(|value| value.split(';').next()).unwrap_or_default();
     let Some(body) = content.get(media_type) else { return vec![format!("'{media_type}' is not described")] };
     let value = if media_type.ends_with("json") { answer.json() } else { json!(answer.body) };
-    faults(&DESCRIPTION, &body["schema"], &value)
+    let mut found = faults(&DESCRIPTION, &body["schema"], &value);
+    if media_type == "application/problem+json" {
+        // That the response is for these types its schema does not say, for the sake of clients that are generated from it.
+        let types = response["x-problem-types"].as_array().expect("the types of the response's problems");
+        if !types.contains(&value["type"]) || value["status"] != answer.status {
+            found.push(format!("a problem {} with status {} is not described", value["type"], value["status"]));
+        }
+    }
+    found
 }

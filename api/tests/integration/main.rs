@@ -8,6 +8,7 @@ mod contract;
 mod cors;
 mod description;
 mod edge;
+mod generators;
 mod grouping;
 mod headers;
 mod http;

@@ -66,7 +66,12 @@ impl Request {
                     Program::PostgresPrograms,
                     Program::PgBouncer,
                     Program::Go,
+                    Program::Node,
                 ]);
+                if self.has("--slow") {
+                    // Clients of the API are made by all kinds of generators.
+                    needs.optional.extend([Program::Python, Program::JavaCompiler]);
+                }
             }
             Some("bench") => {
                 servers();
@@ -145,6 +150,8 @@ mod tests {
         // The clients of the replaced system need it, whether Jaeger is built or not.
         fs::create_dir(root.join(".dev/jaeger-1.76.0")).unwrap();
         assert!(request("test").needs(&root, none).optional.contains(&Program::Go));
+        let slow = |line: &str| request(line).needs(&root, none).optional.contains(&Program::JavaCompiler);
+        assert!(slow("test --slow") && !slow("test"));
         fs::remove_dir_all(&root).unwrap();
     }
 }

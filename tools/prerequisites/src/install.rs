@@ -47,16 +47,23 @@ impl Manager {
             (Self::Apt | Self::Brew, Program::Prometheus) => &["prometheus"],
             (Self::Apt, Program::PostgresPrograms) => &["postgresql"],
             (Self::Apt | Self::Dnf, Program::Python) => &["python3-pip"],
+            (Self::Apt, Program::Node) => &["nodejs", "npm"],
+            (Self::Apt, Program::JavaCompiler) => {
+                &["openjdk-17-jdk-headless | openjdk-21-jdk-headless | openjdk-25-jdk-headless"]
+            }
             (Self::Dnf, Program::Compiler) => &["gcc", "gcc-c++", "make"],
             (Self::Dnf, Program::Java) => &["java-21-openjdk-headless"],
             (Self::Dnf, Program::Go) => &["golang"],
             (Self::Dnf, Program::Prometheus) => &["golang-github-prometheus"],
+            (Self::Dnf, Program::Node) => &["nodejs", "nodejs-npm"],
+            (Self::Dnf, Program::JavaCompiler) => &["java-21-openjdk-devel"],
             (Self::Dnf, Program::PostgresPrograms) => {
                 &["postgresql-server", "postgresql-contrib", "postgresql-upgrade"]
             }
             // The compilers come with Apple's command line tools, which brew needs itself.
             (Self::Brew, Program::Compiler) => &["make"],
-            (Self::Brew, Program::Java) => &["openjdk@21"],
+            (Self::Brew, Program::Java | Program::JavaCompiler) => &["openjdk@21"],
+            (Self::Brew, Program::Node) => &["node"],
             (Self::Brew, Program::Go) => &["go"],
             (Self::Brew, Program::PostgresPrograms) => &["postgresql@17"],
             (Self::Brew, Program::Python) => &["python"],

@@ -13,6 +13,9 @@ const JAVA_MAJOR_MIN: u32 = 17;
 /// The oldest Go that can fetch the one that Jaeger asks for.
 const GO_MINOR_MIN: u32 = 16;
 
+/// The oldest Node.js that generators of TypeScript clients run on.
+const NODE_MAJOR_MIN: u32 = 18;
+
 /// The oldest Python 3 that schemathesis runs on.
 const PYTHON_MINOR_MIN: u32 = 11;
 
@@ -35,6 +38,10 @@ pub enum Program {
     PgBouncer,
     /// Runs schemathesis.
     Python,
+    /// Generates and runs TypeScript clients of the API.
+    Node,
+    /// Builds a Java client of the API.
+    JavaCompiler,
 }
 
 /// What came of a look.
@@ -42,7 +49,7 @@ pub type Found = Result<String, String>;
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Compiler,
         Self::Java,
         Self::Maven,
@@ -51,6 +58,8 @@ impl Program {
         Self::PostgresPrograms,
         Self::PgBouncer,
         Self::Python,
+        Self::Node,
+        Self::JavaCompiler,
     ];
 
     /// What it is called.
@@ -65,6 +74,8 @@ impl Program {
             Self::PostgresPrograms => "pg_upgrade, pg_dump, pgbench",
             Self::PgBouncer => "PgBouncer",
             Self::Python => "Python 3.11 or newer, with pip",
+            Self::Node => "Node.js 18 or newer, with npm",
+            Self::JavaCompiler => "javac",
         }
     }
 
@@ -80,6 +91,8 @@ impl Program {
             Self::PostgresPrograms => "move a database, and are compared with",
             Self::PgBouncer => "stands between a service and its database",
             Self::Python => "runs schemathesis",
+            Self::Node => "makes TypeScript clients",
+            Self::JavaCompiler => "builds a Java client",
         }
     }
 
@@ -107,6 +120,8 @@ impl Program {
                 on_path("pgbouncer").map(|_| "PgBouncer".to_owned()).ok_or_else(|| "no pgbouncer".to_owned())
             }
             Self::Python => python(),
+            Self::Node => node(),
+            Self::JavaCompiler => runs("javac", &["-version"], "javac"),
         }
     }
 }
@@ -203,6 +218,17 @@ fn python() -> Found {
     }
     runs("python3", &["-m", "pip", "--version"], "").map_err(|_| format!("{text} has no pip"))?;
     Ok(text)
+}
+
+fn node() -> Found {
+    let output = Command::new("node").arg("--version").output().map_err(|_| "no node".to_owned())?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let major = text.strip_prefix('v').and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    if major < Some(NODE_MAJOR_MIN) {
+        return Err(format!("only Node.js {text}"));
+    }
+    runs("npm", &["--version"], "")?;
+    Ok(format!("Node.js {text}"))
 }
 
 fn runs(program: &str, arguments: &[&str], name: &str) -> Found {

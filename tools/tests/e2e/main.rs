@@ -4,6 +4,7 @@ mod addresses;
 mod alerts;
 mod api_keys;
 mod audit;
+mod clients;
 mod cluster_rights;
 mod clusters;
 mod command_line;

@@ -1,6 +1,7 @@
 //! What the end-to-end and the slow tests share: where children come from, brokers in trouble, a writer, a reader, and what came out.
 
 pub(crate) mod broker;
+pub(crate) mod clients;
 pub(crate) mod kafka_frames;
 pub(crate) mod kafka_proxy;
 pub(crate) mod pooler;

@@ -4,6 +4,7 @@
 #[expect(dead_code, reason = "the end-to-end tests use more of it")]
 mod harness;
 
+mod clients;
 mod fresh_starts;
 mod http_clients;
 mod pooler;
