@@ -55,7 +55,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, with one scope for both.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Missing,
         Self::Malformed,
         Self::UnknownKey,
