@@ -8,6 +8,7 @@ mod cluster_rights;
 mod clusters;
 mod command_line;
 mod dead_letters;
+mod dependencies;
 mod doctor;
 mod encryption;
 mod failover;
