@@ -7,6 +7,7 @@ mod audit;
 mod cluster_rights;
 mod clusters;
 mod command_line;
+mod compose;
 mod dead_letters;
 mod dependencies;
 mod doctor;
