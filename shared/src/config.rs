@@ -55,6 +55,11 @@ impl ConfigError {
     }
 }
 
+/// What may also come from a file: the variable with `_FILE` behind it names the file, as orchestrators hand over what nobody is to see in a
+/// container's description.
+const SECRETS: [&str; 5] =
+    ["DATABASE_URL", "DB_PASSWORD", "KAFKA_SASL_PASSWORD", "KAFKA_SSL_KEY_PASSWORD", "API_JWT_SECRET"];
+
 /// The variables to read from: those of the process, or a test's own.
 #[derive(Debug, Clone, Default)]
 pub struct Env(HashMap<String, String>);
@@ -62,9 +67,11 @@ pub struct Env(HashMap<String, String>);
 impl Env {
     /// The process's variables, after those of a file `.env` in the working directory, if there is one; the process's own win. `ENV_FILE`
     /// names another file, which must be there. A variable that is set to nothing counts as not set, since compose files and shells set such.
+    /// Then the secrets that are in files: `DB_PASSWORD_FILE` for `DB_PASSWORD`, and so for each of them.
     ///
     /// # Errors
-    /// When there is a file that cannot be read or parsed or that others may write, and when a variable of ours is not UTF-8.
+    /// When there is a file that cannot be read or parsed or that others may write, when a variable of ours is not UTF-8, and when a secret is given
+    /// twice.
     pub fn load() -> Result<Self, ConfigError> {
         let own = own_variables(std::env::vars_os())?;
         let mut variables = HashMap::new();
@@ -75,7 +82,26 @@ impl Env {
             None => {}
         }
         variables.extend(own);
-        Ok(Self::from_pairs(variables))
+        Self::from_pairs(variables).with_secrets_of_files()
+    }
+
+    fn with_secrets_of_files(mut self) -> Result<Self, ConfigError> {
+        for name in SECRETS {
+            let variable = format!("{name}_FILE");
+            let Some(path) = self.0.remove(&variable) else { continue };
+            if self.0.contains_key(name) {
+                return Err(ConfigError::new(variable, format!("is set beside {name}: set one of them")));
+            }
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| ConfigError::new(&variable, format!("'{path}' cannot be read ({error})")))?;
+            // Editors and `echo` end a file with a line end, which belongs to no secret.
+            let secret = text.trim_end_matches(['\n', '\r']);
+            if secret.is_empty() {
+                return Err(ConfigError::new(variable, format!("'{path}' is empty")));
+            }
+            self.0.insert(name.to_owned(), secret.to_owned());
+        }
+        Ok(self)
     }
 
     /// Exactly these variables.
@@ -252,6 +278,29 @@ mod tests {
         let error = section(&[("RELAY_OWNER", "a"), ("RELAY_BIND", "here")]).unwrap_err();
         assert_eq!(error.variable, "RELAY_BIND");
         assert!(error.problem.contains("'here' given"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_is_read_from_the_file_that_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(name), text).unwrap();
+            folder.path().join(name).display().to_string()
+        };
+        let (file, empty) = (write("file", " p w\n"), write("empty", "\n"));
+        let load = |pairs: &[(&str, &str)]| Env::from_pairs(pairs.iter().copied()).with_secrets_of_files();
+        let read = load(&[("DB_PASSWORD_FILE", &file), ("API_JWT_JWKS_FILE", "keys")]).unwrap();
+        assert_eq!(read.var("DB_PASSWORD"), Some(" p w"));
+        assert_eq!(read.var("API_JWT_JWKS_FILE"), Some("keys"), "which is no secret");
+        for (pairs, said) in [
+            (&[("DB_PASSWORD_FILE", file.as_str()), ("DB_PASSWORD", "hunter2")][..], "is set beside DB_PASSWORD"),
+            (&[("DB_PASSWORD_FILE", &empty)], "is empty"),
+            (&[("DB_PASSWORD_FILE", "/nowhere")], "'/nowhere' cannot be read"),
+        ] {
+            let error = load(pairs).unwrap_err();
+            assert_eq!(error.variable, "DB_PASSWORD_FILE");
+            assert!(error.problem.contains(said) && !error.problem.contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

@@ -13,8 +13,8 @@ use shared::db::chain;
 use crate::console::not_printed;
 use crate::signals::Interrupted;
 use crate::{
-    api_keys, bench, conformance, dead_letters, doctor, migrate, offsets, parked, prepare, producers, replay, seed,
-    stack, status, test, top, trace, up,
+    api_keys, bench, conformance, dead_letters, deny, doctor, migrate, notices, offsets, parked, prepare, producers,
+    replay, seed, stack, status, test, top, trace, up,
 };
 
 /// Outrider: orders in over REST, events out through the outbox and Kafka, effects exactly once.
@@ -135,6 +135,16 @@ enum Command {
     #[command(after_help = PREPARE_EXAMPLES)]
     Prepare(prepare::PrepareArgs),
 
+    /// Look whether licences, sources and versions of what we depend on are those that `deny.toml` allows
+    ///
+    /// By cargo-deny, which must be installed. The exit code is 1 when something is not allowed.
+    #[command(after_help = deny::EXAMPLES)]
+    Deny(deny::DenyArgs),
+
+    /// Write the licences of all packages that are in our programs
+    #[command(after_help = notices::EXAMPLES)]
+    Notices(notices::NoticesArgs),
+
     /// End the children of a vanished parent
     #[command(hide = true)]
     Reaper,
@@ -234,6 +244,8 @@ impl Cli {
             Command::Bench(args) => Box::pin(bench::run(args)),
             Command::Conformance(args) => Box::pin(conformance::run(args)),
             Command::Prepare(args) => Box::pin(prepare::run(args)),
+            Command::Deny(args) => Box::pin(deny::run(args)),
+            Command::Notices(args) => return notices::run(&args),
             Command::Reaper => return Ok(ExitCode::SUCCESS),
         };
         runtime.block_on(work)

@@ -1,4 +1,4 @@
-//! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `conformance`, `prepare`) and operators (`migrate`, `doctor`, `status`, `top`,
+//! The `outrider` command line: for developers (`up`, `seed`, `test`, `bench`, `conformance`, `prepare`, `deny`, `notices`) and operators (`migrate`, `doctor`, `status`, `top`,
 //! `parked`, `offsets`, `replay`, `dead-letters`, `api-keys`, `trace`).
 //!
 //! `stack` is of use to tests and benchmarks as well: it starts the pipeline's parts as child processes.
@@ -10,12 +10,15 @@ pub mod conformance;
 pub mod connection;
 pub mod console;
 pub mod dead_letters;
+pub mod deny;
 pub mod doctor;
 pub mod http;
 pub mod jaeger;
 pub mod migrate;
+pub mod notices;
 pub mod offsets;
 pub mod output;
+pub mod packages;
 pub mod parked;
 pub mod prepare;
 pub mod producers;

@@ -145,6 +145,7 @@ fn tests_with(program: Program) -> &'static [&'static str] {
         Program::PostgresPrograms => &[
             "clusters::after_pg_upgrade_a_relay_goes_on_without",
             "clusters::after_a_dump_and_restore_a_relay_refuses",
+            "compose::logins::",
         ],
         Program::PgBouncer => &["pooler::"],
         Program::Compiler | Program::Java | Program::JavaCompiler | Program::Maven | Program::Python => &[],

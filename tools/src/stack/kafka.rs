@@ -63,6 +63,16 @@ impl Jars {
     pub fn launch(&self, name: &str, options: &[&str], main_class: &str) -> Launch {
         Launch::new(name, &self.java).args(options).arg("-cp").arg(self.folder.join("libs/*")).arg(main_class)
     }
+
+    /// Writes a script that runs one of the programs in the jars, as those of Kafka's own archive do.
+    pub fn write_script(&self, file: &Path, main_class: &str) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let (java, libs) = (self.java.display(), self.folder.join("libs"));
+        let options = "-Xmx128m -XX:TieredStopAtLevel=1";
+        let script = format!("#!/bin/sh\nexec '{java}' {options} -cp '{}/*' {main_class} \"$@\"\n", libs.display());
+        fs::write(file, script).with_context(|| format!("cannot write {}", file.display()))?;
+        fs::set_permissions(file, fs::Permissions::from_mode(0o755)).context("cannot make a script executable")
+    }
 }
 
 /// Maven puts the jars side by side; they belong one level down, where Kafka's own archive has them.

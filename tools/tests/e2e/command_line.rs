@@ -65,6 +65,8 @@ fn every_command_shows_examples() -> Result<()> {
         "test",
         "bench relay",
         "prepare",
+        "deny",
+        "notices",
     ];
     for command in commands {
         let output = outrider(command).arg("--help").output()?;

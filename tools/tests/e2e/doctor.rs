@@ -22,8 +22,13 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    fn is_fine(&self) -> bool {
+    pub(super) fn is_fine(&self) -> bool {
         self.verdict == "fine"
+    }
+
+    /// Whether it is of this part of what is looked at.
+    pub(super) fn concerns(&self, part: &str) -> bool {
+        self.check.split('.').next() == Some(part)
     }
 }
 
