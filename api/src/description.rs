@@ -6,6 +6,8 @@ mod older;
 mod problems;
 pub mod schemas;
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
@@ -33,13 +35,15 @@ pub struct Deployment {
     pub callers: Callers,
     /// Where clients send requests unless they are told otherwise: a URL, or a path at the host that the description was read from.
     pub server_url: String,
+    /// The path below which the outside reaches the API.
+    pub base_path: Option<Arc<str>>,
 }
 
 impl Deployment {
     /// One that need not know the address that clients see: they go on where they have read the description.
     #[must_use]
     pub fn of(callers: Callers) -> Self {
-        Self { callers, server_url: "/".to_owned() }
+        Self { callers, server_url: "/".to_owned(), base_path: None }
     }
 }
 
@@ -93,7 +97,20 @@ pub fn document(deployment: &Deployment) -> Value {
             item["head"] = head_of(get);
         }
     }
+    if let Some(base) = &deployment.base_path {
+        put_base(&mut document, base);
+    }
     document
+}
+
+/// Puts the base path in front of the types of problems, as it is in answers.
+fn put_base(value: &mut Value, base: &str) {
+    match value {
+        Value::String(text) if text.starts_with("/problems/") => text.insert_str(0, base),
+        Value::Array(list) => list.iter_mut().for_each(|value| put_base(value, base)),
+        Value::Object(object) => object.values_mut().for_each(|value| put_base(value, base)),
+        _ => {}
+    }
 }
 
 /// What the annotations leave out, since it is the same for all operations or follows from something else.

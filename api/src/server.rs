@@ -107,7 +107,10 @@ impl Server {
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut tasks).await;
         let guard = Guard::start((&auth, &limits), &orders, metrics.auth.clone(), (&readiness, shutdown), &mut tasks)?;
         let callers = if guard.lets_anybody_in() { Callers::Anybody } else { Callers::Known };
-        let described = description::document(&Deployment::of(callers));
+        let described = description::document(&match &edge.public_url {
+            None => Deployment::of(callers),
+            Some(url) => Deployment { callers, server_url: url.as_str().to_owned(), base_path: url.base_path() },
+        });
         let state = web::Data::new(State {
             batcher,
             orders,
