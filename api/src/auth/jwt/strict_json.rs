@@ -8,7 +8,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// An object, read strictly. The reader bounds its depth (128), and the length of the token its size.
+/// An object, read strictly. The reader bounds its depth (128), and the limit of a request's headers its size.
 #[derive(Debug)]
 pub struct StrictObject(pub Map<String, Value>);
 
