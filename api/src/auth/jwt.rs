@@ -85,14 +85,7 @@ impl Jwt {
     ///
     /// # Errors
     /// When it is not good, or there is no telling now.
-<<<<<<< ours
     pub async fn verify(&self, token: &str, gate: impl FnOnce() -> Result<(), Reason>) -> Result<Caller, Reason> {
-        if token.len() > TOKEN_BYTES_MAX {
-            return Err(Reason::Malformed);
-        }
-=======
-    pub async fn verify(&self, token: &str) -> Result<Caller, Reason> {
->>>>>>> theirs
         let fingerprint: [u8; 32] = Sha256::digest(token).into();
         let current = match &self.keys {
             Keys::Secret(_) => None,
