@@ -31,8 +31,8 @@ use crate::metrics::AuthMetrics;
 use crate::problem::{Kind, Problem};
 use crate::rate::{Meter, Payer, Rate, TooMuch};
 use crate::routes;
-use crate::shares::{Share, Shares};
 use crate::server::State;
+use crate::shares::{Share, Shares};
 use crate::store::Orders;
 use crate::store::api_keys::ApiKeys;
 
@@ -219,11 +219,7 @@ impl Guard {
 
 impl Credentials {
     /// Whose credentials they are, and which API key they name, if they do.
-    async fn caller(
-        &self,
-        headers: &HeaderMap,
-        address: Option<IpAddr>,
-    ) -> (Result<Caller, Reason>, Option<KeyId>) {
+    async fn caller(&self, headers: &HeaderMap, address: Option<IpAddr>) -> (Result<Caller, Reason>, Option<KeyId>) {
         let gate = || self.gate.check(address);
         match shown(headers) {
             Err(reason) => (Err(reason), None),

@@ -120,7 +120,13 @@ impl Problem {
             pointer: (self.kind != Kind::InvalidQuery).then(|| format!("#/{}", error.field)),
             detail: error.detail,
         });
-        Document { r#type: public_path(uri), title, status: status.as_u16(), detail: &self.detail, errors: errors.collect() }
+        Document {
+            r#type: public_path(uri),
+            title,
+            status: status.as_u16(),
+            detail: &self.detail,
+            errors: errors.collect(),
+        }
     }
 }
 

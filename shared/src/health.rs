@@ -120,22 +120,25 @@ pub fn serve(
     let address = listener.local_addr()?;
     let registry = Arc::new(registry);
     telemetry::metrics::push(&registry, shutdown);
-    let application = {
-        let readiness = readiness.clone();
-        move || {
-            let registry = Arc::clone(&registry);
-            let metrics = move |request: HttpRequest| {
-                let answer = metrics::answer(&registry, request.headers());
-                async move { answer }
-            };
-            App::new()
-                .configure(|config| routes(config, readiness.clone()))
-                .service(readable("/metrics", metrics))
-                .service(readable("/log-filter", || async { log_filter::read() }).route(web::put().to(
-                    |request: HttpRequest, body: String| async move { log_filter::change(&request, &body) },
-                )))
-        }
-    };
+    let application =
+        {
+            let readiness = readiness.clone();
+            move || {
+                let registry = Arc::clone(&registry);
+                let metrics = move |request: HttpRequest| {
+                    let answer = metrics::answer(&registry, request.headers());
+                    async move { answer }
+                };
+                App::new()
+                    .configure(|config| routes(config, readiness.clone()))
+                    .service(readable("/metrics", metrics))
+                    .service(readable("/log-filter", || async { log_filter::read() }).route(
+                        web::put().to(|request: HttpRequest, body: String| async move {
+                            log_filter::change(&request, &body)
+                        }),
+                    ))
+            }
+        };
     // It goes on during the shutdown, and ends with the process.
     let server = listener::serve(listener, None, application, LIMITS, Gauge::default(), Shutdown::new())?;
     tokio::spawn(server);

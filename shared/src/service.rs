@@ -25,8 +25,7 @@ pub fn run<C>(
                 .map(Duration::from_secs)
                 .map_err(|error| ConfigError::new(variable, format!("{error} ('{value}' given)"))),
         };
-        let delays =
-            Delays { drain: secs("SHUTDOWN_DRAIN_SECS", 0)?, deadline: secs("SHUTDOWN_TIMEOUT_SECS", 25)? };
+        let delays = Delays { drain: secs("SHUTDOWN_DRAIN_SECS", 0)?, deadline: secs("SHUTDOWN_TIMEOUT_SECS", 25)? };
         Ok((config, delays, env))
     });
     let (config, delays, env) = match prepared {

@@ -79,7 +79,11 @@ pub fn listen(shutdown: Shutdown, Delays { drain, deadline }: Delays) -> std::io
     tokio::spawn(async move {
         let name = either(&mut terminate, &mut interrupt).await;
         if name == SIGTERM && !drain.is_zero() {
-            tracing::info!(signal = name, drain_secs = drain.as_secs(), "not ready any more, going on until balancers have heard that");
+            tracing::info!(
+                signal = name,
+                drain_secs = drain.as_secs(),
+                "not ready any more, going on until balancers have heard that"
+            );
             shutdown.announce();
             tokio::select! {
                 _ = either(&mut terminate, &mut interrupt) => {}

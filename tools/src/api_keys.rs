@@ -201,13 +201,10 @@ async fn rotate(connection: &mut PgConnection, args: &RotateArgs) -> Result<Exit
 }
 
 /// Shows a new key. One that nobody has seen would be good for nobody but a thief, so it is revoked.
-async fn show_or_revoke(
-    connection: &mut PgConnection,
-    (key, row): (&ApiKey, &KeyRow),
-    json: bool,
-) -> Result<ExitCode> {
+async fn show_or_revoke(connection: &mut PgConnection, (key, row): (&ApiKey, &KeyRow), json: bool) -> Result<ExitCode> {
     let Err(error) = show(key, row, json) else { return Ok(ExitCode::SUCCESS) };
-    let revoked = store::revoke(connection, key.id(), (&actor().os_user, "it could not be shown when it was made")).await;
+    let revoked =
+        store::revoke(connection, key.id(), (&actor().os_user, "it could not be shown when it was made")).await;
     match revoked {
         Ok(Ok(_)) => bail!("the new key {} could not be shown, and was revoked; run it again: {error}", row.id),
         _ => bail!("the new key {} could not be shown; revoke it and make another one: {error}", row.id),

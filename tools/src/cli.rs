@@ -1,7 +1,7 @@
 //! The command line: what can be asked for, and who does it.
 
-use std::pin::Pin;
 use std::io::ErrorKind;
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};

@@ -120,7 +120,9 @@ impl Reason {
             Self::NoUser => "The token does not say whose orders it is for.".into(),
             Self::MissingScope(scope) => format!("This needs the scope {}.", scope.name()).into(),
             Self::Unavailable => "Whether the credentials are good cannot be said now.".into(),
-            Self::TooManyRefused => "Too many credentials from this address were refused. Wait for the seconds in Retry-After.".into(),
+            Self::TooManyRefused => {
+                "Too many credentials from this address were refused. Wait for the seconds in Retry-After.".into()
+            }
         };
         let kind = match self {
             Self::MissingScope(_) => Kind::Forbidden,

@@ -7,9 +7,9 @@ use std::time::Duration;
 use actix_cors::CorsError;
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::error::InternalError;
 use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use actix_web::error::InternalError;
 use actix_web::middleware::Next;
 use actix_web::{Error, ResponseError as _};
 

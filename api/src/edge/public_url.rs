@@ -19,7 +19,8 @@ impl PublicUrl {
     /// # Errors
     /// When it is no URL that paths can be put behind.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let wrong = |problem: &str| ConfigError::new(VARIABLE, format!("{problem}, as in https://api.example.com/shop"));
+        let wrong =
+            |problem: &str| ConfigError::new(VARIABLE, format!("{problem}, as in https://api.example.com/shop"));
         let url = Url::parse(text).map_err(|_| wrong("is no absolute URL"))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(wrong("must begin with http:// or https://"));

@@ -70,6 +70,10 @@ mod tests {
         assert_eq!(of(&["*"]), None);
         assert_eq!(of(&["\"1\", \"3\"", "\"7\""]), Some(vec![1, 3, 7]));
         assert_eq!(of(&["W/\"1\", \"2-gzip\", W/\"3-br\""]), Some(vec![1, 2, 3]), "changed by proxies");
-        assert_eq!(of(&["1, \"x\", w/\"1\", \"1-\", \"-gzip\", \"1-gzip-gzip\", W/1"]), Some(vec![]), "none of these is a version");
+        assert_eq!(
+            of(&["1, \"x\", w/\"1\", \"1-\", \"-gzip\", \"1-gzip-gzip\", W/1"]),
+            Some(vec![]),
+            "none of these is a version"
+        );
     }
 }

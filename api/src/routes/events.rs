@@ -81,7 +81,8 @@ pub async fn of_order(
     let id = OrderId::from_path(&id).ok_or_else(not_found)?;
     let version = |text: &str| text.parse().ok().filter(|version: &i64| *version >= 0).ok_or_else(bad_event_id);
     // No other parameter is looked at.
-    let query = web::Query::<Vec<(String, String)>>::from_query(request.query_string()).unwrap_or_else(|_| web::Query(Vec::new()));
+    let query = web::Query::<Vec<(String, String)>>::from_query(request.query_string())
+        .unwrap_or_else(|_| web::Query(Vec::new()));
     let after = last_event_id(request.headers(), &query)?.map(version).transpose()?.unwrap_or(0);
     let events = state.feed.watch_order(Payer::of(&request, &caller), id.get(), caller.user_id(), after).await?;
     Ok(stream(events, state.guard.stream_end(&caller)))
@@ -93,7 +94,8 @@ fn filter(query: &[(String, String)]) -> Result<Filter, Problem> {
         let error = FieldError { field: "(other)", detail: "is no parameter of a stream of orders" };
         return Err(Problem::invalid_query(vec![error]));
     }
-    let listing::Filter { user_id, status, .. } = listing::Filter::from_query(&others).map_err(Problem::invalid_query)?;
+    let listing::Filter { user_id, status, .. } =
+        listing::Filter::from_query(&others).map_err(Problem::invalid_query)?;
     Ok(Filter { user_id, status })
 }
 
@@ -128,7 +130,9 @@ fn stream(body: EventStream, end: Option<Instant>) -> HttpResponse {
 impl From<NoStream> for Problem {
     fn from(reason: NoStream) -> Self {
         match reason {
-            NoStream::TooMany => Self::new(Kind::Overloaded, "Too many event streams are open, or too many of this caller."),
+            NoStream::TooMany => {
+                Self::new(Kind::Overloaded, "Too many event streams are open, or too many of this caller.")
+            }
             NoStream::ShuttingDown => Self::new(Kind::Unavailable, "This server is shutting down."),
             NoStream::Unavailable => Self::new(Kind::Unavailable, "The database does not answer."),
             NoStream::NotFound => not_found(),

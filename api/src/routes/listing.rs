@@ -30,9 +30,8 @@ pub async fn list(
     let mut filter = Filter::from_query(&query).map_err(Problem::invalid_query)?;
     filter.user_id = caller.shown(filter.user_id);
     let share = state.lists.take(Payer::of(&request, &caller));
-    let _share = share.ok_or_else(|| {
-        Problem::new(Kind::Overloaded, "Too many lists are being read, or too many by this caller.")
-    })?;
+    let _share = share
+        .ok_or_else(|| Problem::new(Kind::Overloaded, "Too many lists are being read, or too many by this caller."))?;
     let page = state.orders.list(&filter).await?;
 
     let mut body = Vec::with_capacity(64 + 256 * page.documents.len());

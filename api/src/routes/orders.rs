@@ -8,6 +8,7 @@ use actix_web::{Error, HttpRequest, HttpResponse};
 use crate::caller::Caller;
 use crate::description::schemas::{NewOrder as NewOrderBody, Order};
 use crate::domain::{NewOrder, OrderId};
+use crate::edge::context::public_path;
 use crate::edge::was_too_slow;
 use crate::idempotency::{self, IdempotencyKey};
 use crate::observe::event_headers;

@@ -82,9 +82,8 @@ fn push_walk(query: &mut QueryBuilder<Postgres>, filter: &Filter) {
     // These are few, and have an index of their own.
     if let Some(status @ (Status::Failed | Status::Cancelled)) = filter.status {
         let name = status.name();
-        query.push(format_args!(
-            " AND id IN (SELECT t.order_id FROM order_transitions t WHERE t.to_status = '{name}')"
-        ));
+        query
+            .push(format_args!(" AND id IN (SELECT t.order_id FROM order_transitions t WHERE t.to_status = '{name}')"));
     }
     if let Some(cursor) = filter.cursor {
         query.push(" AND (created_at, id) < (").push_bind(cursor.created_at).push(", ").push_bind(cursor.id).push(")");

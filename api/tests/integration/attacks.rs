@@ -89,7 +89,7 @@ async fn a_client_that_takes_no_answers_is_closed() {
     let asked = b"GET /openapi.json HTTP/1.1\r\nhost: test\r\n\r\n".repeat(64);
     let mut greedy = Vec::new();
     for _ in 0..20 {
-        let mut stream = open(api.address, b"").await;
+        let (mut stream, asked) = (open(api.address, b"").await, asked.clone());
         greedy.push(tokio::spawn(async move {
             let start = Instant::now();
             // Until it is reset: what is asked for is more than the system keeps for a connection.
@@ -101,10 +101,8 @@ async fn a_client_that_takes_no_answers_is_closed() {
         let took = timeout(PATIENCE, client).await.expect("it is closed").expect("no panic");
         assert!(took < Duration::from_secs(15), "{took:?}");
     }
-    eventually("all of it is forgotten", async || {
-        (api.metric("http_server_active_requests").await == 0).then_some(())
-    })
-    .await;
+    eventually("all of it is forgotten", async || (api.metric("http_server_active_requests").await == 0).then_some(()))
+        .await;
     // A slow reader that goes on reading gets all of it, however long that takes.
     let mut slow = open(api.address, &request("GET", "/openapi.json", "", b"")).await;
     let (mut length, mut buffer) = (0, vec![0; 16 * 1024]);

@@ -42,7 +42,9 @@ async fn said(address: SocketAddr, sent: &str) -> String {
 
 fn order(headers: &str) -> String {
     let length = ORDER.len();
-    format!("POST /orders HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{ORDER}")
+    format!(
+        "POST /orders HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{ORDER}"
+    )
 }
 
 #[tokio::test]
@@ -112,7 +114,11 @@ async fn http_1_0_gets_what_it_knows() {
         text.push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
     let (head, body) = text.split_once("\r\n\r\n").expect("a head");
-    assert!(!head.contains("transfer-encoding") && (body.starts_with("id:") || body.starts_with("retry:") || body.starts_with(':')), "{text}");
+    assert!(
+        !head.contains("transfer-encoding")
+            && (body.starts_with("id:") || body.starts_with("retry:") || body.starts_with(':')),
+        "{text}"
+    );
     drop(stream);
     // One that asks for the connection to stay gets it.
     let mut stream = open(api.address, b"").await;
@@ -130,7 +136,9 @@ async fn a_body_that_will_be_refused_is_not_asked_for() {
     let database = TestDatabase::create("expectations").await;
     let api = Api::start(&database).await;
     let expecting = |method: &str, path: &str, headers: &str, length: usize| {
-        format!("{method} {path} HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\n{headers}content-length: {length}\r\n\r\n")
+        format!(
+            "{method} {path} HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\n{headers}content-length: {length}\r\n\r\n"
+        )
     };
     let json = "content-type: application/json\r\n";
     for (asked, status) in [
@@ -157,7 +165,8 @@ async fn an_answer_that_comes_before_the_body_reaches_a_client_that_goes_on_send
     let database = TestDatabase::create("early_answers").await;
     let api = Api::start(&database).await;
     for _ in 0..20 {
-        let head = "POST /orders HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: 200000\r\n\r\n";
+        let head =
+            "POST /orders HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: 200000\r\n\r\n";
         let mut stream = open(api.address, head.as_bytes()).await;
         tokio::time::sleep(Duration::from_millis(5)).await;
         // 413 has been said, and the connection is about to be closed.
@@ -179,7 +188,8 @@ async fn a_tag_that_a_proxy_has_changed_is_known() {
         let path = format!("/orders/{}", number + 1);
         let read = send(api.address, request("GET", &path, &format!("if-none-match: {tag}\r\n"), b"")).await;
         assert_eq!(read.status, 304, "{tag}");
-        let changed = send(api.address, request("POST", &format!("{path}/cancel"), &format!("if-match: {tag}\r\n"), b"")).await;
+        let changed =
+            send(api.address, request("POST", &format!("{path}/cancel"), &format!("if-match: {tag}\r\n"), b"")).await;
         assert_eq!(changed.status, 200, "{tag}: {changed:?}");
         // The version has changed, and the tag has not.
         let stale = send(api.address, request("DELETE", &path, &format!("if-match: {tag}\r\n"), b"")).await;
@@ -223,7 +233,9 @@ async fn behind_a_path_prefix_every_address_that_is_answered_has_it() {
         let made = said(api.address, &order("connection: close\r\n")).await;
         assert!(made.contains("\r\nlocation: /shop/orders/"), "{made}");
     }
-    let get = async |path: &str| said(api.address, &format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await;
+    let get = async |path: &str| {
+        said(api.address, &format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await
+    };
     let page = get("/orders?limit=1").await;
     assert!(page.contains("\r\nlink: </shop/orders?limit=1&cursor="), "{page}");
     for (path, kind) in [

@@ -175,8 +175,10 @@ mod tests {
 
     #[test]
     fn values_are_taken_as_they_stand() {
-        let text = "\u{feff}# a comment\r\nA=1\r\n\nexport B = two words # comment\n  C='it''s'\n".replace("it''s", "a $b #c \"d\" \\e");
-        let text = format!("{text}D=\"a\\n\\\"b\\\" \\$c\" # comment\nE=\nF=# nothing\nG=a#b$1$\nH='first\nsecond'\nI=last");
+        let text = "\u{feff}# a comment\r\nA=1\r\n\nexport B = two words # comment\n  C='it''s'\n"
+            .replace("it''s", "a $b #c \"d\" \\e");
+        let text =
+            format!("{text}D=\"a\\n\\\"b\\\" \\$c\" # comment\nE=\nF=# nothing\nG=a#b$1$\nH='first\nsecond'\nI=last");
         let expected = [
             ("A", "1"),
             ("B", "two words"),
@@ -207,7 +209,11 @@ mod tests {
         ];
         for (text, line, variable, problem) in cases {
             let fault = of(text).unwrap_err();
-            assert_eq!((fault.line, fault.variable.as_deref(), fault.problem.as_str()), (line, variable, problem), "{text}");
+            assert_eq!(
+                (fault.line, fault.variable.as_deref(), fault.problem.as_str()),
+                (line, variable, problem),
+                "{text}"
+            );
         }
         assert_eq!(parse(b"A=1\nB=\xff").unwrap_err().line, 2);
         let fault = of("A=\"hunter\\2\"").unwrap_err();

@@ -58,7 +58,9 @@ mod tests {
         for good in ["127.0.0.1", "127.0.0.1:9081", "[::1]:9081", "[::1]", "10.0.0.7:9081", "localhost:9081"] {
             assert!(is_address(good), "{good}");
         }
-        for bad in ["", "evil.example", "evil.example:9081", "localhost.evil.example", "127.0.0.1.evil.example", "[evil]"] {
+        for bad in
+            ["", "evil.example", "evil.example:9081", "localhost.evil.example", "127.0.0.1.evil.example", "[evil]"]
+        {
             assert!(!is_address(bad), "{bad}");
         }
     }

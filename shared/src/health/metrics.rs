@@ -28,7 +28,8 @@ fn wants_text(accept: &str) -> bool {
         let ranges = accept.split(',').filter_map(|range| {
             let mut parts = range.split(';').map(str::trim);
             let is_wanted = parts.next()?.eq_ignore_ascii_case(wanted);
-            let quality = parts.find_map(|part| part.strip_prefix("q=")).map_or(Some(1.0), |quality| quality.parse().ok());
+            let quality =
+                parts.find_map(|part| part.strip_prefix("q=")).map_or(Some(1.0), |quality| quality.parse().ok());
             quality.filter(|_| is_wanted)
         });
         ranges.fold(0.0, f64::max)
@@ -39,27 +40,17 @@ fn wants_text(accept: &str) -> bool {
 /// OpenMetrics as the text format 0.0.4: counters have their suffix in their name, there are no units, exemplars or information.
 fn to_text(metrics: &str) -> String {
     let mut text = String::with_capacity(metrics.len());
-    // Of the family under way.
-    let mut suffix = "";
     let mut help = None;
     for line in metrics.lines() {
         let mut words = line.splitn(4, ' ');
         match (words.next(), words.next(), words.next(), words.next()) {
             (Some("#"), Some("HELP"), Some(name), words) => help = Some((name, words.unwrap_or_default())),
             (Some("#"), Some("TYPE"), Some(name), Some(kind)) => {
-                let kind = match kind {
-                    "counter" => {
-                        suffix = "_total";
-                        "counter"
-                    }
-                    "info" => {
-                        suffix = "_info";
-                        "gauge"
-                    }
-                    kind => {
-                        suffix = "";
-                        if kind == "unknown" { "untyped" } else { kind }
-                    }
+                let (kind, suffix) = match kind {
+                    "counter" => (kind, "_total"),
+                    "info" => ("gauge", "_info"),
+                    "unknown" => ("untyped", ""),
+                    kind => (kind, ""),
                 };
                 if let Some((_, words)) = help.take().filter(|(helped, _)| *helped == name) {
                     text.push_str(&format!("# HELP {name}{suffix} {words}\n"));

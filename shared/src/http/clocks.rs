@@ -9,8 +9,8 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use prometheus_client::metrics::gauge::Gauge;
 use crate::shutdown::Shutdown;
+use prometheus_client::metrics::gauge::Gauge;
 
 /// How exact the clocks are.
 const TICK: Duration = Duration::from_millis(250);
@@ -168,7 +168,8 @@ pub struct ConnectionClock {
 
 impl ConnectionClock {
     fn check(&self, now: Tick, deadlines: &Deadlines) {
-        let is_past = |since: &Cell<Option<Tick>>, duration| since.get().is_some_and(|since| since.is_past(duration, now));
+        let is_past =
+            |since: &Cell<Option<Tick>>, duration| since.get().is_some_and(|since| since.is_past(duration, now));
         if is_past(&self.blocked_since, deadlines.send) || is_past(&self.ended_since, FAREWELL) {
             return self.give(Order::Close);
         }

@@ -26,18 +26,18 @@ pub const PIECE_BYTES_MAX: usize = 16 * 1024;
 ///
 /// # Errors
 /// The status of the answer, when it is no request that HTTP allows though hyper does.
-pub fn request(
-    request: http::Request<Incoming>,
-    peer: Option<SocketAddr>,
-) -> Result<Request, StatusCode> {
+pub fn request(request: http::Request<Incoming>, peer: Option<SocketAddr>) -> Result<Request, StatusCode> {
     let (parts, body) = request.into_parts();
     // RFC 9112, 3.2: a server must answer 400 to a request of HTTP/1.1 without exactly one Host.
     let hosts = parts.headers.get_all(http::header::HOST).iter().count();
     if hosts > 1 || (hosts == 0 && parts.version == http::Version::HTTP_11) {
         return Err(StatusCode::BAD_REQUEST);
     }
-    let payload =
-        if body.is_end_stream() { Payload::None } else { Payload::Stream { payload: Box::pin(RequestBody(body)) as _ } };
+    let payload = if body.is_end_stream() {
+        Payload::None
+    } else {
+        Payload::Stream { payload: Box::pin(RequestBody(body)) as _ }
+    };
     let mut request = Request::with_payload(payload);
     let head = request.head_mut();
     head.method = Method::from_bytes(parts.method.as_str().as_bytes()).map_err(|_| StatusCode::BAD_REQUEST)?;
@@ -89,11 +89,7 @@ impl Stream for RequestBody {
 }
 
 /// An answer as hyper wants it. `is_head`: to a request without interest in the body.
-pub fn response(
-    response: Response<BoxBody>,
-    is_head: bool,
-    clock: Rc<ResponseClock>,
-) -> http::Response<ResponseBody> {
+pub fn response(response: Response<BoxBody>, is_head: bool, clock: Rc<ResponseClock>) -> http::Response<ResponseBody> {
     let (head, body) = response.into_parts();
     let left = match body.size() {
         BodySize::None => Some(0),
@@ -151,7 +147,10 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Box<dyn Error + Send + Sync>;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         self.clock.asked();
         while self.piece.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_next(context)) {

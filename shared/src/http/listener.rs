@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
+use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
 use std::rc::Rc;
@@ -96,7 +97,8 @@ where
             async move {
                 let application = application.new_service(AppConfig::default()).await?;
                 let clocks = Clocks::start(limits.deadlines, active, shutdown);
-                let worker = Rc::new(Worker { application, acceptor, handshake: limits.handshake, clocks });
+                let worker =
+                    Rc::new(Worker { application, acceptor, handshake: limits.handshake, clocks, bodies: PhantomData });
                 Ok::<_, ()>(fn_service(move |stream: TcpStream| {
                     let worker = Rc::clone(&worker);
                     async move {
@@ -116,14 +118,16 @@ where
 }
 
 /// One thread's share of the connections.
-struct Worker<S> {
+struct Worker<S, B> {
     application: S,
     acceptor: Option<TlsAcceptor>,
     handshake: Duration,
     clocks: Rc<Clocks>,
+    /// Of the application's answers.
+    bodies: PhantomData<B>,
 }
 
-impl<S, B> Worker<S>
+impl<S, B> Worker<S, B>
 where
     S: Service<Request> + 'static,
     S::Error: Into<actix_web::Error>,

@@ -73,7 +73,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> ClockedStream<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClockedStream<T> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.clock.is_head_refused() {
             ready!(self.poll_refuse_head(context))?;
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

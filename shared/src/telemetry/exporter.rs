@@ -91,7 +91,8 @@ mod tests {
         assert_eq!(url(&[all, ("OTEL_TRACES_EXPORTER", "none")]), None);
         for url in ["collector:4318", "localhost:4317", "//collector", "ftp://collector", "http://"] {
             let error = Endpoint::from_env(&Env::from_pairs([("OTEL_EXPORTER_OTLP_ENDPOINT", url)])).unwrap_err();
-            let expected = "OTEL_EXPORTER_OTLP_ENDPOINT: must begin with http:// or https://, as in http://collector:4318";
+            let expected =
+                "OTEL_EXPORTER_OTLP_ENDPOINT: must begin with http:// or https://, as in http://collector:4318";
             assert_eq!(error.to_string(), expected, "{url}");
         }
         let env = Env::from_pairs([all, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]);

@@ -14,8 +14,7 @@ const DEFAULT: &str = "info";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// What the targets of our own code begin with.
-const OURS: [&str; 7] =
-    ["api", "outrider_api", "outrider_processor", "outrider_relay", "processor", "relay", "shared"];
+const OURS: [&str; 7] = ["api", "outrider_api", "outrider_processor", "outrider_relay", "processor", "relay", "shared"];
 
 static CHANGEABLE: OnceLock<Changeable> = OnceLock::new();
 
@@ -97,7 +96,9 @@ mod tests {
 
     #[test]
     fn what_would_silence_everything_is_refused() {
-        for wrong in ["warning", "verbose", "info;relay=debug", "relay=loud", "INFO WARN", "relay debug", "info,nothing"] {
+        for wrong in
+            ["warning", "verbose", "info;relay=debug", "relay=loud", "INFO WARN", "relay debug", "info,nothing"]
+        {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(

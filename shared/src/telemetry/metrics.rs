@@ -13,10 +13,10 @@ use prometheus_client::registry::Registry;
 use reqwest::Url;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
+use super::exporter::check_scheme;
 use crate::config::{ConfigError, Env};
 use crate::crypto;
 use crate::exposition;
-use super::exporter::check_scheme;
 use crate::shutdown::Shutdown;
 
 /// Between two lines of the log about a receiver that does not answer.

@@ -46,7 +46,10 @@ fn the_example_names_every_variable_with_its_default() -> Result<()> {
 
     let tokens = ["ALGORITHM", "JWKS_URL", "JWKS_FILE", "SECRET", "ISSUER", "AUDIENCE", "SCOPES_CLAIM", "SCOPE_MAP"];
     let tokens = tokens.into_iter().chain(["REQUIRED_CLAIMS", "USER_CLAIM"]).map(|name| format!("API_JWT_{name}"));
-    let unset = ["API_TLS_CERT", "API_TLS_KEY", "API_CORS_ORIGINS", "API_PUBLIC_URL"].map(str::to_owned).into_iter().chain(tokens);
+    let unset = ["API_TLS_CERT", "API_TLS_KEY", "API_CORS_ORIGINS", "API_PUBLIC_URL"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(tokens);
     for name in unset {
         assert_eq!(example.get(&name).map(String::as_str), Some(""), "{name} is in .env.example, and not set");
     }

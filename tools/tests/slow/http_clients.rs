@@ -34,7 +34,9 @@ async fn api(test: &str, env: &[(&str, &str)], logs: &Path) -> Result<(TestDatab
 /// Runs a client to its end, which says that all was well.
 fn says_well(command: &mut Command) -> Result<()> {
     let output = command.stdin(Stdio::null()).output().with_context(|| {
-        format!("{command:?} cannot be run: these tests need curl, Go, a JDK, Node with npm, Python with pip, and nginx")
+        format!(
+            "{command:?} cannot be run: these tests need curl, Go, a JDK, Node with npm, Python with pip, and nginx"
+        )
     })?;
     let [said, complaints] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
     ensure!(output.status.success() && said.ends_with("well\n"), "{command:?}: {said}{complaints}");
@@ -130,7 +132,8 @@ async fn clients_behind_nginx_see_right_addresses_tags_that_hold_and_events_at_o
     let mut permissions = fs::metadata(folder.path())?.permissions();
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
     fs::set_permissions(folder.path(), permissions)?;
-    let nginx = Launch::new("nginx", "nginx").args(["-e", "stderr", "-c"]).arg(&file).log(folder.path().join("nginx.log"));
+    let nginx =
+        Launch::new("nginx", "nginx").args(["-e", "stderr", "-c"]).arg(&file).log(folder.path().join("nginx.log"));
     let mut nginx = nginx.spawn(&reaper()?).context("nginx is needed for this test")?;
     for port in [old, new] {
         eventually_within(Duration::from_secs(10), "nginx listens", async || {
