@@ -73,12 +73,11 @@ impl Keys {
     /// # Errors
     /// When it is not good, or there is no telling now.
     pub async fn verify(&self, key: &ApiKey, gate: impl FnOnce() -> Result<(), Reason>) -> Result<Caller, Reason> {
-        let known = match self.known(key.id()) {
-            Some(known) => known,
-            None => {
-                gate()?;
-                self.look_up(key.id()).await?
-            }
+        let known = if let Some(known) = self.known(key.id()) {
+            known
+        } else {
+            gate()?;
+            self.look_up(key.id()).await?
         };
         let found = known.key.as_ref();
         // Whether there is such a key or not, and wherever the secrets differ: it takes the same time.

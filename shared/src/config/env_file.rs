@@ -73,7 +73,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<(String, String)>, Fault> {
     // Editors on Windows put a byte order mark before the first line.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| Fault {
-        line: 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count(),
+        line: bytes[..error.valid_up_to()].split(|byte| *byte == b'\n').count(),
         variable: None,
         problem: "is not UTF-8".to_owned(),
     })?;

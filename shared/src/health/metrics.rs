@@ -1,5 +1,7 @@
 //! `/metrics` in the format that is asked for: OpenMetrics, or the older text format of Prometheus for those who know only that.
 
+use std::fmt::Write as _;
+
 use actix_web::HttpResponse;
 use actix_web::http::header::{self, HeaderMap};
 use prometheus_client::encoding::text::encode;
@@ -41,6 +43,7 @@ fn wants_text(accept: &str) -> bool {
 fn to_text(metrics: &str) -> String {
     let mut text = String::with_capacity(metrics.len());
     let mut help = None;
+    // Writing to a String cannot fail.
     for line in metrics.lines() {
         let mut words = line.splitn(4, ' ');
         match (words.next(), words.next(), words.next(), words.next()) {
@@ -53,9 +56,9 @@ fn to_text(metrics: &str) -> String {
                     kind => (kind, ""),
                 };
                 if let Some((_, words)) = help.take().filter(|(helped, _)| *helped == name) {
-                    text.push_str(&format!("# HELP {name}{suffix} {words}\n"));
+                    let _ = writeln!(text, "# HELP {name}{suffix} {words}");
                 }
-                text.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+                let _ = writeln!(text, "# TYPE {name}{suffix} {kind}");
             }
             (Some("#"), ..) => {}
             _ => {
