@@ -22,7 +22,7 @@ fn the_guide_names_the_generators_and_shows_the_programs_that_are_tested() -> Re
     let path = Workspace::required()?.root().join("docs/guides/clients.md");
     let guide = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     for client in &CLIENTS {
-        let command = client.generate("http://127.0.0.1:8080");
+        let command = client.generate("http://127.0.0.1:8080")?;
         assert!(guide.contains(&command), "{}: {command}", client.generator);
         for dependency in client.go_dependencies() {
             assert!(guide.contains(dependency), "{}: {dependency}", client.generator);

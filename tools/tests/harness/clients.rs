@@ -53,8 +53,9 @@ pub(crate) struct Client {
 
 impl Client {
     /// The command that makes the client of the API at `url`.
-    pub(crate) fn generate(&self, url: &str) -> String {
-        self.commands[0].replace("{url}", url)
+    pub(crate) fn generate(&self, url: &str) -> Result<String> {
+        let command = self.commands.iter().find(|command| command.contains("{url}")).context(self.generator)?;
+        Ok(command.replace("{url}", url))
     }
 
     /// The commands that bring what the client needs at run time.

@@ -93,9 +93,8 @@ pub(crate) const OAPI_CODEGEN: Client = Client {
     file: "main.go",
     text: include_str!("../../clients/oapi_codegen/main.go"),
     commands: &[
-        "go run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2 -generate types,client -package orders -o orders.gen.go {url}/openapi-3.0.json",
         "mkdir orders",
-        "mv orders.gen.go orders",
+        "go run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2 -generate types,client -package orders -o orders/orders.gen.go {url}/openapi-3.0.json",
         "go mod init example.com/client",
         "go get github.com/oapi-codegen/runtime@v1.9.0",
         "go run . {url} {newer}",
