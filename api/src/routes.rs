@@ -33,7 +33,7 @@ const NONE: &str = "none";
 /// All paths, in the order in which they are tried: `/orders/events` looks like the path of an order.
 pub static SURFACE: &[Resource] = &[
     Resource::new("/orders", &[(Method::GET, || web::to(listing::list)), (Method::POST, || web::to(orders::create))]),
-    Resource::new("/orders/batch", &[(Method::POST, || web::to(batch::create))]).body_bytes_max(batch::BODY_BYTES_MAX),
+    Resource::new("/orders/batch", &[(Method::POST, || web::to(batch::create))]),
     Resource::new("/orders/events", &[(Method::GET, || web::to(events::all))]).endless(),
     Resource::new(
         "/orders/{id}",
@@ -63,16 +63,11 @@ pub struct Resource {
     serves: &'static [Served],
     endless: bool,
     open: bool,
-    body_bytes_max: usize,
 }
 
 impl Resource {
     const fn new(path: &'static str, serves: &'static [Served]) -> Self {
-        Self { path, serves, endless: false, open: false, body_bytes_max: BODY_BYTES_MAX }
-    }
-
-    const fn body_bytes_max(self, body_bytes_max: usize) -> Self {
-        Self { body_bytes_max, ..self }
+        Self { path, serves, endless: false, open: false }
     }
 
     /// Its GET is a stream without an end, of which there is no HEAD.
@@ -109,7 +104,7 @@ impl Resource {
     }
 
     fn service(&'static self) -> impl HttpServiceFactory + 'static {
-        let mut resource = web::resource(self.path).app_data(web::PayloadConfig::new(self.body_bytes_max));
+        let mut resource = web::resource(self.path);
         for (method, route) in self.routes() {
             resource = resource.route(route().method(method.clone()));
         }

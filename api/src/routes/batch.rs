@@ -1,8 +1,8 @@
 //! Many orders in one request.
 
 use actix_web::http::header;
-use actix_web::web::{self, Bytes};
-use actix_web::{Error, HttpRequest, HttpResponse, ResponseError as _};
+use actix_web::web;
+use actix_web::{HttpRequest, HttpResponse, ResponseError as _};
 use serde_json::value::RawValue;
 
 use super::orders::json_body;
@@ -42,7 +42,7 @@ pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 pub async fn create(
     request: HttpRequest,
     caller: Caller,
-    body: Result<Bytes, Error>,
+    body: web::Payload,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
     if request.headers().contains_key(idempotency::HEADER) {
@@ -52,7 +52,7 @@ pub async fn create(
         return Err(Problem::new(Kind::InvalidIdempotencyKey, detail));
     }
     state.batcher.check()?;
-    let body = json_body(&request, body, BODY_BYTES_MAX)?;
+    let body = json_body(&request, body, BODY_BYTES_MAX).await?;
     let items: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|error| no_list(&error))?;
     if items.is_empty() || items.len() > ORDERS_MAX {
         let detail = format!("The list has {} orders; it must have 1 to {ORDERS_MAX}.", items.len());

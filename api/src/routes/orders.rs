@@ -50,12 +50,12 @@ use crate::server::State;
 pub async fn create(
     request: HttpRequest,
     caller: Caller,
-    body: Result<Bytes, Error>,
+    body: web::Payload,
     state: web::Data<State>,
 ) -> Result<HttpResponse, Problem> {
     // Before anything is read: under overload, refusing must cost little.
     state.batcher.check()?;
-    let body = json_body(&request, body, BODY_BYTES_MAX)?;
+    let body = json_body(&request, body, BODY_BYTES_MAX).await?;
     let order = NewOrder::from_json(&body)?;
     caller.may_order(&order)?;
     let key = IdempotencyKey::of(request.headers(), &caller, &order)?;
@@ -116,10 +116,17 @@ pub fn not_found() -> Problem {
     Problem::new(Kind::OrderNotFound, "No order has that id.")
 }
 
-/// The body of a request, which must say that it is JSON and have `bytes_max` bytes at most.
-pub fn json_body(request: &HttpRequest, body: Result<Bytes, Error>, bytes_max: usize) -> Result<Bytes, Problem> {
+/// The body of a request, which must say that it is JSON and have `bytes_max` bytes at most. One that will be refused is not read, and so a
+/// client that waits for `100 Continue` does not send it.
+pub async fn json_body(request: &HttpRequest, body: web::Payload, bytes_max: usize) -> Result<Bytes, Problem> {
     require_json(request)?;
-    body.map_err(|error| unreadable(&error, bytes_max))
+    let too_large = || Problem::new(Kind::BodyTooLarge, format!("The body may have {bytes_max} bytes at most."));
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length: u64| length > bytes_max as u64) {
+        return Err(too_large());
+    }
+    let read = body.to_bytes_limited(bytes_max).await.map_err(|_| too_large())?;
+    read.map_err(|error| unreadable(&error))
 }
 
 /// The body is what it says it is. Parameters of the type are passed over: JSON is UTF-8 (RFC 8259), and takes none.
@@ -135,12 +142,9 @@ fn require_json(request: &HttpRequest) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Why a body of at most so many bytes could not be read.
-fn unreadable(error: &Error, bytes_max: usize) -> Problem {
+/// Why a body could not be read.
+fn unreadable(error: &Error) -> Problem {
     match error.as_error::<PayloadError>() {
-        Some(PayloadError::Overflow) => {
-            Problem::new(Kind::BodyTooLarge, format!("The body may have {bytes_max} bytes at most."))
-        }
         Some(error) if was_too_slow(error) => {
             Problem::new(Kind::RequestTimeout, "The body did not arrive within the time that it may take.")
         }

@@ -80,7 +80,7 @@ async fn a_change_is_made_only_at_the_version_that_the_caller_has_seen() {
     let api = Api::start(&database).await;
     api.post(ORDER).await;
     for (method, path) in [("POST", "/orders/1/cancel"), ("DELETE", "/orders/1")] {
-        for tags in ["\"2\"", "W/\"1\"", "\"x\"", "1"] {
+        for tags in ["\"2\"", "W/\"2\"", "\"x\"", "1"] {
             let answer = change(&api, method, path, &format!("if-match: {tags}\r\n")).await;
             assert_eq!((answer.status, answer.problem().as_str()), (412, "/problems/precondition-failed"), "{tags}");
         }

@@ -119,12 +119,13 @@ async fn what_cannot_be_resumed_is_refused_with_a_reason() {
     assert_eq!((answer.status, answer.problem().as_str()), (400, "/problems/invalid-event-id"));
     let answer = get(&api, "/orders/events?product_id=1", "").await;
     assert_eq!((answer.status, answer.problem().as_str()), (400, "/problems/invalid-query"));
-    // Of another database, and of a time that this one has not come to.
-    let (cluster, rest) = id.split_once('.').expect("fields");
-    let other = format!("{}.{rest}", if cluster == "1" { "2" } else { "1" });
-    let (start, xmax) = id.rsplit_once('.').expect("fields");
-    let future = format!("{start}.f{}", xmax.split('_').next().expect("a number"));
-    for gone in [other, future] {
+    // Signed with a key that there is not, and changed.
+    let (key, rest) = id.split_once('.').expect("fields");
+    let other = format!("{key}f.{rest}");
+    let (start, signature) = id.rsplit_once('.').expect("fields");
+    let digit = if signature.starts_with('0') { "1" } else { "0" };
+    let changed = format!("{start}.{digit}{}", &signature[1..]);
+    for gone in [other, changed] {
         let answer = get(&api, "/orders/events", &format!("last-event-id: {gone}\r\n")).await;
         assert_eq!((answer.status, answer.problem().as_str()), (410, "/problems/events-gone"), "{gone}");
     }
