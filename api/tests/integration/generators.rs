@@ -41,7 +41,9 @@ fn each_schema<'a>(document: &'a Value, look: &mut impl FnMut(&str, &'a Map<Stri
             schema.iter().filter(|(keyword, _)| ["items", "allOf", "oneOf", "anyOf"].contains(&keyword.as_str()))
         {
             let several = inner.as_array().map_or_else(|| std::slice::from_ref(inner), Vec::as_slice);
-            several.iter().for_each(|schema| below(schema, &format!("{at}/{keyword}"), look));
+            for schema in several {
+                below(schema, &format!("{at}/{keyword}"), look);
+            }
         }
     }
     fn outside<'a>(value: &'a Value, at: &str, look: &mut impl FnMut(&str, &'a Map<String, Value>)) {

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use tools::workspace::Workspace;
 
-use super::harness::clients::{CLIENTS, OAPI_CODEGEN, OPENAPI_TYPESCRIPT};
+use super::harness::clients::{CLIENTS, Client, OAPI_CODEGEN, OPENAPI_TYPESCRIPT};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_generated_go_client_reads_orders_and_problems() -> Result<()> {
@@ -34,6 +34,6 @@ fn the_guide_names_the_generators_and_shows_the_programs_that_are_tested() -> Re
             assert!(guide.contains(&example), "{}:\n{example}", client.generator);
         }
     }
-    assert_eq!(CLIENTS.iter().filter_map(|client| client.example()).count(), 4, "Python, Go, TypeScript, Java");
+    assert_eq!(CLIENTS.iter().filter_map(Client::example).count(), 4, "Python, Go, TypeScript, Java");
     Ok(())
 }
