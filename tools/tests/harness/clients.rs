@@ -69,12 +69,7 @@ impl Client {
         let lines: Vec<&str> = lines.take_while(|line| !line.ends_with("guide: to here")).collect();
         let indentation = |line: &&str| line.len() - line.trim_start().len();
         let margin = lines.iter().filter(|line| !line.is_empty()).map(indentation).min()?;
-        Some(
-            lines
-                .iter()
-                .map(|line| line.get(margin..).unwrap_or_default())
-                .fold(String::new(), |text, line| text + line + "\n"),
-        )
+        Some(lines.iter().flat_map(|line| [line.get(margin..).unwrap_or_default(), "\n"]).collect())
     }
 
     /// Makes the client of a real API, and has its program talk to it.
