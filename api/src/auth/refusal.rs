@@ -29,6 +29,8 @@ pub enum Reason {
     Expired,
     /// The token is to be used later.
     NotYetValid,
+    /// The token is no access token.
+    WrongType,
     /// The token is signed in another way.
     WrongAlgorithm,
     /// The token is signed by somebody else, or was changed.
@@ -39,7 +41,7 @@ pub enum Reason {
     WrongIssuer,
     /// The token is for somebody else.
     WrongAudience,
-    /// The token lacks a claim, or has one that cannot be read.
+    /// The token lacks a claim, or has one that cannot be read or has another value.
     WrongClaims,
     /// The token does not say whose orders it is for.
     NoUser,
@@ -51,7 +53,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, with one scope for both.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Missing,
         Self::Malformed,
         Self::UnknownKey,
@@ -59,6 +61,7 @@ impl Reason {
         Self::Revoked,
         Self::Expired,
         Self::NotYetValid,
+        Self::WrongType,
         Self::WrongAlgorithm,
         Self::WrongSignature,
         Self::UnknownKeyOfIssuer,
@@ -81,6 +84,7 @@ impl Reason {
             Self::Revoked => "revoked",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
+            Self::WrongType => "wrong_type",
             Self::WrongAlgorithm => "wrong_algorithm",
             Self::WrongSignature => "wrong_signature",
             Self::UnknownKeyOfIssuer => "unknown_issuer_key",
@@ -102,12 +106,13 @@ impl Reason {
             Self::Revoked => "The API key was revoked.".into(),
             Self::Expired => "The API key or token has expired.".into(),
             Self::NotYetValid => "The token is not valid yet.".into(),
+            Self::WrongType => "The token is no access token.".into(),
             Self::WrongAlgorithm | Self::WrongSignature | Self::UnknownKeyOfIssuer => {
                 "The signature of the token is not good.".into()
             }
             Self::WrongIssuer => "The token is of another issuer.".into(),
             Self::WrongAudience => "The token is for another audience.".into(),
-            Self::WrongClaims => "The token lacks a claim, or has one that cannot be read.".into(),
+            Self::WrongClaims => "The token lacks a claim, or has one that cannot be read or has another value.".into(),
             Self::NoUser => "The token does not say whose orders it is for.".into(),
             Self::MissingScope(scope) => format!("This needs the scope {}.", scope.name()).into(),
             Self::Unavailable => "Whether the credentials are good cannot be said now.".into(),

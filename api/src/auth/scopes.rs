@@ -24,6 +24,12 @@ impl Scope {
         }
     }
 
+    /// The one with that name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.name() == name)
+    }
+
     /// What a request with this method needs. A method that is not known to be harmless needs the right to change.
     #[must_use]
     pub fn needed(method: &Method) -> Self {
@@ -43,13 +49,26 @@ impl Scope {
 pub struct Scopes(u8);
 
 impl Scopes {
+    /// None of them.
+    pub const NONE: Self = Self(0);
     /// All of them.
     pub const ALL: Self = Self(Scope::Read.bit() | Scope::Write.bit());
 
     /// Those with these names. Names of others are passed over: tokens carry the scopes of other services too.
     pub fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        let found = names.into_iter().filter_map(|name| Scope::ALL.into_iter().find(|scope| scope.name() == name));
-        Self(found.fold(0, |bits, scope| bits | scope.bit()))
+        names.into_iter().filter_map(Scope::by_name).fold(Self::NONE, Self::with)
+    }
+
+    /// The same, and `scope`.
+    #[must_use]
+    pub const fn with(self, scope: Scope) -> Self {
+        Self(self.0 | scope.bit())
+    }
+
+    /// Those of both.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 
     /// Whether `scope` is one of them.

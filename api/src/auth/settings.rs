@@ -9,6 +9,7 @@ use serde::Deserialize;
 use shared::config::{ConfigError, Env, Secret, check_file};
 
 use super::jwks::{KeySet, Source};
+use super::jwt::claims::{ClaimPath, ClaimRules, RequiredClaim, ScopeMap};
 use crate::config::within;
 
 /// The shortest secret for HS256, in bytes: RFC 7518, section 3.2, asks for as many bits as the hash has.
@@ -43,12 +44,12 @@ pub struct JwtConfig {
     pub keys: KeysConfig,
     /// What `iss` must be.
     pub issuer: String,
-    /// What `aud` must be, or have.
-    pub audience: String,
+    /// Of whom the audience must be one, or have one.
+    pub audiences: Vec<String>,
     /// By how much clocks may differ, in seconds.
     pub leeway_secs: u64,
-    /// The claim that names the user to whose orders the caller is bound; none: nobody is bound.
-    pub user_claim: Option<String>,
+    /// Which claim says what.
+    pub claims: ClaimRules,
 }
 
 /// Where the keys for tokens come from.
@@ -99,6 +100,11 @@ struct Jwt {
     audience: Option<String>,
     #[serde(default = "thirty")]
     leeway_secs: u64,
+    #[serde(default = "aud")]
+    audience_claim: String,
+    scopes_claim: Option<String>,
+    scope_map: Option<String>,
+    required_claims: Option<String>,
     user_claim: Option<String>,
     #[serde(default = "refresh", deserialize_with = "shared::duration::deserialize")]
     jwks_refresh: Duration,
@@ -108,6 +114,10 @@ struct Jwt {
 
 fn required() -> String {
     "required".to_owned()
+}
+
+fn aud() -> String {
+    "aud".to_owned()
 }
 
 const fn ten() -> u64 {
@@ -184,6 +194,10 @@ impl JwtConfig {
             jwt.secret.is_some(),
             jwt.issuer.is_some(),
             jwt.audience.is_some(),
+            jwt.audience_claim != aud(),
+            jwt.scopes_claim.is_some(),
+            jwt.scope_map.is_some(),
+            jwt.required_claims.is_some(),
             jwt.user_claim.is_some(),
         ];
         if !given.contains(&true) {
@@ -192,6 +206,7 @@ impl JwtConfig {
         let algorithm = algorithm(jwt.algorithm.as_deref())?;
         let keys = keys(&jwt, algorithm)?;
         within("API_JWT_LEEWAY_SECS", &jwt.leeway_secs, 0..=600)?;
+        let claims = claim_rules(&jwt)?;
         let needed = |variable: &str, value: Option<String>| {
             value.ok_or_else(|| {
                 ConfigError::new(variable, "is not set; tokens are taken of one issuer and for one audience only")
@@ -201,11 +216,45 @@ impl JwtConfig {
             algorithm,
             keys,
             issuer: needed("API_JWT_ISSUER", jwt.issuer)?,
-            audience: needed("API_JWT_AUDIENCE", jwt.audience)?,
+            audiences: audiences(&needed("API_JWT_AUDIENCE", jwt.audience)?)?,
             leeway_secs: jwt.leeway_secs,
-            user_claim: jwt.user_claim,
+            claims,
         }))
     }
+}
+
+/// Several between commas: two names of one API, or the clients of an issuer that names no API.
+fn audiences(text: &str) -> Result<Vec<String>, ConfigError> {
+    let audiences: Vec<String> = text.split(',').map(|audience| audience.trim().to_owned()).collect();
+    if audiences.iter().any(String::is_empty) {
+        return Err(ConfigError::new("API_JWT_AUDIENCE", format!("has a comma too many ('{text}' given)")));
+    }
+    Ok(audiences)
+}
+
+fn claim_rules(jwt: &Jwt) -> Result<ClaimRules, ConfigError> {
+    // All tokens have the same issuer: one for any API would be good.
+    if jwt.audience_claim.trim() == "iss" {
+        return Err(ConfigError::new("API_JWT_AUDIENCE_CLAIM", "must name a claim that says whom a token is for"));
+    }
+    let audience = ClaimPath::parse(&jwt.audience_claim);
+    Ok(ClaimRules {
+        audience: audience.map_err(|problem| ConfigError::new("API_JWT_AUDIENCE_CLAIM", problem))?,
+        scopes: parsed("API_JWT_SCOPES_CLAIM", jwt.scopes_claim.as_ref(), ClaimPath::parse_list)?.unwrap_or_default(),
+        scope_map: parsed("API_JWT_SCOPE_MAP", jwt.scope_map.as_ref(), ScopeMap::parse)?.unwrap_or_default(),
+        required: parsed("API_JWT_REQUIRED_CLAIMS", jwt.required_claims.as_ref(), RequiredClaim::parse_list)?
+            .unwrap_or_default(),
+        user: parsed("API_JWT_USER_CLAIM", jwt.user_claim.as_ref(), ClaimPath::parse)?,
+    })
+}
+
+/// The value of a variable that may be missing.
+fn parsed<T>(
+    variable: &str,
+    text: Option<&String>,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, ConfigError> {
+    text.map(|text| parse(text)).transpose().map_err(|problem| ConfigError::new(variable, problem))
 }
 
 /// The one algorithm of tokens: what a token itself says only has to agree.
@@ -316,7 +365,9 @@ mod tests {
         let jwt = |pairs: &[_]| read(pairs).expect("complete").required.expect("required").jwt.expect("tokens");
         let config = jwt(&[HS256, SECRET, ISSUER, AUDIENCE]);
         assert!(matches!(config.keys, KeysConfig::Secret(_)));
-        assert_eq!((config.leeway_secs, config.user_claim), (30, None));
+        assert_eq!((config.leeway_secs, config.claims.user), (30, None));
+        let config = jwt(&[HS256, SECRET, ISSUER, ("API_JWT_AUDIENCE", "api://orders, orders")]);
+        assert_eq!(config.audiences, ["api://orders", "orders"]);
         assert!(matches!(jwt(&[RS256, URL, ISSUER, AUDIENCE]).keys, KeysConfig::Jwks { source: Source::Url(_), .. }));
         for (pairs, variable) in [
             (&[ISSUER][..], "API_JWT_ALGORITHM"),
@@ -335,10 +386,43 @@ mod tests {
             (&[RS256, URL, ISSUER, AUDIENCE, ("API_JWT_JWKS_REFRESH", "1s")], "API_JWT_JWKS_REFRESH"),
             (&[RS256, URL, ISSUER, AUDIENCE, ("API_JWT_JWKS_MAX_AGE", "1m")], "API_JWT_JWKS_MAX_AGE"),
             (&[RS256, URL, ISSUER, AUDIENCE, ("API_JWT_LEEWAY_SECS", "3600")], "API_JWT_LEEWAY_SECS"),
+            (&[RS256, URL, ISSUER, ("API_JWT_AUDIENCE", "orders,")], "API_JWT_AUDIENCE"),
+            (&[RS256, URL, ISSUER, ("API_JWT_AUDIENCE", " ")], "API_JWT_AUDIENCE"),
         ] {
             assert!(refused(pairs).starts_with(&format!("{variable}: ")), "{pairs:?}: {}", refused(pairs));
         }
         assert!(!refused(&[HS256, ("API_JWT_SECRET", "hunter2"), ISSUER, AUDIENCE]).contains("hunter2"));
+    }
+
+    #[test]
+    fn a_setting_of_claims_that_makes_no_sense_is_named() {
+        for (variable, value) in [
+            ("API_JWT_AUDIENCE_CLAIM", "iss"),
+            ("API_JWT_AUDIENCE_CLAIM", " "),
+            ("API_JWT_SCOPES_CLAIM", "scp,"),
+            ("API_JWT_SCOPES_CLAIM", "realm_access..roles"),
+            ("API_JWT_SCOPES_CLAIM", ".roles"),
+            ("API_JWT_SCOPE_MAP", "Order.Reader"),
+            ("API_JWT_SCOPE_MAP", "Order.Reader="),
+            ("API_JWT_SCOPE_MAP", "=orders:read"),
+            ("API_JWT_SCOPE_MAP", "Order.Reader=orders:read,"),
+            ("API_JWT_SCOPE_MAP", "Order.Reader=orders:all"),
+            ("API_JWT_SCOPE_MAP", "Order.Reader=Orders:Read"),
+            ("API_JWT_REQUIRED_CLAIMS", "token_use="),
+            ("API_JWT_REQUIRED_CLAIMS", "=access"),
+            ("API_JWT_REQUIRED_CLAIMS", "azp,,tid"),
+            ("API_JWT_USER_CLAIM", "user."),
+        ] {
+            let error = refused(&[RS256, URL, ISSUER, AUDIENCE, (variable, value)]);
+            assert!(error.starts_with(&format!("{variable}: ")) && !error.contains('\n'), "{value}: {error}");
+            // Alone, it asks for tokens all the same: a forgotten API_JWT_ALGORITHM is not passed over.
+            assert!(refused(&[(variable, value)]).starts_with("API_JWT_ALGORITHM: "), "{variable}");
+        }
+        let map = ("API_JWT_SCOPE_MAP", "a=orders:read, Order.Reader=orders:all");
+        assert_eq!(
+            refused(&[RS256, URL, ISSUER, AUDIENCE, map]),
+            "API_JWT_SCOPE_MAP: must map to orders:read or orders:write ('orders:all' given for 'Order.Reader')"
+        );
     }
 
     #[test]

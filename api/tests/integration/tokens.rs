@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::auth::jwks::Source;
+use api::auth::jwt::claims::{ClaimPath, ClaimRules};
 use api::auth::settings::{AuthConfig, Credentials, JwtConfig, KeysConfig};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
 use serde_json::{Value, json};
@@ -23,9 +24,9 @@ fn auth(algorithm: Algorithm, keys: KeysConfig) -> AuthConfig {
         algorithm,
         keys,
         issuer: "https://id.example".to_owned(),
-        audience: "orders".to_owned(),
+        audiences: vec!["orders".to_owned()],
         leeway_secs: 30,
-        user_claim: None,
+        claims: ClaimRules::default(),
     };
     let hour = Duration::from_hours(1);
     AuthConfig { required: Some(Credentials { keys_cache: hour, stream: hour, jwt: Some(jwt) }), rate: None }
@@ -151,11 +152,46 @@ async fn no_token_chooses_how_it_is_checked() {
 }
 
 #[tokio::test]
+async fn a_token_that_can_be_read_in_two_ways_or_is_none_for_an_api_is_refused() {
+    let database = TestDatabase::create("forms").await;
+    let signer = Signer::ec("k");
+    let issuer = Issuer::start(&[&signer]).await;
+    let hour = Duration::from_hours(1);
+    let api = start(&database, auth(Algorithm::ES256, keys(&issuer, hour, hour))).await;
+    ready(&api).await;
+    let header = r#"{"alg": "ES256", "kid": "k", "typ": "at+jwt"}"#;
+    let payload = claims(&json!({})).to_string();
+    assert_eq!(read(&api, &signer.sign_texts(header, &payload)).await, 200);
+    let with = |text: &str, more: &str| format!("{}, {more}}}", text.strip_suffix('}').expect("an object"));
+    let typed = |typ: &str| format!(r#"{{"alg": "ES256", "kid": "k", "typ": "{typ}"}}"#);
+    let id_token = claims(&json!({ "at_hash": "MTIzNDU2Nzg5MDEyMzQ1Ng" })).to_string();
+    for (header, payload, reason) in [
+        (with(header, r#""crit": null"#), payload.clone(), "malformed"),
+        (with(header, r#""alg": "ES256""#), payload.clone(), "malformed"),
+        (with(header, r#""b64": false"#), payload.clone(), "malformed"),
+        (typed("logout+jwt"), payload.clone(), "wrong_type"),
+        (header.to_owned(), id_token, "wrong_type"),
+        (header.to_owned(), with(&payload, r#""scope": "orders:write""#), "wrong_claims"),
+        (header.to_owned(), with(&payload, r#""realm_access": {"roles": [], "roles": []}"#), "wrong_claims"),
+    ] {
+        let metric = format!("api_auth_refused_total{{reason=\"{reason}\"}}");
+        let before = api.metric(&metric).await;
+        assert_eq!(read(&api, &signer.sign_texts(&header, &payload)).await, 401, "{reason}");
+        assert_eq!(api.metric(&metric).await, before + 1, "{header} {reason}");
+    }
+    // What is too long for a request is not looked at.
+    let long = signer.sign(&claims(&json!({ "filling": "a".repeat(60_000) })));
+    let answer = ask(&api, "GET", "/orders", &header_of(&long)).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (431, "/problems/headers-too-large"));
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn a_token_for_another_time_place_or_person_is_refused() {
     let database = TestDatabase::create("claims").await;
     let mut auth = auth(Algorithm::HS256, KeysConfig::Secret(Secret::new(SECRET)));
-    auth.required.as_mut().and_then(|required| required.jwt.as_mut()).expect("tokens").user_claim =
-        Some("uid".to_owned());
+    auth.required.as_mut().and_then(|required| required.jwt.as_mut()).expect("tokens").claims.user =
+        ClaimPath::parse("uid").ok();
     let api = start(&database, auth).await;
     let sign = |change: Value| {
         let key = EncodingKey::from_secret(SECRET.as_bytes());

@@ -44,9 +44,14 @@ fn the_example_names_every_variable_with_its_default() -> Result<()> {
     let processor_example = processor::config::ProcessorConfig::from_env(&all)?;
     assert_eq!(format!("{:?}", processor.settings), format!("{:?}", processor_example.settings));
 
-    for name in ["API_TLS_CERT", "API_TLS_KEY", "API_CORS_ORIGINS"] {
-        assert_eq!(example.get(name).map(String::as_str), Some(""), "{name} is in .env.example, and not set");
+    let tokens = ["ALGORITHM", "JWKS_URL", "JWKS_FILE", "SECRET", "ISSUER", "AUDIENCE", "SCOPES_CLAIM", "SCOPE_MAP"];
+    let tokens = tokens.into_iter().chain(["REQUIRED_CLAIMS", "USER_CLAIM"]).map(|name| format!("API_JWT_{name}"));
+    let unset = ["API_TLS_CERT", "API_TLS_KEY", "API_CORS_ORIGINS"].map(str::to_owned).into_iter().chain(tokens);
+    for name in unset {
+        assert_eq!(example.get(&name).map(String::as_str), Some(""), "{name} is in .env.example, and not set");
     }
+    // With a default of its own: it asks for no tokens.
+    assert_eq!(example.get("API_JWT_AUDIENCE_CLAIM").map(String::as_str), Some("aud"));
     let named = [
         ("API_", fields(&api.limits)),
         ("API_", fields(&api.limits.watching)),
