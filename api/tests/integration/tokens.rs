@@ -15,6 +15,7 @@ use crate::service::Api;
 use issuer::{Issuer, Signer};
 
 mod issuer;
+mod issuers;
 
 const SECRET: &str = "a secret that the issuer has as well";
 const READ: &str = "orders:read";
