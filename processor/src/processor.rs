@@ -142,10 +142,14 @@ impl Processor {
         upkeep.abort();
         census.abort();
         consumed?;
-        database.pool.close().await;
+        // A connection whose server has vanished may wait for an answer for ever: it ends with the process.
+        let _ = tokio::time::timeout(CLOSE_PATIENCE, database.pool.close()).await;
         Ok(())
     }
 }
+
+/// How long the connections may take to close in order.
+const CLOSE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Our name in the brokers' logs.
 const CLIENT_ID: &str = "outrider-processor";
