@@ -77,7 +77,7 @@ fn node_packages() -> Result<PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_of_java_python_go_and_node_are_served_for_hundreds_of_requests_on_their_connections() -> Result<()> {
     let logs = tempfile::tempdir()?;
-    let (_database, mut api, url) = api("http_clients", &[("API_SSE_CREDENTIALS_SECS", "2")], logs.path()).await?;
+    let (_database, mut api, url) = api("http_clients", &[], logs.path()).await?;
     says_well(Command::new("java").arg(program("Client.java")).arg(&url))?;
     says_well(Command::new("python3").arg(program("client.py")).arg(&url).env("PYTHONPATH", python_packages()?))?;
     says_well(Command::new("go").arg("run").arg(program("client.go")).arg(&url).env("GOFLAGS", ""))?;

@@ -1,4 +1,6 @@
 // undici, Node's fetch, and two clients for event streams, each of which is cut off and goes on where it was.
+import net from "node:net";
+
 import { EventSource } from "eventsource";
 import polyfill from "event-source-polyfill";
 import { Agent, request } from "undici";
@@ -25,7 +27,17 @@ for (let number = 0; number < 100; number++) {
   await answer.json();
 }
 
-// Streams end after two seconds (API_SSE_CREDENTIALS_SECS): each client comes back, the polyfill with ?lastEventId=.
+// A way to the API that is cut every two seconds: each client comes back, the polyfill with ?lastEventId=.
+const { hostname, port } = new URL(base);
+const way = net.createServer((client) => {
+  const server = net.connect(port, hostname);
+  for (const socket of [client, server]) socket.on("error", () => {});
+  client.pipe(server).pipe(client);
+  setTimeout(() => [client, server].forEach((socket) => socket.destroy()), 2_000);
+});
+await new Promise((resolve) => way.listen(0, "127.0.0.1", resolve));
+const cut = `http://127.0.0.1:${way.address().port}`;
+
 async function watch(source, name) {
   const seen = new Map();
   let opened = 0;
@@ -53,7 +65,7 @@ async function watch(source, name) {
   for (const id of made) expect(seen.get(id) === 1, `${name} has seen order ${id} ${seen.get(id) ?? 0} times`);
 }
 
-await watch(new EventSource(`${base}/orders/events`), "eventsource");
-await watch(new polyfill.EventSourcePolyfill(`${base}/orders/events`), "event-source-polyfill");
+await watch(new EventSource(`${cut}/orders/events`), "eventsource");
+await watch(new polyfill.EventSourcePolyfill(`${cut}/orders/events`), "event-source-polyfill");
 console.log("well");
 process.exit(0);
