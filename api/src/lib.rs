@@ -34,7 +34,6 @@ pub use config::Config;
 pub use server::Server;
 
 /// What the executable does.
-/// It is here and not in `main.rs`, for an `async fn` is compiled by the crate that polls it: there, the whole service would be compiled twice.
 pub fn main() -> ExitCode {
     shared::service::run("outrider-api", Config::from_env, run)
 }

@@ -158,10 +158,12 @@ impl Orders {
         let connection = self.connection().await;
         self.metrics.waited_for_connection(start);
         let mut connection = connection?;
+        let under_way = self.watch.under_way();
         let Ok(done) = timeout(self.statement_patience, work(&mut connection)).await else {
             connection.close_on_drop();
             return Err(StoreError::InDoubt(timed_out("no answer to a statement")));
         };
+        under_way.done();
         done.map_err(|error| {
             self.watch.heard(&error);
             error.into()

@@ -50,7 +50,6 @@ pub use processor::{Processor, ProcessorError};
 pub use store::status;
 
 /// What the executable does: the processor as a service, with the handler for orders.
-/// It is here and not in `main.rs`, for an `async fn` is compiled by the crate that polls it: there, the whole service would be compiled twice.
 pub fn main() -> ExitCode {
     shared::service::run("outrider-processor", ProcessorConfig::from_env, async |config, shutdown| {
         Processor::builder(config).handler(ORDER_CREATED, OrderCreated).run(&shutdown).await?;

@@ -1,6 +1,7 @@
 //! Putting the processor together, and running it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use shared::backoff::Backoff;
@@ -149,7 +150,7 @@ impl Processor {
 }
 
 /// How long the connections may take to close in order.
-const CLOSE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Our name in the brokers' logs.
 const CLIENT_ID: &str = "outrider-processor";
@@ -157,7 +158,7 @@ const CLIENT_ID: &str = "outrider-processor";
 /// Makes the topics that are missing, for as long as it takes. Returns whether to go on: not if the shutdown came first.
 async fn ensure_topics(config: &ProcessorConfig, shutdown: &Shutdown) -> bool {
     let topics: Vec<&str> = config.settings.topics.iter().map(String::as_str).collect();
-    let mut backoff = Backoff::new(std::time::Duration::from_millis(200), config.settings.retry_max());
+    let mut backoff = Backoff::new(Duration::from_millis(200), config.settings.retry_max());
     loop {
         let Err(error) = config.kafka.ensure_topics(CLIENT_ID, &topics).await else { return true };
         let delay = backoff.random_delay();

@@ -38,7 +38,6 @@ pub const POSTGRES: &str = "postgres";
 pub const KAFKA: &str = "kafka";
 
 /// What the executable does.
-/// It is here and not in `main.rs`, for an `async fn` is compiled by the crate that polls it: there, the whole service would be compiled twice.
 pub fn main() -> ExitCode {
     shared::service::run("outrider-relay", RelayConfig::from_env, run)
 }

@@ -10,6 +10,9 @@ use crate::{db, panics, telemetry};
 
 /// Runs a service named `name` until it is done or shut down: `configure` reads its settings, `run` is its work.
 ///
+/// Each service calls this in its library and not in `main.rs`: an `async fn` is compiled by the crate that polls it, so there the whole service
+/// would be compiled twice.
+///
 /// Exit codes: 0 after an ordered shutdown, 64 for a bad setting (one line on standard error names it), 1 for anything else.
 pub fn run<C>(
     name: &'static str,

@@ -12,6 +12,7 @@ use processor::{ConsumerError, Processor, ProcessorError};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{Offset, TopicPartitionList};
+use shared::shutdown::Shutdown;
 use shared::testing::eventually;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -149,6 +150,51 @@ async fn a_server_that_vanishes_without_a_word_is_given_up_within_seconds() {
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     running.stop().await;
     world.assert_processed_once(31).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_processor_whose_server_has_vanished_still_stops() {
+    let world = World::new("silent_stop", 2).await;
+    let proxy = Proxy::to(&world.database.url).await;
+    let url = proxy.url(&world.database.url);
+    let running = world.start(&[("DATABASE_URL", &url)]);
+    world.created_orders(10).await;
+    world.eventually_processed(10).await;
+
+    // A batch and the count of blocked keys wait for answers that never come.
+    let orders = world.orders(10).await;
+    let mut other = world.database.pool.begin().await.expect("a transaction");
+    sqlx::query("LOCK blocked_keys, orders").execute(&mut *other).await.expect("locked");
+    world.produce(orders.iter().map(|order| order.created(2)));
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'outrider-processor' AND wait_event_type = 'Lock'";
+    eventually("both wait", async || (world.count(waiting).await > 1).then_some(())).await;
+    proxy.fall_silent();
+    let started = std::time::Instant::now();
+    running.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    other.commit().await.expect("committed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_is_dropped_when_the_server_has_vanished_costs_the_pool_no_connection() {
+    let world = World::new("silent_drop", 1).await;
+    let proxy = Proxy::to(&world.database.url).await;
+    let url = proxy.url(&world.database.url);
+    let config = world.config(&[("DATABASE_URL", &url), ("DB_CONNECTIONS_MAX", "1"), ("DB_SILENCE_MAX_MS", "1000")]);
+    let pool = config.database.connect(&Shutdown::new()).await.expect("connected");
+    let watch = config.database.watch();
+    for _ in 0..3 {
+        let work = watch.bound(sqlx::query("SELECT pg_sleep(60)").execute(&pool));
+        proxy.fall_silent();
+        tokio::time::timeout(Duration::from_millis(100), work).await.expect_err("dropped in the middle");
+        let one: i32 = sqlx::query_scalar("SELECT 1").fetch_one(&pool).await.expect("another connection");
+        assert_eq!(one, 1);
+    }
+    let dropped = watch.bound(sqlx::query("SELECT pg_sleep(60)").execute(&pool));
+    proxy.fall_silent();
+    tokio::time::timeout(Duration::from_millis(100), dropped).await.expect_err("dropped in the middle");
+    tokio::time::timeout(Duration::from_secs(10), pool.close()).await.expect("it closes");
 }
 
 /// The message of a processor that stops because positions are lost.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{PgConnection, Postgres, Row};
+use sqlx::{Connection as _, PgConnection, Postgres, Row};
 use tokio::time::{Instant, Sleep, timeout};
 
 use super::{Database, RESTED};
@@ -41,11 +41,16 @@ pub const READ_ONLY: &str = "25006";
 /// So long after that each connection that comes back to its pool is tried.
 const SUSPICION: Duration = Duration::from_secs(5);
 
+/// So long after work was dropped each connection that comes back to its pool may be the one that it had.
+const RETURN: Duration = Duration::from_secs(1);
+
 /// For how long the server may be silent, and when a connection was last found to be no good. Clones share that.
 #[derive(Debug, Clone)]
 pub struct ServerWatch {
     limit: Duration,
-    noticed_at: Arc<Mutex<Option<Instant>>>,
+    noticed_at: Moment,
+    /// When work was last dropped in the middle.
+    dropped_at: Moment,
     /// Why a connection that was opened would not do, and when.
     refused: Arc<Mutex<Option<(Instant, String)>>>,
 }
@@ -59,7 +64,7 @@ impl Default for ServerWatch {
 
 impl ServerWatch {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, noticed_at: Arc::default(), refused: Arc::default() }
+        Self { limit, noticed_at: Moment::default(), dropped_at: Moment::default(), refused: Arc::default() }
     }
 
     /// Does `work`, for as long as something of it is answered within the limit. However many statements it has, each has that long.
@@ -76,16 +81,30 @@ impl ServerWatch {
             end: Box::pin(tokio::time::sleep(self.limit)),
             sign: Arc::default(),
         };
+        // Dropped before the work is.
+        let under_way = self.under_way();
         let Some(done) = (&mut bound).await else {
             // Before the work is dropped: its connection comes back to the pool then, which must know.
             let error = self.silent();
             drop(bound);
+            under_way.done();
             return Err(error.into());
         };
+        under_way.done();
         if let Some(error) = done.as_ref().err().and_then(MaybePostgres::postgres) {
             self.heard(error);
         }
         done
+    }
+
+    /// For work outside of [`Self::bound`] that may be dropped in the middle, as when a client goes away: to be held for as long as it lasts, and
+    /// dropped before its connection.
+    ///
+    /// A connection that is dropped goes back to its pool by way of a question to the server, which sqlx awaits without a limit: from a server
+    /// that has vanished it never came back, its place in the pool was lost, and the pool could not be closed.
+    #[must_use]
+    pub fn under_way(&self) -> UnderWay {
+        UnderWay { dropped_at: self.dropped_at.clone(), is_done: false }
     }
 
     /// Takes note of what a statement was answered with: after 25006 all connections are tried, as one that stays on a server which takes
@@ -97,7 +116,7 @@ impl ServerWatch {
     }
 
     fn notice(&self) {
-        *self.noticed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.noticed_at.is_now();
     }
 
     fn silent(&self) -> sqlx::Error {
@@ -109,11 +128,6 @@ impl ServerWatch {
     /// Takes note of why a connection of a pool will not do. The pool itself keeps that to itself, and tries again.
     pub(super) fn refuse(&self, why: &impl std::fmt::Display) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), why.to_string()));
-    }
-
-    /// Whether a connection was found to be no good since `instant`.
-    fn is_since(&self, instant: Instant) -> bool {
-        self.noticed_at.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|noticed_at| noticed_at >= instant)
     }
 
     /// Asks for a sign of life, of a session that takes writes. One round trip.
@@ -135,7 +149,10 @@ impl ServerWatch {
             .before_acquire(move |connection, idle| {
                 let watch = ours.clone();
                 Box::pin(async move {
-                    if Instant::now().checked_sub(idle.idle_for).is_some_and(|used_at| watch.is_since(used_at)) {
+                    if Instant::now()
+                        .checked_sub(idle.idle_for)
+                        .is_some_and(|used_at| watch.noticed_at.is_since(used_at))
+                    {
                         return Ok(false);
                     }
                     if idle.idle_for >= RESTED {
@@ -147,8 +164,12 @@ impl ServerWatch {
             .after_release(move |connection, _| {
                 let watch = theirs.clone();
                 Box::pin(async move {
-                    if Instant::now().checked_sub(SUSPICION).is_some_and(|instant| watch.is_since(instant)) {
+                    if watch.noticed_at.is_within(SUSPICION) {
                         watch.try_out(connection).await?;
+                    } else if watch.dropped_at.is_within(RETURN) {
+                        // What was under way may well take as long as any other work.
+                        let answered = timeout(watch.limit, connection.ping()).await;
+                        answered.map_err(|_| watch.silent())??;
                     }
                     Ok(true)
                 })
@@ -171,6 +192,46 @@ impl Database {
         match refused {
             Some((at, why)) if at >= begun => Err(std::io::Error::other(why).into()),
             _ => acquired,
+        }
+    }
+}
+
+/// When something last happened. Clones share it.
+#[derive(Debug, Clone, Default)]
+struct Moment(Arc<Mutex<Option<Instant>>>);
+
+impl Moment {
+    fn is_now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn is_since(&self, instant: Instant) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at >= instant)
+    }
+
+    fn is_within(&self, time: Duration) -> bool {
+        Instant::now().checked_sub(time).is_some_and(|instant| self.is_since(instant))
+    }
+}
+
+/// Work on a connection of a pool, until it is done or dropped.
+#[derive(Debug)]
+pub struct UnderWay {
+    dropped_at: Moment,
+    is_done: bool,
+}
+
+impl UnderWay {
+    /// The work has ended by itself.
+    pub fn done(mut self) {
+        self.is_done = true;
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.dropped_at.is_now();
         }
     }
 }
