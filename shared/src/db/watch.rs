@@ -310,6 +310,6 @@ mod tests {
         let error = tokio::select! { done = silent => done.unwrap_err(), () = lively => unreachable!() };
         assert!(super::super::is_retryable(&error), "{error}");
         assert!(before.elapsed() < Duration::from_secs(2));
-        assert!(watch.is_since(before));
+        assert!(watch.noticed_at.is_since(before));
     }
 }
