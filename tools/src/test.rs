@@ -198,7 +198,7 @@ fn runs(args: &TestArgs, left_out: &[(Program, String)]) -> Vec<Run> {
     // Most of them wait for something most of the time.
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     vec![
-        run(&[&["--workspace", "--"], &skipped], Some(cores * 2)),
+        run(&[&["--workspace", "--"], &skipped], Some(cores * 3)),
         run(&[&["--workspace", "--tests", "--"], &TIMED, &skip(&RARE)], Some(1)),
     ]
 }

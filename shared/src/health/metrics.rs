@@ -62,19 +62,31 @@ fn to_text(metrics: &str) -> String {
             }
             (Some("#"), ..) => {}
             _ => {
-                // The value of a label may hold anything but a line's end; an exemplar is behind the value of the sample.
-                let value_at = line.rfind('}').map_or(0, |at| at);
-                let exemplar_at = line.find(" # {").filter(|at| line[..*at].rfind('"').is_none_or(|quote| quote < *at));
-                let sample = match exemplar_at {
-                    Some(at) if value_at > at => &line[..at],
-                    _ => line,
-                };
+                // An exemplar is behind the value of the sample.
+                let labels_end = labels_end(line);
+                let exemplar_at = line[labels_end..].find(" # ").map(|at| labels_end + at);
+                let sample = &line[..exemplar_at.unwrap_or(line.len())];
                 text.push_str(sample);
                 text.push('\n');
             }
         }
     }
     text
+}
+
+/// Where the labels of a sample end; a label's value may hold anything, with quotes and backslashes behind a backslash.
+fn labels_end(line: &str) -> usize {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    for (at, byte) in line.bytes().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            b'}' | b' ' if !is_quoted => return at,
+            _ => {}
+        }
+    }
+    line.len()
 }
 
 #[cfg(test)]
@@ -100,11 +112,11 @@ mod tests {
     #[test]
     fn the_text_format_has_what_it_knows() {
         let metrics = "# HELP outrider_build The version that runs.\n# TYPE outrider_build info\noutrider_build_info{version=\"0.1.0\"} 1\n\
-            # HELP relay_published_events Events.\n# TYPE relay_published_events counter\nrelay_published_events_total{topic=\"a # {b\"} 7\n\
+            # HELP relay_published_events Events.\n# TYPE relay_published_events counter\nrelay_published_events_total{topic=\"a} # \\\"{b\"} 7\n\
             # HELP api_seconds Time.\n# TYPE api_seconds histogram\n# UNIT api_seconds seconds\n\
             api_seconds_sum 1.5\napi_seconds_bucket{le=\"0.1\"} 1 # {trace_id=\"0af\"} 0.05\n# EOF\n";
         let expected = "# HELP outrider_build_info The version that runs.\n# TYPE outrider_build_info gauge\noutrider_build_info{version=\"0.1.0\"} 1\n\
-            # HELP relay_published_events_total Events.\n# TYPE relay_published_events_total counter\nrelay_published_events_total{topic=\"a # {b\"} 7\n\
+            # HELP relay_published_events_total Events.\n# TYPE relay_published_events_total counter\nrelay_published_events_total{topic=\"a} # \\\"{b\"} 7\n\
             # HELP api_seconds Time.\n# TYPE api_seconds histogram\n\
             api_seconds_sum 1.5\napi_seconds_bucket{le=\"0.1\"} 1\n";
         assert_eq!(to_text(metrics), expected);

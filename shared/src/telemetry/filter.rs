@@ -2,7 +2,6 @@
 
 use std::sync::OnceLock;
 
-use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::{EnvFilter, Registry};
 
@@ -62,8 +61,11 @@ fn parse(directives: &str) -> Result<EnvFilter, String> {
     for directive in directives.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
         kept.push(check(directive)?);
     }
-    let errors = LevelFilter::ERROR.into();
-    EnvFilter::builder().with_default_directive(errors).parse(kept.join(",")).map_err(|error| error.to_string())
+    let is_level = |directive: &String| LEVELS.iter().any(|level| directive.eq_ignore_ascii_case(level));
+    if !kept.iter().any(is_level) {
+        kept.push("error".to_owned());
+    }
+    EnvFilter::builder().parse(kept.join(",")).map_err(|error| error.to_string())
 }
 
 /// One directive, with errors in place of nothing.
