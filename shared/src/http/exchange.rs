@@ -14,6 +14,7 @@ use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode, Uri, Version};
 use actix_web::web::Bytes;
 use futures_util::Stream;
+use futures_util::future::poll_fn;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::http;
 
@@ -26,8 +27,8 @@ pub const PIECE_BYTES_MAX: usize = 16 * 1024;
 ///
 /// # Errors
 /// The status of the answer, when it is no request that HTTP allows though hyper does.
-pub fn request(request: http::Request<Incoming>, peer: Option<SocketAddr>) -> Result<Request, StatusCode> {
-    let (parts, body) = request.into_parts();
+pub async fn request(request: http::Request<Incoming>, peer: Option<SocketAddr>) -> Result<Request, StatusCode> {
+    let (parts, mut body) = request.into_parts();
     // RFC 9112, 3.2: a server must answer 400 to a request of HTTP/1.1 without exactly one Host.
     let hosts = parts.headers.get_all(http::header::HOST).iter().count();
     if hosts > 1 || (hosts == 0 && parts.version == http::Version::HTTP_11) {
@@ -36,7 +37,9 @@ pub fn request(request: http::Request<Incoming>, peer: Option<SocketAddr>) -> Re
     let payload = if body.is_end_stream() {
         Payload::None
     } else {
-        Payload::Stream { payload: Box::pin(RequestBody(body)) as _ }
+        let comes_at_once = parts.version != http::Version::HTTP_2 && !parts.headers.contains_key(http::header::EXPECT);
+        let first = if comes_at_once { first_piece(&mut body).await } else { None };
+        Payload::Stream { payload: Box::pin(RequestBody { first, rest: body }) as _ }
     };
     let mut request = Request::with_payload(payload);
     let head = request.head_mut();
@@ -47,11 +50,11 @@ pub fn request(request: http::Request<Incoming>, peer: Option<SocketAddr>) -> Re
         http::Version::HTTP_2 => Version::HTTP_2,
         _ => Version::HTTP_11,
     };
+    let mut values = joined(|| parts.headers.values().map(http::HeaderValue::as_bytes));
     for (name, value) in &parts.headers {
         // What is a header for one version of the crate is one for the other.
-        let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(name.as_str().as_bytes()), HeaderValue::from_bytes(value.as_bytes()))
-        else {
+        let value = HeaderValue::from_maybe_shared(values.split_to(value.len()));
+        let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_str().as_bytes()), value) else {
             return Err(StatusCode::BAD_REQUEST);
         };
         head.headers.append(name, value);
@@ -67,15 +70,47 @@ fn uri(uri: &http::Uri) -> Option<Uri> {
     }
 }
 
+/// The values of all headers in one allocation.
+fn joined<'a, I: Iterator<Item = &'a [u8]>>(values: impl Fn() -> I) -> Bytes {
+    let mut all = Vec::with_capacity(values().map(<[u8]>::len).sum());
+    values().for_each(|value| all.extend_from_slice(value));
+    all.into()
+}
+
+/// The first piece of a body that has come together with its head.
+///
+/// hyper reads a body only when it is asked for, and then calls again whoever has asked. That is done here once, and not by the whole
+/// application, which finds the body there at its first call. A body that comes later is the application's to wait for.
+async fn first_piece(body: &mut Incoming) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+    let mut has_asked = false;
+    poll_fn(|context| match Pin::new(&mut *body).poll_frame(context) {
+        Poll::Pending if !has_asked => {
+            has_asked = true;
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+        Poll::Pending => Poll::Ready(None),
+        Poll::Ready(piece) => Poll::Ready(piece),
+    })
+    .await
+}
+
 /// The body of a request.
-struct RequestBody(Incoming);
+struct RequestBody {
+    first: Option<Result<Frame<Bytes>, hyper::Error>>,
+    rest: Incoming,
+}
 
 impl Stream for RequestBody {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            return Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(context)) {
+            let piece = match self.first.take() {
+                Some(first) => Some(first),
+                None => ready!(Pin::new(&mut self.rest).poll_frame(context)),
+            };
+            return Poll::Ready(match piece {
                 None => None,
                 Some(Err(error)) => Some(Err(PayloadError::Incomplete(Some(io::Error::other(error))))),
                 Some(Ok(frame)) => match frame.into_data() {
@@ -116,9 +151,10 @@ pub fn response(response: Response<BoxBody>, is_head: bool, clock: Rc<ResponseCl
 
 fn copy_headers(from: &HeaderMap, to: &mut http::HeaderMap) {
     to.reserve(from.len() + 2);
+    let mut values = joined(|| from.iter().map(|(_, value)| value.as_bytes()));
     for (name, value) in from {
         let name = http::HeaderName::from_bytes(name.as_str().as_bytes());
-        if let (Ok(name), Ok(value)) = (name, http::HeaderValue::from_bytes(value.as_bytes())) {
+        if let (Ok(name), Ok(value)) = (name, http::HeaderValue::from_maybe_shared(values.split_to(value.len()))) {
             to.append(name, value);
         }
     }
