@@ -287,7 +287,8 @@ mod tests {
         }
         let for_programs = Program::ALL.into_iter().flat_map(tests_with);
         for name in TIMED.iter().chain(&RARE).chain(for_programs) {
-            let (module, test) = name.split_once("::").unwrap();
+            let (path, test) = name.rsplit_once("::").unwrap();
+            let module = path.rsplit("::").next().unwrap();
             let source = texts.get(module).unwrap_or_else(|| panic!("no module of {name}"));
             assert!(test.is_empty() || source.contains(&format!("fn {test}")), "{name}");
         }
