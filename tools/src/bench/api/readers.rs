@@ -17,7 +17,8 @@ const FIRST_USER: usize = 1_000_000;
 
 /// Orders a second with readers and without, by turns, and the memory that they take.
 pub async fn measure(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
-    let readers_max = scale.readers.to_string();
+    // A caller that is alone gets three quarters.
+    let readers_max = (scale.readers * 2).to_string();
     let mut stage = Stage::open(ground, "readers", scale, &[("API_SSE_READERS_MAX", &readers_max)]).await?;
     let load = Load::closed(CONNECTIONS, scale.seconds);
     let (mut shares, mut growths) = (Vec::new(), Vec::new());
