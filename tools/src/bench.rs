@@ -17,6 +17,7 @@ mod cpu;
 mod figure;
 mod ground;
 mod load;
+mod pipeline;
 mod processor;
 mod producer_performance;
 mod relay;
@@ -44,6 +45,9 @@ enum What {
     /// How fast the processor changes statuses, and what failures and repeats cost it
     #[command(after_help = processor::EXAMPLES)]
     Processor(ProcessorArgs),
+    /// What an order costs on its whole way through all services
+    #[command(after_help = pipeline::EXAMPLES)]
+    Pipeline(PipelineArgs),
     /// The processor whose handler fails, for the benchmark
     #[command(hide = true)]
     FailingProcessor(processor::failing::FailingArgs),
@@ -106,6 +110,17 @@ pub struct ProcessorArgs {
     only: Vec<String>,
 }
 
+/// How to measure the pipeline.
+#[derive(Debug, Args)]
+pub struct PipelineArgs {
+    #[command(flatten)]
+    how: How,
+
+    /// Only the parts with these names: sequential
+    #[arg(long, value_name = "PART", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(pipeline::PARTS))]
+    only: Vec<String>,
+}
+
 /// Measures, and prints the figures.
 pub async fn run(args: BenchArgs) -> Result<ExitCode> {
     let mut signals = StopSignals::listen()?;
@@ -113,6 +128,7 @@ pub async fn run(args: BenchArgs) -> Result<ExitCode> {
         What::Api(args) => (signals.interrupts(Box::pin(api::measure(&args))).await?, args.how.json),
         What::Relay(args) => (signals.interrupts(Box::pin(relay::measure(&args))).await?, args.how.json),
         What::Processor(args) => (signals.interrupts(Box::pin(processor::measure(&args))).await?, args.how.json),
+        What::Pipeline(args) => (signals.interrupts(Box::pin(pipeline::measure(&args))).await?, args.how.json),
         What::FailingProcessor(args) => {
             signals.interrupts(Box::pin(processor::failing::run(args))).await?;
             return Ok(ExitCode::SUCCESS);

@@ -1,5 +1,6 @@
 //! CPU time of processes with all of their threads and children, and their memory, from `/proc`.
 
+use std::fmt;
 use std::fs;
 use std::time::Duration;
 
@@ -9,32 +10,49 @@ use rustix::process::Pid;
 use super::ground::Ground;
 use crate::report::per_second;
 
-/// Who works on a drain: a service, Postgres and Kafka.
-pub struct Processes {
-    names: [&'static str; 3],
-    pids: [Pid; 3],
-}
+/// Who works: services, Postgres and Kafka.
+pub struct Processes(Vec<(&'static str, Pid)>);
 
 impl Processes {
-    /// The service is called `name`.
-    pub fn of(ground: &mut Ground, name: &'static str, service: Pid) -> Result<Self> {
-        Ok(Self { names: [name, "Postgres", "Kafka"], pids: [service, ground.postgres()?, ground.kafka()?] })
+    /// Of services with their names.
+    pub fn of(ground: &mut Ground, services: impl IntoIterator<Item = (&'static str, Pid)>) -> Result<Self> {
+        let servers = [("Postgres", ground.postgres()?), ("Kafka", ground.kafka()?)];
+        Ok(Self(services.into_iter().chain(servers).collect()))
+    }
+
+    /// Of all that are given, with their names.
+    pub const fn from(processes: Vec<(&'static str, Pid)>) -> Self {
+        Self(processes)
     }
 
     /// CPU time that each has used so far.
-    pub fn used(&self) -> Result<[Duration; 3]> {
-        let [service, postgres, kafka] = self.pids;
-        Ok([of_tree(service)?, of_tree(postgres)?, of_tree(kafka)?])
+    pub fn used(&self) -> Result<Vec<Duration>> {
+        self.0.iter().map(|(_, pid)| of_tree(*pid)).collect()
     }
 
     /// CPU time that each has used since `before`, for each of so many events.
-    pub fn shares(&self, before: [Duration; 3], events: u64) -> Result<String> {
+    pub fn shares(&self, before: &[Duration], events: u64) -> Result<CpuShares> {
         let events = per_second(events, Duration::from_secs(1));
-        let spent = self.used()?.into_iter().zip(before).map(|(after, before)| after.saturating_sub(before));
+        let spent = self.used()?.into_iter().zip(before).map(|(after, before)| after.saturating_sub(*before));
         let micros = spent.map(|spent| spent.as_secs_f64() * 1e6 / events);
-        let shares: Vec<String> =
-            self.names.iter().zip(micros).map(|(name, micros)| format!("{name} {micros:.2}")).collect();
-        Ok(shares.join(", "))
+        Ok(CpuShares(self.0.iter().zip(micros).map(|((name, _), micros)| (*name, micros)).collect()))
+    }
+}
+
+/// CPU time in microseconds an event, of each process.
+pub struct CpuShares(Vec<(&'static str, f64)>);
+
+impl CpuShares {
+    /// Of all together.
+    pub fn sum(&self) -> f64 {
+        self.0.iter().map(|(_, micros)| micros).sum()
+    }
+}
+
+impl fmt::Display for CpuShares {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shares: Vec<String> = self.0.iter().map(|(name, micros)| format!("{name} {micros:.2}")).collect();
+        f.write_str(&shares.join(", "))
     }
 }
 

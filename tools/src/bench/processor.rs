@@ -14,7 +14,7 @@ use crate::stack::Kind;
 
 pub mod failing;
 mod latency;
-mod orders;
+pub mod orders;
 mod redelivery;
 
 /// The parts, as `--only` names them.
@@ -117,11 +117,11 @@ async fn drained(ground: &mut Ground, scene: &mut Scene, count: u64, settings: &
     let mut env = vec![("PROCESSOR_TOPICS", topic.as_str()), ("PROCESSOR_GROUP", group.as_str())];
     env.extend(settings);
     let processor = scene.start(Kind::Processor, ground, &env)?.process().pid();
-    let processes = Processes::of(ground, "processor", processor)?;
+    let processes = Processes::of(ground, [("processor", processor)])?;
     let before = processes.used()?;
     let took = passes(&scene.pool, &group, count).await?;
     let rate = per_second(count, took);
-    eprintln!("  {rate:.0} events/s; CPU in us an event: {}", processes.shares(before, count)?);
+    eprintln!("  {rate:.0} events/s; CPU in us an event: {}", processes.shares(&before, count)?);
     Ok(rate)
 }
 

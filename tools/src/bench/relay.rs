@@ -125,12 +125,12 @@ async fn drain(ground: &mut Ground, scale: Scale) -> Result<Vec<Figure>> {
 async fn drain_round(ground: &mut Ground, name: &str, scale: Scale, load: Load<'_>) -> Result<f64> {
     let mut scene = ground.scene(name).await?;
     let relay = scene.start_relay(ground, load.env).await?;
-    let processes = Processes::of(ground, "relay", relay)?;
+    let processes = Processes::of(ground, [("relay", relay)])?;
     load::sampled_backlog(&scene.pool, &scene.name, scale.drain_rows, load.sampled_every).await?;
     let (before, begun) = (processes.used()?, Instant::now());
     scene.topic.reaches(scale.drain_rows).await?;
     let rate = per_second(scale.drain_rows, begun.elapsed());
-    let shares = processes.shares(before, scale.drain_rows)?;
+    let shares = processes.shares(&before, scale.drain_rows)?;
     let order = scene.topic.check(scale.drain_rows)?;
     eprintln!("  {rate:.0} events/s; CPU in us an event: {shares}; {order}");
     ensure!(order.is_perfect(), "the events did not arrive as they should have");
@@ -169,13 +169,13 @@ async fn drain_settled(ground: &mut Ground, scene: &mut Scene, count: u64) -> Re
         anyhow::Ok((topic.len()?, Instant::now()))
     });
     let relay = scene.start_relay(ground, &[]).await?;
-    let processes = Processes::of(ground, "relay", relay)?;
+    let processes = Processes::of(ground, [("relay", relay)])?;
     let before = processes.used()?;
     scene.topic.reaches(there + count).await?;
     let (first, begun) = begun.await??;
     let left = (there + count - first).max(1);
     let rate = per_second(left, begun.elapsed());
-    eprintln!("  {rate:.0} events/s from {count}; CPU in us an event: {}", processes.shares(before, left)?);
+    eprintln!("  {rate:.0} events/s from {count}; CPU in us an event: {}", processes.shares(&before, left)?);
     let peak = per_second(cpu::peak_memory_bytes(relay)?, Duration::from_secs(1)) / 1e6;
     scene.stop().await?;
     Ok((rate, peak))

@@ -21,6 +21,7 @@ use tokio::task::{JoinSet, LocalSet};
 use super::http::{Connection, Orders, accepted};
 use super::open_files;
 use crate::bench::cpu;
+use crate::bench::ground::{Ground, Scene};
 use crate::report::{Latencies, LatencySummary, per_second};
 
 /// How long the last answers may take.
@@ -122,6 +123,27 @@ impl Report {
     pub fn each_second(&self, count: u64) -> f64 {
         per_second(count, Duration::from_secs_f64(self.seconds))
     }
+}
+
+/// Has a generator of this name post so much to an api. Returns what came of it, and the file with the numbers of the orders.
+pub async fn post(
+    ground: &Ground,
+    scene: &Scene,
+    name: &str,
+    address: SocketAddr,
+    load: Load,
+) -> Result<(Report, PathBuf)> {
+    let file = |what: &str| ground.folder().join(format!("{name}.{what}"));
+    let launch = scene
+        .launch(ground, name, "outrider")
+        .args(["bench", "post-orders", "--address", &address.to_string()])
+        .args(load.args())
+        .arg("--report")
+        .arg(file("report"))
+        .arg("--ids")
+        .arg(file("ids"));
+    launch.run(&ground.supply.reaper).await?;
+    Ok((read_report(&file("report"))?, file("ids")))
 }
 
 /// Posts, and writes the report. On a thread of its own, which a signal need not wait for.

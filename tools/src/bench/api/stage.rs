@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Pid;
 
-use super::generator::{Load, Report, read_report};
+use super::generator::{Load, Report, post};
 use super::{CONNECTIONS, Scale, all_accepted, check};
 use crate::bench::cpu;
 use crate::bench::ground::{Ground, Scene};
@@ -73,22 +73,11 @@ impl Stage {
     pub async fn drive_one(&mut self, ground: &Ground, number: usize, load: Load) -> Result<Report> {
         let Running { address, process } = self.apis[number];
         let name = format!("{}-load{}", self.scene.name, self.ids.len());
-        let file = |what: &str| ground.folder().join(format!("{name}.{what}"));
-        let launch = self
-            .scene
-            .launch(ground, &name, "outrider")
-            .args(["bench", "post-orders", "--address", &address.to_string()])
-            .args(load.args())
-            .arg("--report")
-            .arg(file("report"))
-            .arg("--ids")
-            .arg(file("ids"));
         let before = (cpu::of_tree(process)?, cpu::of_tree(self.postgres)?);
-        launch.run(&ground.supply.reaper).await?;
+        let (report, ids) = post(ground, &self.scene, &name, address, load).await?;
         let api = cpu::of_tree(process)?.saturating_sub(before.0).as_secs_f64();
         let postgres = cpu::of_tree(self.postgres)?.saturating_sub(before.1).as_secs_f64();
-        self.ids.push(file("ids"));
-        let report = read_report(&file("report"))?;
+        self.ids.push(ids);
         self.accepted += report.accepted;
         tell(&report, load, [api, postgres]);
         Ok(report)
