@@ -13,9 +13,11 @@ mod dead_letters;
 mod dependencies;
 mod doctor;
 mod encryption;
+mod environment;
 mod failover;
 #[path = "../harness/harness.rs"]
 mod harness;
+mod lost_output;
 mod metrics;
 mod migrating;
 mod odd_rows;

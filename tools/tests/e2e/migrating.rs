@@ -19,7 +19,7 @@ use super::supply;
 const PREVIOUS_RELEASE: i64 = 20_261_129_000_042;
 
 /// A database without anything of ours.
-async fn empty_database(server: &str) -> Result<String> {
+pub(super) async fn empty_database(server: &str) -> Result<String> {
     let name = unique("migrating");
     let mut connection = connect(server).await?;
     sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE \"{name}\""))).execute(&mut connection).await?;
@@ -27,7 +27,7 @@ async fn empty_database(server: &str) -> Result<String> {
     Ok(format!("{base}/{name}"))
 }
 
-fn server() -> Result<String> {
+pub(super) fn server() -> Result<String> {
     Ok(std::env::var("DATABASE_URL")?)
 }
 
