@@ -181,7 +181,7 @@ async fn work_that_is_dropped_when_the_server_has_vanished_costs_the_pool_no_con
     let world = World::new("silent_drop", 1).await;
     let proxy = Proxy::to(&world.database.url).await;
     let url = proxy.url(&world.database.url);
-    let config = world.config(&[("DATABASE_URL", &url), ("DB_CONNECTIONS_MAX", "1"), ("DB_SILENCE_MAX_MS", "1000")]);
+    let config = world.config(&[("DATABASE_URL", &url), ("DB_CONNECTIONS_MAX", "1"), ("DB_SILENCE_MAX_MS", "500")]);
     let pool = config.database.connect(&Shutdown::new()).await.expect("connected");
     let watch = config.database.watch();
     for _ in 0..3 {

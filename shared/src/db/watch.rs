@@ -41,8 +41,9 @@ pub const READ_ONLY: &str = "25006";
 /// So long after that each connection that comes back to its pool is tried.
 const SUSPICION: Duration = Duration::from_secs(5);
 
-/// So long after work was dropped each connection that comes back to its pool may be the one that it had.
-const RETURN: Duration = Duration::from_secs(1);
+/// So long after work was dropped each connection that comes back to its pool may be the one that it had. Long, since a busy machine may take
+/// its time over that, and one question more costs little.
+const RETURN: Duration = Duration::from_mins(1);
 
 /// For how long the server may be silent, and when a connection was last found to be no good. Clones share that.
 #[derive(Debug, Clone)]
