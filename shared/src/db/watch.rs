@@ -104,8 +104,8 @@ impl ServerWatch {
     /// A connection that is dropped goes back to its pool by way of a question to the server, which sqlx awaits without a limit: from a server
     /// that has vanished it never came back, its place in the pool was lost, and the pool could not be closed.
     #[must_use]
-    pub fn under_way(&self) -> UnderWay {
-        UnderWay { dropped_at: self.dropped_at.clone(), is_done: false }
+    pub fn under_way(&self) -> UnderWay<'_> {
+        UnderWay { dropped_at: &self.dropped_at, is_done: false }
     }
 
     /// Takes note of what a statement was answered with: after 25006 all connections are tried, as one that stays on a server which takes
@@ -117,7 +117,7 @@ impl ServerWatch {
     }
 
     fn notice(&self) {
-        self.noticed_at.is_now();
+        self.noticed_at.set_now();
     }
 
     fn silent(&self) -> sqlx::Error {
@@ -202,7 +202,7 @@ impl Database {
 struct Moment(Arc<Mutex<Option<Instant>>>);
 
 impl Moment {
-    fn is_now(&self) {
+    fn set_now(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
@@ -217,22 +217,22 @@ impl Moment {
 
 /// Work on a connection of a pool, until it is done or dropped.
 #[derive(Debug)]
-pub struct UnderWay {
-    dropped_at: Moment,
+pub struct UnderWay<'a> {
+    dropped_at: &'a Moment,
     is_done: bool,
 }
 
-impl UnderWay {
+impl UnderWay<'_> {
     /// The work has ended by itself.
     pub fn done(mut self) {
         self.is_done = true;
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         if !self.is_done {
-            self.dropped_at.is_now();
+            self.dropped_at.set_now();
         }
     }
 }

@@ -79,7 +79,7 @@ fn joined<'a, I: Iterator<Item = &'a [u8]>>(values: impl Fn() -> I) -> Bytes {
 
 /// The first piece of a body that has come together with its head.
 ///
-/// hyper reads a body only when it is asked for, and then calls again whoever has asked. That is done here once, and not by the whole
+/// hyper reads a body only when it is asked for, and then wakes the task that has asked. That is done here once, and not by the whole
 /// application, which finds the body there at its first call. A body that comes later is the application's to wait for.
 async fn first_piece(body: &mut Incoming) -> Option<Result<Frame<Bytes>, hyper::Error>> {
     let mut has_asked = false;

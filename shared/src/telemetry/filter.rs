@@ -61,16 +61,18 @@ fn parse(directives: &str) -> Result<EnvFilter, String> {
     for directive in directives.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
         kept.push(check(directive)?);
     }
-    let is_level = |directive: &String| LEVELS.iter().any(|level| directive.eq_ignore_ascii_case(level));
-    if !kept.iter().any(is_level) {
+    if !kept.iter().any(|directive| is_level(directive)) {
         kept.push("error".to_owned());
     }
     EnvFilter::builder().parse(kept.join(",")).map_err(|error| error.to_string())
 }
 
+fn is_level(word: &str) -> bool {
+    LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level))
+}
+
 /// One directive, with errors in place of nothing.
 fn check(directive: &str) -> Result<String, String> {
-    let is_level = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
     let is_off = |word: &str| word.eq_ignore_ascii_case("off");
     let (target, level) = match directive.rsplit_once('=') {
         // A field of a span may have an equals sign too.

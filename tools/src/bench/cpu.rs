@@ -20,11 +20,6 @@ impl Processes {
         Ok(Self(services.into_iter().chain(servers).collect()))
     }
 
-    /// Of all that are given, with their names.
-    pub const fn from(processes: Vec<(&'static str, Pid)>) -> Self {
-        Self(processes)
-    }
-
     /// CPU time that each has used so far.
     pub fn used(&self) -> Result<Vec<Duration>> {
         self.0.iter().map(|(_, pid)| of_tree(*pid)).collect()

@@ -1,5 +1,6 @@
 //! One of the three services as a child process, configured by its environment only.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -137,10 +138,16 @@ impl Service {
         format!("http://127.0.0.1:{}", self.admin_port)
     }
 
-    /// The base URL of the API; `None` for the services that have none.
+    /// Where the API takes orders; `None` for the services that take none.
+    #[must_use]
+    pub fn api_address(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::from((Ipv4Addr::LOCALHOST, self.api_port?)))
+    }
+
+    /// The same as a base URL.
     #[must_use]
     pub fn api_url(&self) -> Option<String> {
-        self.api_port.map(|port| format!("http://127.0.0.1:{port}"))
+        self.api_address().map(|address| format!("http://{address}"))
     }
 
     /// Its process, to wait for or to be cruel to.

@@ -35,7 +35,7 @@ fn refused(command: &mut Command) -> Result<String> {
     Ok(said)
 }
 
-const DATABASE: (&str, &str) = ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none");
+const DATABASE: (&str, &str) = ("DATABASE_URL", "postgres://unknown@127.0.0.1:1/none");
 
 #[test]
 fn a_setting_that_would_mislead_is_refused_in_one_line() -> Result<()> {
@@ -137,6 +137,6 @@ async fn while_a_shutdown_is_announced_orders_are_taken_and_the_service_is_not_r
         .await?;
     assert_eq!(order.status(), 201);
     ensure!(api.process().wait().await?.success());
-    ensure!(client.get(&url).send().await.is_err(), "nobody listens any more");
+    ensure!(client.get(&url).send().await.is_err(), "the port is closed");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Output that nobody gets: a full disk, a reader that has gone.
+//! Output that is lost: a full disk, a reader that has gone.
 
 use std::fs::OpenOptions;
 use std::process::{Command, Stdio};

@@ -46,8 +46,7 @@ impl Stage {
         let env = [&ENV[..], env].concat();
         let api = self.scene.start(Kind::Api, ground, &env)?;
         api.wait_ready().await?;
-        let url = api.api_url().context("the api has a URL")?;
-        let address = url.trim_start_matches("http://").parse()?;
+        let address = api.api_address().context("it is an api")?;
         self.apis.push(Running { address, process: api.process().pid() });
         let warm_up = Load::closed(CONNECTIONS, scale.warm_up_secs);
         all_accepted(&self.drive_one(ground, self.apis.len() - 1, warm_up).await?)?;

@@ -1,7 +1,5 @@
 //! How long an order is Pending, through api, relay and processor.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 
 use super::{Scale, orders};
@@ -14,9 +12,6 @@ const RATE: u64 = 1_000;
 
 /// Seconds that are not counted.
 const WARM_UP_SECS: u64 = 5;
-
-/// How long after the last order all of them may take.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Posts orders when they are due, whatever the api does. The latency is from commit to commit, by Postgres's own clock: nobody
 /// asks for the orders meanwhile, so that the looking costs nothing. The commit that accepts an order is before its 201.
@@ -49,11 +44,7 @@ pub async fn measure(ground: &Ground, scale: Scale) -> Result<Vec<Figure>> {
     let mut seed = scene.launch(ground, "order-seed", "outrider").args(args).spawn(&ground.supply.reaper)?;
     let status = seed.wait().await?;
     ensure!(status.success(), "the orders were not all accepted: {}", seed.log_tail());
-    let posted = Instant::now();
-    while orders::processed(&scene.pool).await? < count {
-        ensure!(posted.elapsed() < PATIENCE, "not all orders were Processed within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    orders::all_processed(&scene.pool, count).await?;
     scene.stop().await?;
     orders::check(&scene.pool, count).await?;
 

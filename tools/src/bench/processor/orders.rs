@@ -1,6 +1,6 @@
 //! Orders as the api writes them, their events as the relay publishes them, and whether each has had its effect once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::TryStreamExt;
@@ -12,6 +12,9 @@ use sqlx::PgPool;
 
 use crate::bench::ground::{Ground, Scene};
 use crate::bench::topic::config;
+
+/// How long all orders may take after the last of them.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Inserts `count` orders with their first transition, and has Postgres write them to disk, so that it does not do so while a
 /// processor is measured.
@@ -132,6 +135,16 @@ pub async fn processed(pool: &PgPool) -> Result<u64> {
     let processed: i64 =
         sqlx::query_scalar("SELECT count(*) FROM orders WHERE status = 'Processed'").fetch_one(pool).await?;
     u64::try_from(processed).context("a count")
+}
+
+/// Waits until so many orders are Processed.
+pub async fn all_processed(pool: &PgPool, count: u64) -> Result<()> {
+    let begun = Instant::now();
+    while processed(pool).await? < count {
+        ensure!(begun.elapsed() < PATIENCE, "not all orders were Processed within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }
 
 /// Checks that `count` orders are Processed, and that of every order each version has exactly one transition and each one beyond
