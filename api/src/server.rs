@@ -8,7 +8,6 @@ use actix_web::web;
 use actix_web::web::Bytes;
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
-use shared::db::Database;
 use shared::health::{self, Readiness};
 use shared::shutdown::Shutdown;
 use shared::spans::Spans;
@@ -95,13 +94,12 @@ impl Server {
             .map_err(|error| port_error("ADMIN_BIND", admin_bind, &error))?;
 
         let database = store::configure(database, &limits);
-        let pool = database.connect(shutdown).await?;
+        let opened = database.connect(shutdown).await?;
 
         let mut writers = JoinSet::new();
         let batcher = Batcher::start(&database, &limits, &metrics, &mut writers);
         let batcher = batcher.await.context("no thread for the writers")?;
-        Keeper::start(pool.clone(), limits.idempotency_retention, metrics.clone(), shutdown, &mut tasks).await;
-        let opened = Database { pool, watch: database.watch().clone() };
+        Keeper::start(opened.clone(), limits.idempotency_retention, metrics.clone(), shutdown, &mut tasks).await;
         let orders = Orders::new(opened, &limits, metrics.clone());
         let (checked, shown) = ((orders.clone(), batcher.outage()), readiness.clone());
         let feed = Feed::start((&database, orders.clone()), &limits, &metrics.feed, shutdown, &mut tasks).await;

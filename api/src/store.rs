@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shared::db::{
-    ConnectError, Connector, Database, DatabaseConfig, READ_ONLY, ServerWatch, TAKES_WRITES, is_retryable, sql_state,
-    words,
+    ConnectError, Connector, Database, DatabaseConfig, PooledConnection, READ_ONLY, TAKES_WRITES, is_retryable,
+    sql_state, words,
 };
-use sqlx::pool::PoolConnection;
-use sqlx::{PgConnection, PgPool, Postgres};
+use sqlx::PgConnection;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -122,10 +121,9 @@ pub fn configure(database: DatabaseConfig, limits: &Limits) -> DatabaseConfig {
 /// Reads orders, and changes single ones.
 #[derive(Debug, Clone)]
 pub struct Orders {
-    pool: PgPool,
+    database: Database,
     connect_timeout: Duration,
     statement_patience: Duration,
-    watch: ServerWatch,
     /// How many lists are read at a time.
     listing: Arc<Semaphore>,
     metrics: Metrics,
@@ -134,11 +132,11 @@ pub struct Orders {
 impl Orders {
     /// Shares `database`'s pool.
     #[must_use]
-    pub fn new(Database { pool, watch }: Database, limits: &Limits, metrics: Metrics) -> Self {
+    pub fn new(database: Database, limits: &Limits, metrics: Metrics) -> Self {
         let (connect_timeout, statement_patience) = (limits.connect_timeout(), limits.statement_patience());
-        let turns = usize::try_from(pool.options().get_max_connections() / 2).unwrap_or(1);
+        let turns = usize::try_from(database.connections_max() / 2).unwrap_or(1);
         let listing = Arc::new(Semaphore::new(turns.max(1)));
-        Self { pool, connect_timeout, statement_patience, watch, listing, metrics }
+        Self { database, connect_timeout, statement_patience, listing, metrics }
     }
 
     /// An order, if there is one that is this user's, or anybody's.
@@ -158,14 +156,12 @@ impl Orders {
         let connection = self.connection().await;
         self.metrics.waited_for_connection(start);
         let mut connection = connection?;
-        let under_way = self.watch.under_way();
         let Ok(done) = timeout(self.statement_patience, work(&mut connection)).await else {
             connection.close_on_drop();
             return Err(StoreError::InDoubt(timed_out("no answer to a statement")));
         };
-        under_way.done();
         done.map_err(|error| {
-            self.watch.heard(&error);
+            self.database.watch().heard(&error);
             error.into()
         })
     }
@@ -179,9 +175,9 @@ impl Orders {
     }
 
     /// One of the pool's connections.
-    async fn connection(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+    async fn connection(&self) -> Result<PooledConnection, StoreError> {
         // Boxed: 14 KB, most of it for opening a connection, would be part of every request's future and moved with it.
-        let connection = timeout(self.connect_timeout, Box::pin(self.pool.acquire())).await;
+        let connection = timeout(self.connect_timeout, Box::pin(self.database.acquire())).await;
         connection.unwrap_or_else(|_| Err(timed_out("no connection"))).map_err(StoreError::Unreachable)
     }
 }

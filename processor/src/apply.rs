@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::db::{Database, MaybePostgres, words};
+use shared::db::{Database, MaybePostgres, PooledConnection, words};
 use shared::spans::Spans;
 use sqlx::postgres::PgConnection;
-use sqlx::{Postgres, Transaction};
+use sqlx::{Connection as _, Postgres, Transaction};
 
 use crate::batch::Batch;
 use crate::dead_letter::{DeadLetter, Reason};
@@ -82,8 +82,8 @@ impl ApplyError {
 }
 
 /// A batch that is applied but for the commit.
-struct Prepared {
-    transaction: Transaction<'static, Postgres>,
+struct Prepared<'a> {
+    transaction: Transaction<'a, Postgres>,
     tally: Tally,
     spans: Option<ProcessSpans>,
     applied: Vec<Applied>,
@@ -108,10 +108,13 @@ impl Applier {
         constraints: Constraints,
     ) -> Result<Tally, ApplyError> {
         let Some(last) = batch.records().last() else { return Ok(Tally::default()) };
-        let prepared = self.database.watch.bound(self.prepare(partition, (batch, last), position, constraints)).await?;
+        let watch = self.database.watch();
+        let mut connection = watch.bound(self.connection()).await?;
+        let prepared =
+            watch.bound(self.prepare(&mut connection, partition, (batch, last), position, constraints)).await?;
         let Prepared { transaction, tally, spans, applied } = prepared;
         Failpoint::BeforeDbCommit.reached(self.failpoint);
-        let committed = self.database.watch.bound(transaction.commit()).await.map_err(refused_or_unknown);
+        let committed = watch.bound(transaction.commit()).await.map_err(refused_or_unknown);
         end_spans(spans, &committed);
         committed?;
         self.metrics.applied(&applied);
@@ -120,14 +123,15 @@ impl Applier {
     }
 
     /// Does all of it but the commit.
-    async fn prepare(
+    async fn prepare<'a>(
         &self,
+        connection: &'a mut PgConnection,
         partition: &Partition,
         (batch, last): (&Batch<'_>, &Record),
         position: Option<i64>,
         constraints: Constraints,
-    ) -> Result<Prepared, ApplyError> {
-        let mut transaction = self.begin().await?;
+    ) -> Result<Prepared<'a>, ApplyError> {
+        let mut transaction = connection.begin().await?;
         if !store::advance(&mut transaction, &self.group, partition, position, last).await? {
             transaction.rollback().await?;
             return Err(ApplyError::Fenced);
@@ -150,15 +154,15 @@ impl Applier {
 
     /// Moves the position of a partition past offsets that hold no record. Returns whether it was where they begin.
     pub(crate) async fn pass(&self, partition: &Partition, gap: Gap) -> Result<bool, sqlx::Error> {
-        self.database.watch.bound(store::pass(&self.database.pool, &self.group, partition, gap)).await
+        self.database.with(async |connection| store::pass(connection, &self.group, partition, gap).await).await
     }
 
-    /// Begins a transaction.
-    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    /// A connection for a transaction.
+    pub(crate) async fn connection(&self) -> Result<PooledConnection, sqlx::Error> {
         let start = Instant::now();
         let connection = self.database.acquire().await;
         self.metrics.waited_for_connection(start);
-        Transaction::begin(connection?, None).await
+        connection
     }
 
     /// Blocks the keys of what failed, and writes down all that was not applied.

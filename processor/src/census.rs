@@ -18,10 +18,10 @@ const INTERVAL_MAX: Duration = Duration::from_mins(1);
 const SHARE: u32 = 100;
 
 /// Counts until the shutdown is asked for.
-pub(crate) async fn run(Database { pool, watch }: Database, group: String, metrics: Metrics, shutdown: Shutdown) {
+pub(crate) async fn run(database: Database, group: String, metrics: Metrics, shutdown: Shutdown) {
     loop {
         let begun = std::time::Instant::now();
-        match watch.bound(blocked::count(&pool, &group)).await {
+        match database.with(async |connection| blocked::count(connection, &group).await).await {
             Ok(found) => {
                 // Also those of which there is none any more.
                 for state in [State::Retrying, State::Waiting, State::Parked] {

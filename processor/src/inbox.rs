@@ -119,7 +119,7 @@ impl Upkeep {
             retention: settings.inbox_retention,
             metrics: metrics.clone(),
         };
-        if let Err(error) = upkeep.database.watch.bound(upkeep.prepare()).await {
+        if let Err(error) = upkeep.database.watch().bound(upkeep.prepare()).await {
             // Without partitions all goes to the default one.
             tracing::warn!(error = words(&error), "inbox partitions could not be made, will try again");
         }
@@ -134,7 +134,7 @@ impl Upkeep {
         };
         let mut backoff = Backoff::new(interval, BUSY_MAX);
         loop {
-            let wait = match self.database.watch.bound(self.round()).await {
+            let wait = match self.database.watch().bound(self.round()).await {
                 Ok(true) => {
                     backoff.reset();
                     interval
@@ -154,9 +154,10 @@ impl Upkeep {
 
     /// Says for how long this group needs rows, and makes partitions.
     async fn prepare(&self) -> Result<(), sqlx::Error> {
-        sql::register_group(&self.database.pool, &self.group, self.retention).await?;
+        let connection = &mut *self.database.acquire().await?;
+        sql::register_group(connection, &self.group, self.retention).await?;
         for _ in 0..PARTITIONS_MAX {
-            let Some(name) = sql::make_partition(&self.database.pool).await? else { break };
+            let Some(name) = sql::make_partition(connection).await? else { break };
             tracing::info!(inbox.partition = name, "inbox partition made");
         }
         Ok(())
@@ -165,9 +166,10 @@ impl Upkeep {
     /// Does all there is to do. Returns false if a lock was in the way of some of it.
     async fn round(&self) -> Result<bool, sqlx::Error> {
         self.prepare().await?;
+        let connection = &mut *self.database.acquire().await?;
         let mut done = true;
         for _ in 0..PARTITIONS_MAX {
-            let Some(attempt) = sql::drop_partition(&self.database.pool).await? else { break };
+            let Some(attempt) = sql::drop_partition(connection).await? else { break };
             if attempt.outcome == "busy" {
                 tracing::info!(
                     inbox.partition = attempt.name,
@@ -186,11 +188,11 @@ impl Upkeep {
             );
         }
         for _ in 0..CLEANS_MAX {
-            if sql::clean(&self.database.pool, ROWS_MAX).await? < i64::from(ROWS_MAX) {
+            if sql::clean(connection, ROWS_MAX).await? < i64::from(ROWS_MAX) {
                 break;
             }
         }
-        self.metrics.inbox_partitions.set(sql::partitions(&self.database.pool).await?);
+        self.metrics.inbox_partitions.set(sql::partitions(connection).await?);
         Ok(done)
     }
 }

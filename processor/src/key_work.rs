@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use sqlx::{Postgres, Transaction};
+use sqlx::{Connection as _, Postgres, Transaction};
 
 use self::attempt::{Outcome, Outcomes};
 use crate::apply::{Applier, ApplyError, Constraints, end_spans, refused_or_unknown};
@@ -37,7 +37,8 @@ impl Applier {
         constraints: Constraints,
         keys_max: u16,
     ) -> Result<Tally, ApplyError> {
-        let mut transaction = self.hold(partition, position).await?;
+        let mut connection = self.connection().await?;
+        let mut transaction = self.hold(&mut connection, partition, position).await?;
         let requests = requests::lock(&mut transaction, &self.group, partition, false, keys_max.into()).await?;
         let due = if keys_max == 1 && !requests.is_empty() {
             Vec::new()
@@ -61,14 +62,15 @@ impl Applier {
     /// Finds out what would come of the dry runs that operators ask for, at most `keys_max`: does all of it, rolls it back, and writes
     /// the answers down.
     pub(crate) async fn rehearse(&self, partition: &Partition, position: i64, keys_max: u16) -> Result<(), ApplyError> {
-        let mut transaction = self.hold(partition, position).await?;
+        let mut connection = self.connection().await?;
+        let mut transaction = self.hold(&mut connection, partition, position).await?;
         let requests = requests::lock(&mut transaction, &self.group, partition, true, keys_max.into()).await?;
         // Whatever would be refused at the commit must show, since there is none.
         let wanted = (Vec::new(), &*requests);
         let outcomes = self.drain(&mut transaction, partition, wanted, Constraints::CheckedEarly).await?;
         let answers = self.answers(&mut transaction, partition, &requests, &outcomes).await?;
         transaction.rollback().await?;
-        let mut transaction = self.hold(partition, position).await?;
+        let mut transaction = self.hold(&mut connection, partition, position).await?;
         requests::answer(&mut transaction, &answers).await?;
         transaction.commit().await.map_err(refused_or_unknown)
     }
@@ -82,7 +84,8 @@ impl Applier {
         is_dry_run: bool,
         (wait, reason): (Duration, &str),
     ) -> Result<(), ApplyError> {
-        let mut transaction = self.hold(partition, position).await?;
+        let mut connection = self.connection().await?;
+        let mut transaction = self.hold(&mut connection, partition, position).await?;
         let requests = requests::lock(&mut transaction, &self.group, partition, is_dry_run, 1).await?;
         let mut outcomes = Outcomes::default();
         for request in &requests {
@@ -103,8 +106,13 @@ impl Applier {
     }
 
     /// Begins a transaction in which nobody else works on the partition.
-    async fn hold(&self, partition: &Partition, position: i64) -> Result<Transaction<'static, Postgres>, ApplyError> {
-        let mut transaction = self.begin().await?;
+    async fn hold<'a>(
+        &self,
+        connection: &'a mut PgConnection,
+        partition: &Partition,
+        position: i64,
+    ) -> Result<Transaction<'a, Postgres>, ApplyError> {
+        let mut transaction = connection.begin().await?;
         if !store::hold(&mut transaction, &self.group, partition, position).await? {
             transaction.rollback().await?;
             return Err(ApplyError::Fenced);

@@ -83,7 +83,7 @@ impl Looks {
     /// Looks, and tries the keys that are due. What fails here is tried again later; batches go on meanwhile.
     pub(crate) async fn look(&mut self, shop: &Shop, partition: &Partition, position: i64) -> Looked {
         let started = Instant::now();
-        let outcome = shop.applier.database.watch.bound(work(shop, partition, position, self.keys_max)).await;
+        let outcome = shop.applier.database.watch().bound(work(shop, partition, position, self.keys_max)).await;
         let ended = Instant::now();
         match outcome {
             Ok(wait) => {
@@ -115,7 +115,7 @@ impl Looks {
                     let way = (shop.retry_max, &*error.to_string());
                     // While the database is away this fails as well, and there is nothing to make way for.
                     let given = shop.applier.give_way(partition, position, is_dry_run, way);
-                    if shop.applier.database.watch.bound(given).await.is_ok() {
+                    if shop.applier.database.watch().bound(given).await.is_ok() {
                         self.turns.failed(ended, LOOK_MIN);
                     }
                 }
@@ -140,7 +140,7 @@ impl MaybePostgres for Stuck {
 /// One look. Returns how long the next one can wait.
 async fn work(shop: &Shop, partition: &Partition, position: i64, keys_max: u16) -> Result<Duration, Stuck> {
     let applier = &shop.applier;
-    let due = requests::due(&applier.database.pool, &applier.group, partition).await?;
+    let due = requests::due(&mut *applier.database.acquire().await?, &applier.group, partition).await?;
     if due.is_rehearsed {
         let rehearsed = applier.rehearse(partition, position, keys_max).await;
         rehearsed.map_err(|error| Stuck { is_dry_run: true, error })?;

@@ -220,8 +220,8 @@ impl Worker {
         let mut backoff = Backoff::new(FIRST_RETRY, shop.retry_max);
         let partitions = std::slice::from_ref(&self.partition);
         loop {
-            let found = store::positions(&shop.applier.database.pool, &shop.applier.group, partitions);
-            match shop.applier.database.watch.bound(found).await {
+            let Applier { database, group, .. } = &shop.applier;
+            match database.with(async |connection| store::positions(connection, group, partitions).await).await {
                 Ok(found) => {
                     let found = found.get(&self.partition).copied();
                     return Some(match found {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use shared::backoff::Backoff;
 use shared::config::ConfigError;
-use shared::db::{ConnectError, Database};
+use shared::db::ConnectError;
 use shared::health::{self, Readiness};
 use shared::kafka::TopicUse;
 use shared::shutdown::Shutdown;
@@ -93,7 +93,7 @@ impl Processor {
         health::serve(config.admin_bind, readiness.clone(), registry, shutdown).map_err(ProcessorError::Admin)?;
 
         let database = match config.database.connect(shutdown).await {
-            Ok(pool) => Database { pool, watch: config.database.watch().clone() },
+            Ok(database) => database,
             Err(ConnectError::ShutDown) => return Ok(()),
             Err(error) => return Err(ProcessorError::Database(error)),
         };
@@ -143,8 +143,8 @@ impl Processor {
         upkeep.abort();
         census.abort();
         consumed?;
-        // A connection whose server has vanished may wait for an answer for ever: it ends with the process.
-        let _ = tokio::time::timeout(CLOSE_PATIENCE, database.pool.close()).await;
+        // A connection whose server has vanished may wait for an answer for longer: it ends with the process.
+        let _ = tokio::time::timeout(CLOSE_PATIENCE, database.close()).await;
         Ok(())
     }
 }

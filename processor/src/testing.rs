@@ -28,7 +28,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::db::{Database, MIGRATOR, ServerWatch};
+use shared::db::{Database, MIGRATOR, PooledConnection, ServerWatch};
 use shared::spans::Spans;
 use sqlx::migrate::MigrateError;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -110,7 +110,7 @@ impl TestKit {
         let handlers = Handlers::default();
         let (spans, metrics) = (Spans::default(), Metrics::default());
         let applier = Applier {
-            database: Database { pool, watch: ServerWatch::default() },
+            database: Database::new(pool, ServerWatch::default()),
             group: group.into(),
             handlers,
             schedule,
@@ -171,10 +171,10 @@ impl TestKit {
             CREATE CONSTRAINT TRIGGER {name} AFTER INSERT OR UPDATE ON consumer_offsets DEFERRABLE INITIALLY DEFERRED
                 FOR EACH ROW WHEN (NEW.group_id = '{group}') EXECUTE FUNCTION {name}()"
         );
-        sqlx::raw_sql(AssertSqlSafe(fail)).execute(&self.applier.database.pool).await?;
+        sqlx::raw_sql(AssertSqlSafe(fail)).execute(&mut *self.connection().await?).await?;
         let outcome = self.apply(events).await;
         let mend = format!("DROP TRIGGER {name} ON consumer_offsets; DROP FUNCTION {name}()");
-        sqlx::raw_sql(AssertSqlSafe(mend)).execute(&self.applier.database.pool).await?;
+        sqlx::raw_sql(AssertSqlSafe(mend)).execute(&mut *self.connection().await?).await?;
         match outcome {
             Err(KitError::RolledBack(_)) => Ok(()),
             Err(error) => Err(error),
@@ -192,7 +192,7 @@ impl TestKit {
             UPDATE blocked_keys SET next_attempt_at = now() WHERE group_id = $1 AND next_attempt_at IS NOT NULL"#,
             &self.applier.group,
         )
-        .execute(&self.applier.database.pool)
+        .execute(&mut *self.connection().await?)
         .await?;
         self.work().await
     }
@@ -211,7 +211,7 @@ impl TestKit {
             self.partition.number,
             key.as_bytes(),
         )
-        .execute(&self.applier.database.pool)
+        .execute(&mut *self.connection().await?)
         .await?;
         self.work().await
     }
@@ -221,7 +221,11 @@ impl TestKit {
     /// # Errors
     /// When the database does not answer.
     pub async fn waiting(&self) -> Result<Vec<Waiting>, KitError> {
-        Ok(waiting::waiting(&self.applier.database.pool, &self.applier.group).await?)
+        Ok(waiting::waiting(&mut *self.connection().await?, &self.applier.group).await?)
+    }
+
+    async fn connection(&self) -> Result<PooledConnection, sqlx::Error> {
+        self.applier.database.acquire().await
     }
 
     /// Delivers records at the next places of the partition. Those count as delivered, whatever comes of it.

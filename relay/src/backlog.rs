@@ -124,10 +124,10 @@ pub async fn look(connection: &mut PgConnection) -> Result<Look, sqlx::Error> {
 }
 
 /// Looks every few seconds and shows it, until the shutdown is asked for.
-pub async fn watch(Database { pool, watch }: Database, gauges: BacklogGauges, shutdown: Shutdown) {
+pub async fn watch(database: Database, gauges: BacklogGauges, shutdown: Shutdown) {
     loop {
         let begun = Instant::now();
-        match watch.bound(async { look(&mut *pool.acquire().await?).await }).await {
+        match database.with(look).await {
             Ok(found) => gauges.set(&found),
             // A failure is that of the whole connection, which the worker logs.
             Err(error) => tracing::debug!(error = words(&error), "the backlog was not looked at"),

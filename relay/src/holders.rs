@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use shared::db::Database;
 use shared::shutdown::Shutdown;
-use sqlx::PgPool;
+use sqlx::PgConnection;
 
 use crate::metrics::Upkeep;
 use crate::outbox::holders::{OpenTransaction, names_holders, open_transactions, sees_other_users};
@@ -40,7 +40,7 @@ pub async fn watch(database: Database, watch: Watch, metrics: Upkeep, shutdown: 
     let mut told_blind = false;
     loop {
         // A failure is that of the whole connection, which the worker logs.
-        let seen = database.watch.bound(look(&database.pool, &watch.relay, &mut told_blind)).await;
+        let seen = database.with(async |connection| look(connection, &watch.relay, &mut told_blind).await).await;
         if let Ok(seen) = seen {
             metrics.oldest_transaction_age.set(seen.open.first().map_or(0.0, |oldest| oldest.age_secs));
             slots::measure(&seen.slots, &metrics);
@@ -69,18 +69,17 @@ struct Seen {
     names: bool,
 }
 
-async fn look(pool: &PgPool, relay: &str, told_blind: &mut bool) -> Result<Seen, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    if !*told_blind && !sees_other_users(&mut connection).await? {
+async fn look(connection: &mut PgConnection, relay: &str, told_blind: &mut bool) -> Result<Seen, sqlx::Error> {
+    if !*told_blind && !sees_other_users(connection).await? {
         *told_blind = true;
         tracing::warn!(
             "transactions of other users that stay open cannot be named: let an administrator run `GRANT pg_read_all_stats TO outrider_relay`"
         );
     }
     Ok(Seen {
-        names: names_holders(&mut connection, relay).await?,
-        slots: replication_slots(&mut connection).await?,
-        open: open_transactions(&mut connection, AGE_MIN).await?,
+        names: names_holders(connection, relay).await?,
+        slots: replication_slots(connection).await?,
+        open: open_transactions(connection, AGE_MIN).await?,
     })
 }
 

@@ -54,7 +54,7 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
     health::serve(config.admin_bind, readiness.clone(), registry, &shutdown)
         .with_context(|| format!("ADMIN_BIND: {} cannot be listened on", config.admin_bind))?;
     let waiting = |error: &ConnectError| readiness.missing(POSTGRES, error.to_string());
-    let pool = match config.database.connect_telling(&shutdown, waiting).await {
+    let database = match config.database.connect_telling(&shutdown, waiting).await {
         Err(ConnectError::ShutDown) => return Ok(()),
         connected => connected?,
     };
@@ -63,7 +63,6 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
         return Ok(());
     }
     readiness.met(KAFKA);
-    let database = Database { pool, watch: config.database.watch().clone() };
     tokio::spawn({
         let (config, database) = (config.clone(), database.clone());
         async move {
@@ -87,9 +86,8 @@ pub async fn run(config: RelayConfig, shutdown: Shutdown) -> anyhow::Result<()> 
 
 /// The topics that routes lead to, as far as routes name aggregate types.
 async fn written_topics(config: &RelayConfig, database: &Database) -> Vec<TopicUse> {
-    let read = async { outbox::routes::routes(&mut *database.pool.acquire().await?).await };
     // Without an answer those of the environment will do: publishing needs the table too, and says what is wrong.
-    let table = database.watch.bound(read).await.unwrap_or_default();
+    let table = database.with(outbox::routes::routes).await.unwrap_or_default();
     let routes = config.routes.with_table(table);
     let topics = routes.types().filter_map(|aggregate_type| routes.resolve(aggregate_type).ok());
     topics.map(|topic| TopicUse { topic, written: true, group: None }).collect()

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
+use shared::db::{Database, PooledConnection};
 use shared::kafka::Topics;
 use shared::spans::Spans;
-use sqlx::PgPool;
-use sqlx::pool::PoolConnection;
 
 use crate::batch::{Batch, Event};
 use crate::config::RelayConfig;
@@ -135,7 +134,7 @@ pub struct Target {
 
 /// A selection of events, ready to be looked through and published.
 pub struct Replay {
-    connection: PoolConnection<sqlx::Postgres>,
+    connection: PooledConnection,
     cursors: Vec<(i16, Cursor)>,
     /// Types that wait for their topic, by lane: less of them is published than of the lane.
     waiting: HashMap<(i16, String), Cursor>,
@@ -148,8 +147,8 @@ impl Replay {
     ///
     /// # Errors
     /// When Postgres does, or the cursors cannot be used.
-    pub async fn open(pool: &PgPool, selection: Selection) -> Result<Self, ReplayError> {
-        let mut connection = pool.acquire().await?;
+    pub async fn open(database: &Database, selection: Selection) -> Result<Self, ReplayError> {
+        let mut connection = database.acquire().await?;
         let Server { in_recovery, .. } = outbox::server(&mut connection).await?;
         if in_recovery {
             return Err(ReplayError::Standby);

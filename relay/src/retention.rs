@@ -23,10 +23,10 @@ const ALARM: Duration = Duration::from_mins(1);
 const DROP_BACKOFF_MAX: Duration = Duration::from_mins(10);
 
 /// Makes partitions until the shutdown is asked for. Any number of relays may do so.
-pub async fn keep_partitions_ahead(Database { pool, watch }: Database, metrics: Upkeep, shutdown: Shutdown) {
+pub async fn keep_partitions_ahead(database: Database, metrics: Upkeep, shutdown: Shutdown) {
     let mut alarmed: Option<Instant> = None;
     loop {
-        match watch.bound(sql::make_partitions(&pool, PARTITIONS_AHEAD)).await {
+        match database.with(async |connection| sql::make_partitions(connection, PARTITIONS_AHEAD).await).await {
             Ok(0) => {}
             Ok(made) => tracing::info!(outbox.partitions.made = made, "outbox partitions made"),
             Err(error) => {
@@ -34,7 +34,7 @@ pub async fn keep_partitions_ahead(Database { pool, watch }: Database, metrics: 
             }
         }
         // A failure here has the same cause as one above, which is logged.
-        if let Ok(room) = watch.bound(sql::room(&pool)).await {
+        if let Ok(room) = database.with(sql::room).await {
             metrics.partitions.set(room.partitions);
             metrics.ids_ahead.set(room.ids_ahead);
             if room.whole_ahead >= 1 {
@@ -86,8 +86,9 @@ enum Tried {
     Failed,
 }
 
-async fn try_to_drop(Database { pool, watch }: &Database, retention: Duration, metrics: &Upkeep) -> Tried {
-    let attempt = match watch.bound(sql::drop_oldest_partition(pool, retention)).await {
+async fn try_to_drop(database: &Database, retention: Duration, metrics: &Upkeep) -> Tried {
+    let attempt = match database.with(async |connection| sql::drop_oldest_partition(connection, retention).await).await
+    {
         Ok(Some(attempt)) => attempt,
         Ok(None) => return Tried::Nothing,
         Err(error) => {

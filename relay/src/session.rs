@@ -24,10 +24,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rdkafka::error::KafkaError;
 use shared::ages::{EventAge, Stage};
-use shared::db::{Database, MaybePostgres};
+use shared::db::{Database, MaybePostgres, PooledConnection};
 use shared::spans;
-use sqlx::Postgres;
-use sqlx::pool::PoolConnection;
 
 use crate::config::RelayConfig;
 use crate::lanes::cursor::BadSnapshot;
@@ -123,7 +121,7 @@ impl From<Unmade> for SessionError {
 
 /// The state of one session.
 pub struct Session<'a> {
-    connection: PoolConnection<Postgres>,
+    connection: PooledConnection,
     streams: Streams<'a>,
     constraints: PublishConstraints,
     /// The stream of all events that flow.

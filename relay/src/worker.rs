@@ -44,7 +44,7 @@ impl Worker {
         let mut constraints = PublishConstraints::default();
         while !shutdown.is_requested() {
             let started = Session::start(&self.config, &self.database, &self.metrics, &constraints);
-            let ended = match self.database.watch.bound(started).await {
+            let ended = match self.database.watch().bound(started).await {
                 Ok(mut session) => {
                     let worked = self.work(&mut session, shutdown, &mut backoff).await;
                     if let Err(SessionError::Delivery(_)) = &worked {

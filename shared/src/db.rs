@@ -18,6 +18,7 @@ pub use checks::{check_schema, refuse_encoding};
 pub use connector::Connector;
 pub use diagnosis::strangers;
 pub use objects::describe;
+pub use pool::{Database, PooledConnection};
 pub use watch::{MaybePostgres, READ_ONLY, ServerWatch, TAKES_WRITES};
 pub use words::{chain, words};
 
@@ -25,6 +26,7 @@ mod checks;
 mod connector;
 mod diagnosis;
 mod objects;
+mod pool;
 mod settings;
 mod url;
 mod watch;
@@ -49,15 +51,6 @@ pub struct DatabaseConfig {
     role: Option<String>,
     connections_max: u32,
     watch: ServerWatch,
-}
-
-/// A pool, and the watch over its server.
-#[derive(Debug, Clone)]
-pub struct Database {
-    /// Connections.
-    pub pool: PgPool,
-    /// For how long what is done with them may go without an answer.
-    pub watch: ServerWatch,
 }
 
 #[derive(Deserialize)]
@@ -157,12 +150,12 @@ impl DatabaseConfig {
     ///
     /// # Errors
     /// When no server answers, or the last one that did will not do.
-    pub async fn open(&self) -> Result<PgPool, ConnectError> {
+    pub async fn open(&self) -> Result<Database, ConnectError> {
         let connector = self.connector();
         let mut error = ConnectError::Standby;
         for server in connector.servers() {
             match self.open_at(&connector, server).await {
-                Ok(pool) => return Ok(pool),
+                Ok(pool) => return Ok(Database::new(pool, self.watch.clone())),
                 Err(refused) => error = refused,
             }
         }
@@ -189,7 +182,7 @@ impl DatabaseConfig {
     /// # Errors
     /// When the schema is older than this build's, the database is not in UTF-8 or refuses us for good (wrong password, no such
     /// database), or the shutdown was asked for first.
-    pub async fn connect(&self, shutdown: &Shutdown) -> Result<PgPool, ConnectError> {
+    pub async fn connect(&self, shutdown: &Shutdown) -> Result<Database, ConnectError> {
         self.connect_telling(shutdown, |_| {}).await
     }
 
@@ -201,17 +194,17 @@ impl DatabaseConfig {
         &self,
         shutdown: &Shutdown,
         waiting: impl Fn(&ConnectError),
-    ) -> Result<PgPool, ConnectError> {
+    ) -> Result<Database, ConnectError> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         loop {
             let error = match self.open().await {
                 Err(error) if error.may_pass() => error,
                 Err(error) => return Err(error),
-                Ok(pool) => {
+                Ok(database) => {
                     if self.servers.len() > 1 {
-                        tokio::spawn(follow_primary(pool.clone(), self.connector(), shutdown.clone()));
+                        tokio::spawn(follow_primary(database.clone(), self.connector(), shutdown.clone()));
                     }
-                    return Ok(pool);
+                    return Ok(database);
                 }
             };
             waiting(&error);

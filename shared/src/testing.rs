@@ -14,7 +14,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgPool};
 
 use crate::config::Env;
-use crate::db::{DatabaseConfig, MIGRATOR};
+use crate::db::{Database, DatabaseConfig, MIGRATOR, ServerWatch};
 #[cfg(feature = "kafka")]
 pub use topic::{Record, first_appearances, make_topic, partitions_of, published, published_at, published_once};
 
@@ -59,6 +59,12 @@ impl TestDatabase {
             .expect("the new database answers");
         MIGRATOR.run(&pool).await.expect("the migrations apply to an empty database");
         Self { pool, url: format!("{base}/{name}") }
+    }
+
+    /// The same connections as services have them.
+    #[must_use]
+    pub fn database(&self) -> Database {
+        Database::new(self.pool.clone(), ServerWatch::default())
     }
 
     /// The configuration of a service that uses this database under `role`.

@@ -94,8 +94,8 @@ async fn replay(config: &RelayConfig, args: ReplayArgs) -> Result<ExitCode> {
         from_id: args.from_id.unwrap_or(1),
         to_id: args.to_id.unwrap_or(i64::MAX),
     };
-    let pool = config.database.open().await?;
-    let mut replay = Replay::open(&pool, selection).await?;
+    let database = config.database.open().await?;
+    let mut replay = Replay::open(&database, selection).await?;
     let summary = replay.summarize().await.context("cannot look through the outbox")?;
     if !args.json {
         say(describe(&summary, args.topic.as_deref(), args.dry_run));

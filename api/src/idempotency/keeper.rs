@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use shared::backoff::Backoff;
-use shared::db::words;
+use shared::db::{Database, words};
 use shared::shutdown::Shutdown;
-use sqlx::PgPool;
+use sqlx::PgConnection;
 use tokio::task::JoinSet;
 
 use crate::metrics::Metrics;
@@ -28,7 +28,7 @@ const DAY_SECS: u64 = 86_400;
 /// Keeps partitions. Any number of processes may do it: they do not get into each other's way.
 #[derive(Debug)]
 pub struct Keeper {
-    pool: PgPool,
+    database: Database,
     days_ahead: i32,
     metrics: Metrics,
 }
@@ -36,20 +36,20 @@ pub struct Keeper {
 impl Keeper {
     /// For keys that are kept for `retention`.
     #[must_use]
-    pub fn new(pool: PgPool, retention: Duration, metrics: Metrics) -> Self {
+    pub fn new(database: Database, retention: Duration, metrics: Metrics) -> Self {
         let days = retention.as_secs().div_ceil(DAY_SECS) + SPARE_DAYS;
-        Self { pool, days_ahead: i32::try_from(days).unwrap_or(i32::MAX), metrics }
+        Self { database, days_ahead: i32::try_from(days).unwrap_or(i32::MAX), metrics }
     }
 
     /// Does a first round, so that keys find the partitions of their days, and more until the shutdown.
     pub async fn start(
-        pool: PgPool,
+        database: Database,
         retention: Duration,
         metrics: Metrics,
         shutdown: &Shutdown,
         tasks: &mut JoinSet<()>,
     ) {
-        let keeper = Self::new(pool, retention, metrics);
+        let keeper = Self::new(database, retention, metrics);
         if let Err(error) = keeper.round().await {
             tracing::warn!(error = words(&error), "idempotency keys could not be kept up, will try again");
         }
@@ -80,13 +80,17 @@ impl Keeper {
     /// # Errors
     /// When Postgres does not do it.
     pub async fn round(&self) -> Result<bool, sqlx::Error> {
+        self.database.with(async |connection| self.round_on(connection).await).await
+    }
+
+    async fn round_on(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         for _ in 0..PARTITIONS_MAX {
-            let Some(name) = sql::make_partition(&self.pool, self.days_ahead).await? else { break };
+            let Some(name) = sql::make_partition(connection, self.days_ahead).await? else { break };
             tracing::info!(idempotency.partition = name, "idempotency partition made");
         }
         let mut done = true;
         for _ in 0..PARTITIONS_MAX {
-            let Some(attempt) = sql::drop_partition(&self.pool).await? else { break };
+            let Some(attempt) = sql::drop_partition(connection).await? else { break };
             tracing::info!(
                 idempotency.partition = attempt.name,
                 outcome = attempt.outcome,
@@ -101,7 +105,7 @@ impl Keeper {
                 _ => 0,
             };
         }
-        self.metrics.key_partitions.set(sql::partitions(&self.pool).await?);
+        self.metrics.key_partitions.set(sql::partitions(connection).await?);
         Ok(done)
     }
 }

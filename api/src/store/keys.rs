@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use sqlx::PgConnection;
 use sqlx::types::chrono::NaiveDate;
-use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::{KeyConflict, Written};
@@ -71,13 +71,13 @@ pub struct DropAttempt {
 ///
 /// # Errors
 /// When Postgres does not do it.
-pub async fn make_partition(pool: &PgPool, days_ahead: i32) -> Result<Option<String>, sqlx::Error> {
+pub async fn make_partition(connection: &mut PgConnection, days_ahead: i32) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"-- make_partition
         SELECT idempotency_make_partition($1)"#,
         days_ahead
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await
 }
 
@@ -85,13 +85,13 @@ pub async fn make_partition(pool: &PgPool, days_ahead: i32) -> Result<Option<Str
 ///
 /// # Errors
 /// When Postgres does not do it.
-pub async fn drop_partition(pool: &PgPool) -> Result<Option<DropAttempt>, sqlx::Error> {
+pub async fn drop_partition(connection: &mut PgConnection) -> Result<Option<DropAttempt>, sqlx::Error> {
     sqlx::query_as!(
         DropAttempt,
         r#"-- drop_partition
         SELECT name AS "name!", outcome AS "outcome!" FROM idempotency_drop_partition()"#
     )
-    .fetch_optional(pool)
+    .fetch_optional(connection)
     .await
 }
 
@@ -99,11 +99,11 @@ pub async fn drop_partition(pool: &PgPool) -> Result<Option<DropAttempt>, sqlx::
 ///
 /// # Errors
 /// When Postgres does not say.
-pub async fn partitions(pool: &PgPool) -> Result<i64, sqlx::Error> {
+pub async fn partitions(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar!(
         r#"-- partitions
         SELECT count(*) AS "count!" FROM idempotency_partitions"#
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await
 }

@@ -3,6 +3,7 @@
 use api::listing::Filter;
 use api::store::list::statement;
 use serde_json::{Value, json};
+use shared::db::PooledConnection;
 use shared::testing::TestDatabase;
 
 use crate::http::Answer;
@@ -38,6 +39,13 @@ async fn filled(name: &str) -> TestDatabase {
     )
     .await;
     database
+}
+
+/// A connection as the API's own are set up.
+async fn connection(database: &TestDatabase) -> PooledConnection {
+    let config = api::store::configure(database.config("outrider_api"), &api::config::Limits::default());
+    let opened = config.connect(&shared::shutdown::Shutdown::new()).await.expect("the database is there");
+    opened.acquire().await.expect("a connection")
 }
 
 #[tokio::test]
@@ -119,9 +127,7 @@ async fn a_list_of_a_deep_table_reads_its_page_only() {
         ANALYZE orders",
     )
     .await;
-    // As the API's own connections are set up.
-    let pool = api::store::configure(database.config("outrider_api"), &api::config::Limits::default());
-    let pool = pool.connect(&shared::shutdown::Shutdown::new()).await.expect("the database is there");
+    let connection = &mut *connection(&database).await;
     for query in [
         &[("user_id", "7")][..],
         &[("product_id", "7")],
@@ -134,7 +140,7 @@ async fn a_list_of_a_deep_table_reads_its_page_only() {
         let pairs: Vec<_> = query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let filter = Filter { limit: 20, ..Filter::from_query(&pairs).expect("a filter") };
         let mut explain = statement(&filter, "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF)\n");
-        let plan: Vec<String> = explain.build_query_scalar().fetch_all(&pool).await.expect("a plan");
+        let plan: Vec<String> = explain.build_query_scalar().fetch_all(&mut *connection).await.expect("a plan");
         let plan = plan.join("\n");
         assert!(plan.contains("Index Scan Backward") && plan.contains("rows=21 "), "{query:?}: {plan}");
         assert!(!plan.contains("Sort") && !plan.contains("Rows Removed"), "{query:?}: {plan}");
@@ -172,10 +178,9 @@ async fn what_few_orders_have_is_found_page_by_page_and_each_page_walks_a_bounde
         assert!((1..=4).contains(&pages), "{query}: {pages} pages");
     }
     let filter = Filter::from_query(&[("status".to_owned(), "Pending".to_owned())]).expect("a filter");
-    let pool = api::store::configure(database.config("outrider_api"), &api::config::Limits::default());
-    let pool = pool.connect(&shared::shutdown::Shutdown::new()).await.expect("the database is there");
+    let connection = &mut *connection(&database).await;
     let mut explain = statement(&filter, "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF)\n");
-    let plan: Vec<String> = explain.build_query_scalar().fetch_all(&pool).await.expect("a plan");
+    let plan: Vec<String> = explain.build_query_scalar().fetch_all(&mut *connection).await.expect("a plan");
     let plan = plan.join("\n");
     assert!(plan.contains("rows=10000 ") && !plan.contains("Sort") && !plan.contains("Seq Scan"), "{plan}");
     api.stop().await;

@@ -105,9 +105,9 @@ async fn two_servers_that_see_midnight_between_them_make_one_order() {
 #[tokio::test]
 async fn partitions_are_made_ahead_and_dropped_when_their_day_is_over() {
     let database = movable("partitions").await;
-    let pool = database.config("outrider_api").connect(&Shutdown::new()).await.expect("the database is there");
+    let opened = database.config("outrider_api").connect(&Shutdown::new()).await.expect("the database is there");
     let metrics = Metrics::register(&mut Registry::default());
-    let keeper = Keeper::new(pool.clone(), Duration::from_hours(24), metrics.clone());
+    let keeper = Keeper::new(opened, Duration::from_hours(24), metrics.clone());
     let days = async || -> Vec<i32> {
         let days = "SELECT day - (now() AT TIME ZONE 'UTC')::date FROM idempotency_partitions ORDER BY 1";
         sqlx::query_scalar(days).fetch_all(&database.pool).await.expect("the partitions")

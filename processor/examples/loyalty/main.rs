@@ -16,9 +16,9 @@ fn main() -> ExitCode {
         if config.settings.group == "outrider-processor" {
             "loyalty".clone_into(&mut config.settings.group);
         }
-        let pool = config.database.connect(&shutdown).await?;
-        create_tables(&pool).await?;
-        pool.close().await;
+        let database = config.database.connect(&shutdown).await?;
+        create_tables(&mut *database.acquire().await?).await?;
+        database.close().await;
         Processor::builder(config).handler(ORDER_PROCESSED, Points).run(&shutdown).await?;
         Ok(())
     })

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use processor::handler::{EventHandler, Failure, FailureKind, Handled, HandlerError};
 use processor::record::Event;
 use serde::Deserialize;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor};
 
 /// The event that [`Points`] handles.
 pub const ORDER_PROCESSED: &str = "order.processed";
@@ -14,7 +14,7 @@ pub const ORDER_PROCESSED: &str = "order.processed";
 ///
 /// # Errors
 /// When the database refuses.
-pub async fn create_tables(pool: &PgPool) -> Result<(), sqlx::Error> {
+pub async fn create_tables(database: impl PgExecutor<'_>) -> Result<(), sqlx::Error> {
     sqlx::raw_sql(
         "CREATE TABLE IF NOT EXISTS loyalty_members (
             user_id bigint PRIMARY KEY,
@@ -22,7 +22,7 @@ pub async fn create_tables(pool: &PgPool) -> Result<(), sqlx::Error> {
             closed  boolean NOT NULL DEFAULT false
         )",
     )
-    .execute(pool)
+    .execute(database)
     .await?;
     Ok(())
 }

@@ -67,7 +67,8 @@ impl Positions {
         &self,
         partitions: &[Partition],
     ) -> Result<(HashMap<Partition, Stored>, Vec<Seen>), Box<dyn std::error::Error + Send + Sync>> {
-        let stored = self.database.watch.bound(sql::stored(&self.database.pool, &self.group, partitions)).await?;
+        let stored =
+            self.database.with(async |connection| sql::stored(connection, &self.group, partitions).await).await?;
         let broker = Arc::clone(&self.broker);
         let (asked, known) = (partitions.to_vec(), stored.clone());
         let seen = tokio::task::spawn_blocking(move || see(&broker, &asked, |partition| known.get(partition).copied()));

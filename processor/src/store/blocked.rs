@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
 use self::change::Columns;
 pub(crate) use self::change::{Change, State};
@@ -265,14 +265,14 @@ pub(crate) async fn change(
 }
 
 /// How many keys of a group wait, by the name of their state.
-pub(crate) async fn count(pool: &PgPool, group: &str) -> Result<Vec<(String, i64)>, sqlx::Error> {
+pub(crate) async fn count(connection: &mut PgConnection, group: &str) -> Result<Vec<(String, i64)>, sqlx::Error> {
     // A row a key that waits, found by the first column of the primary key.
     let rows = sqlx::query!(
         r#"-- count_blocked
         SELECT state, count(*) AS "keys!" FROM blocked_keys WHERE group_id = $1 GROUP BY state"#,
         group,
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     Ok(rows.into_iter().map(|row| (row.state, row.keys)).collect())
 }

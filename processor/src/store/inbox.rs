@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use shared::duration::Retention;
 use shared::event::Envelope;
+use sqlx::PgConnection;
 use sqlx::postgres::types::PgInterval;
 use sqlx::types::chrono::NaiveDate;
-use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::record::Partition;
@@ -160,7 +160,11 @@ fn by_day(keys: &[InboxKey]) -> BTreeMap<NaiveDate, Vec<Uuid>> {
 }
 
 /// Says for how long this group wants to know repeats.
-pub(crate) async fn register_group(pool: &PgPool, group: &str, retention: Retention) -> Result<(), sqlx::Error> {
+pub(crate) async fn register_group(
+    connection: &mut PgConnection,
+    group: &str,
+    retention: Retention,
+) -> Result<(), sqlx::Error> {
     let retention = match retention {
         Retention::Forever => None,
         Retention::For(length) => Some(interval(length)),
@@ -173,7 +177,7 @@ pub(crate) async fn register_group(pool: &PgPool, group: &str, retention: Retent
         group,
         retention as _,
     )
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(())
 }
@@ -184,13 +188,13 @@ fn interval(length: Duration) -> PgInterval {
 }
 
 /// Makes one of the partitions that are missing. Returns its name, or none when nothing is to be, or can be, made now.
-pub(crate) async fn make_partition(pool: &PgPool) -> Result<Option<String>, sqlx::Error> {
+pub(crate) async fn make_partition(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     // In its own transaction, this statement, as the next two: the locks end with it. See the functions for which they are.
     sqlx::query_scalar!(
         r#"-- make_partition
         SELECT inbox_make_partition()"#
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await
 }
 
@@ -204,33 +208,33 @@ pub(crate) struct Attempt {
 }
 
 /// Does away with an old partition. None when there is none, or another processor is at it.
-pub(crate) async fn drop_partition(pool: &PgPool) -> Result<Option<Attempt>, sqlx::Error> {
+pub(crate) async fn drop_partition(connection: &mut PgConnection) -> Result<Option<Attempt>, sqlx::Error> {
     sqlx::query_as!(
         Attempt,
         r#"-- drop_partition
         SELECT name AS "name!", outcome AS "outcome!" FROM inbox_drop_partition()"#
     )
-    .fetch_optional(pool)
+    .fetch_optional(connection)
     .await
 }
 
 /// Deletes old rows of events that have no partition of their day, `rows_max` at most of each kind. Returns how many.
-pub(crate) async fn clean(pool: &PgPool, rows_max: i32) -> Result<i64, sqlx::Error> {
+pub(crate) async fn clean(connection: &mut PgConnection, rows_max: i32) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar!(
         r#"-- clean
         SELECT inbox_clean($1) AS "deleted!""#,
         rows_max,
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await
 }
 
 /// How many partitions for one day there are.
-pub(crate) async fn partitions(pool: &PgPool) -> Result<i64, sqlx::Error> {
+pub(crate) async fn partitions(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar!(
         r#"-- partitions
         SELECT count(*) AS "count!" FROM inbox_partitions"#
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await
 }

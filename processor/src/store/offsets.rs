@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use sqlx::PgConnection;
 
 use crate::anchor::Anchor;
 use crate::gaps::Gap;
@@ -20,17 +20,17 @@ pub(crate) struct Stored {
 
 /// Where `partitions` go on, for those that have a position.
 pub(crate) async fn positions(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     group: &str,
     partitions: &[Partition],
 ) -> Result<HashMap<Partition, i64>, sqlx::Error> {
-    let stored = stored(pool, group, partitions).await?;
+    let stored = stored(connection, group, partitions).await?;
     Ok(stored.into_iter().map(|(partition, stored)| (partition, stored.next_offset)).collect())
 }
 
 /// Like [`positions`], with what is known of the records before them.
-pub(crate) async fn stored<'e>(
-    database: impl PgExecutor<'e>,
+pub(crate) async fn stored(
+    connection: &mut PgConnection,
     group: &str,
     partitions: &[Partition],
 ) -> Result<HashMap<Partition, Stored>, sqlx::Error> {
@@ -48,7 +48,7 @@ pub(crate) async fn stored<'e>(
         &topics,
         &numbers,
     )
-    .fetch_all(database)
+    .fetch_all(connection)
     .await?;
     let found = rows.into_iter().filter_map(|row| {
         let place = usize::try_from(row.place).ok()?.checked_sub(1)?;
@@ -126,7 +126,7 @@ pub(crate) async fn advance(
 ///
 /// The record before them stays the anchor. It fences, and is fenced, like [`advance`].
 pub(crate) async fn pass(
-    database: impl PgExecutor<'_>,
+    connection: &mut PgConnection,
     group: &str,
     partition: &Partition,
     gap: Gap,
@@ -144,7 +144,7 @@ pub(crate) async fn pass(
         gap.from,
         gap.end,
     )
-    .execute(database)
+    .execute(connection)
     .await?;
     Ok(hit.rows_affected() == 1)
 }

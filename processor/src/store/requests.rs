@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
 use crate::record::Partition;
 
@@ -40,7 +40,7 @@ pub(crate) struct Answer {
 }
 
 /// What there is to do for a partition beside its batches.
-pub(crate) async fn due(pool: &PgPool, group: &str, partition: &Partition) -> Result<Due, sqlx::Error> {
+pub(crate) async fn due(connection: &mut PgConnection, group: &str, partition: &Partition) -> Result<Due, sqlx::Error> {
     // One entry of blocked_keys_due_idx, and two looks into dead_letter_requests_open_idx.
     let row = sqlx::query!(
         r#"-- key_work_due
@@ -56,7 +56,7 @@ pub(crate) async fn due(pool: &PgPool, group: &str, partition: &Partition) -> Re
         &partition.topic,
         partition.number,
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await?;
     Ok(Due {
         key: row.wait_secs.map(|secs| Duration::try_from_secs_f64(secs).unwrap_or_default()),

@@ -1,6 +1,6 @@
 //! What a test sees of the keys that wait.
 
-use sqlx::PgPool;
+use sqlx::PgConnection;
 
 /// A key that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum WaitingState {
 }
 
 /// The keys of a group that wait.
-pub(super) async fn waiting(pool: &PgPool, group: &str) -> Result<Vec<Waiting>, sqlx::Error> {
+pub(super) async fn waiting(connection: &mut PgConnection, group: &str) -> Result<Vec<Waiting>, sqlx::Error> {
     let rows = sqlx::query!(
         r#"-- testing_waiting
         SELECT record_key, state, reason, attempts,
@@ -38,7 +38,7 @@ pub(super) async fn waiting(pool: &PgPool, group: &str) -> Result<Vec<Waiting>, 
         FROM blocked_keys AS b WHERE group_id = $1 ORDER BY record_key"#,
         group,
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     let waiting = rows.into_iter().map(|row| Waiting {
         key: String::from_utf8_lossy(&row.record_key).into_owned(),

@@ -182,24 +182,25 @@ async fn work_that_is_dropped_when_the_server_has_vanished_costs_the_pool_no_con
     let proxy = Proxy::to(&world.database.url).await;
     let url = proxy.url(&world.database.url);
     let config = world.config(&[("DATABASE_URL", &url), ("DB_CONNECTIONS_MAX", "1"), ("DB_SILENCE_MAX_MS", "500")]);
-    let pool = config.database.connect(&Shutdown::new()).await.expect("connected");
-    sqlx::query("SELECT 1").execute(&pool).await.expect("connected");
-    let watch = config.database.watch();
-    // A connection that is on its way back, after it was tried, is beyond our limit: sqlx asks once more.
-    let rests = async || eventually("the connection rests", async || (pool.num_idle() == 1).then_some(())).await;
-    for _ in 0..3 {
-        rests().await;
-        let work = watch.bound(sqlx::query("SELECT pg_sleep(60)").execute(&pool));
-        proxy.fall_silent();
-        tokio::time::timeout(Duration::from_millis(100), work).await.expect_err("dropped in the middle");
-        let one: i32 = sqlx::query_scalar("SELECT 1").fetch_one(&pool).await.expect("another connection");
+    let database = config.database.connect(&Shutdown::new()).await.expect("connected");
+    let asked = async || {
+        let one = async |connection: &mut PgConnection| sqlx::query_scalar("SELECT 1").fetch_one(connection).await;
+        let one: i32 = database.with(one).await.expect("another connection");
         assert_eq!(one, 1);
+    };
+    let dropped = async || {
+        let long = async |connection: &mut PgConnection| sqlx::query("SELECT pg_sleep(60)").execute(connection).await;
+        let work = tokio::time::timeout(Duration::from_millis(100), database.with(long));
+        proxy.fall_silent();
+        work.await.expect_err("dropped in the middle");
+    };
+    asked().await;
+    for _ in 0..3 {
+        dropped().await;
+        asked().await;
     }
-    rests().await;
-    let dropped = watch.bound(sqlx::query("SELECT pg_sleep(60)").execute(&pool));
-    proxy.fall_silent();
-    tokio::time::timeout(Duration::from_millis(100), dropped).await.expect_err("dropped in the middle");
-    tokio::time::timeout(Duration::from_secs(10), pool.close()).await.expect("it closes");
+    dropped().await;
+    tokio::time::timeout(Duration::from_secs(10), database.close()).await.expect("it closes");
 }
 
 /// The message of a processor that stops because positions are lost.

@@ -33,12 +33,12 @@ async fn what_an_administrator_sets_for_the_database_does_not_reach_us() {
     world.eventually_processed(50).await;
     running.stop().await;
     world.assert_processed_once(50).await;
-    let pool = world.config(&[]).database.open().await.expect("a pool");
+    let opened = world.config(&[]).database.open().await.expect("a pool");
     let found: Vec<String> = sqlx::query_scalar(
         "SELECT current_setting(name) FROM unnest(ARRAY['transaction_isolation', 'search_path', 'TimeZone', 'DateStyle',
             'standard_conforming_strings', 'row_security', 'role']) WITH ORDINALITY AS s (name, place) ORDER BY place",
     )
-    .fetch_all(&pool)
+    .fetch_all(&mut *opened.acquire().await.expect("a connection"))
     .await
     .expect("settings");
     assert_eq!(found, ["read committed", "public", "UTC", "ISO, MDY", "on", "off", "outrider_processor"]);

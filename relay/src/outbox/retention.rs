@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
 /// Makes outbox partitions until `ahead` of them lie beyond the last id. Returns how many were made.
 ///
 /// # Errors
 /// What the database says, for example that a lock could not be had in time.
-pub async fn make_partitions(pool: &PgPool, ahead: i32) -> Result<i32, sqlx::Error> {
+pub async fn make_partitions(connection: &mut PgConnection, ahead: i32) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar!(
         r#"-- make_partitions
         SELECT outbox_make_partitions($1) AS "made!""#,
         ahead
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await
 }
 
@@ -33,7 +33,7 @@ pub struct Room {
 ///
 /// # Errors
 /// What the database says.
-pub async fn room(pool: &PgPool) -> Result<Room, sqlx::Error> {
+pub async fn room(connection: &mut PgConnection) -> Result<Room, sqlx::Error> {
     // Looks at the catalogue and the sequence only.
     sqlx::query_as!(
         Room,
@@ -44,7 +44,7 @@ pub async fn room(pool: &PgPool) -> Result<Room, sqlx::Error> {
         LEFT JOIN outbox_partitions p ON true
         GROUP BY s.last_id"#
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await
 }
 
@@ -85,7 +85,10 @@ pub struct Culprit {
 ///
 /// # Errors
 /// What the database says.
-pub async fn drop_oldest_partition(pool: &PgPool, retention: Duration) -> Result<Option<Attempt>, sqlx::Error> {
+pub async fn drop_oldest_partition(
+    connection: &mut PgConnection,
+    retention: Duration,
+) -> Result<Option<Attempt>, sqlx::Error> {
     // In its own transaction, this statement: the locks end with it. See the function for which they are.
     let record = sqlx::query!(
         r#"-- drop_oldest_partition
@@ -94,7 +97,7 @@ pub async fn drop_oldest_partition(pool: &PgPool, retention: Duration) -> Result
         LEFT JOIN pg_stat_activity a ON a.pid = d.pid"#,
         retention.as_secs_f64()
     )
-    .fetch_optional(pool)
+    .fetch_optional(connection)
     .await?;
     Ok(record.map(|record| Attempt {
         partition: record.name,

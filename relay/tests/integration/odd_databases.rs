@@ -28,8 +28,9 @@ async fn partitions_are_dropped_whatever_isolation_an_administrator_has_set() {
     for isolation in ["repeatable read", "serializable"] {
         let sql = format!("ALTER DATABASE \"{name}\" SET default_transaction_isolation = '{isolation}'");
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&database.pool).await.expect("altered");
-        let pool = database.config("outrider_relay").open().await.expect("a pool");
-        sqlx::query("SELECT FROM outbox_drop_partitions('0s')").fetch_optional(&pool).await.expect(isolation);
+        let relay = database.config("outrider_relay").open().await.expect("a pool");
+        let connection = &mut *relay.acquire().await.expect("a connection");
+        sqlx::query("SELECT FROM outbox_drop_partitions('0s')").fetch_optional(connection).await.expect(isolation);
     }
 }
 

@@ -34,9 +34,9 @@ async fn what_is_replayed_comes_in_order_and_with_the_same_event_ids() {
     // These the relay has not published yet, and a replay would get them ahead of whatever is before them.
     fixture.insert_all("a", 701, 710).await;
 
-    let (pool, config, topic) = (&fixture.database.pool, fixture.config(), unique("again"));
+    let (database, config, topic) = (fixture.database.database(), fixture.config(), unique("again"));
     let target = Target { topic: Some(topic.clone()), rate: None };
-    let mut whole = Replay::open(pool, all()).await.unwrap();
+    let mut whole = Replay::open(&database, all()).await.unwrap();
     let summary = whole.summarize().await.unwrap();
     assert_eq!((summary.events, summary.keys), (2_100, 3));
     assert_eq!(summary.by_type.values().sum::<u64>(), 2_100);
@@ -62,7 +62,7 @@ async fn a_replay_takes_what_is_selected_and_no_more() {
     fixture.published(20).await;
     all_settled(&fixture).await;
     relay.stop().await;
-    let pool = &fixture.database.pool;
+    let database = fixture.database.database();
     #[expect(clippy::disallowed_methods, reason = "held against the times of events, and no lease is involved")]
     let last = chrono::Utc::now() + chrono::Duration::hours(1);
     let of_a = Some((fixture.aggregate_type.clone(), "a".to_owned()));
@@ -73,7 +73,7 @@ async fn a_replay_takes_what_is_selected_and_no_more() {
         (Selection { aggregate_type: Some("another".to_owned()), ..all() }, 0),
         (Selection { since: Some(last), ..all() }, 0),
     ] {
-        let mut some = Replay::open(pool, selection.clone()).await.unwrap();
+        let mut some = Replay::open(&database, selection.clone()).await.unwrap();
         assert_eq!(some.summarize().await.unwrap().events, events, "{selection:?}");
         // A rate that the few do not feel.
         let target = Target { topic: Some(unique("selected")), rate: Some(10_000) };
@@ -82,7 +82,7 @@ async fn a_replay_takes_what_is_selected_and_no_more() {
     // A parked event stays with the relay.
     let parked = "INSERT INTO relay_parked (id, lane, event_id, aggregate_type, aggregate_id, aggregate_version, type, payload, headers, occurred_at)
         SELECT id, lane, event_id, aggregate_type, aggregate_id, aggregate_version, type, payload, headers, occurred_at FROM outbox WHERE id = 5";
-    sqlx::query(parked).execute(pool).await.unwrap();
-    let summary = Replay::open(pool, all()).await.unwrap().summarize().await.unwrap();
+    sqlx::query(parked).execute(&fixture.database.pool).await.unwrap();
+    let summary = Replay::open(&database, all()).await.unwrap().summarize().await.unwrap();
     assert_eq!((summary.events, summary.left_out), (19, 1));
 }

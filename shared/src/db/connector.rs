@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, Row};
 
-use super::{ConnectError, SERVER_VERSION_MIN, sql_state};
+use super::{ConnectError, Database, SERVER_VERSION_MIN, sql_state};
 use crate::shutdown::Shutdown;
 
 /// What every connection relies on.
@@ -176,7 +176,7 @@ async fn is_one_session(server: &PgConnectOptions) -> Result<bool, ConnectError>
 }
 
 /// Has the pool of several servers open its connections to the one that is the primary, until the shutdown.
-pub(super) async fn follow_primary(pool: PgPool, connector: Connector, shutdown: Shutdown) {
+pub(super) async fn follow_primary(Database { pool, .. }: Database, connector: Connector, shutdown: Shutdown) {
     while shutdown.sleep(FOLLOW_INTERVAL).await {
         let current = pool.connect_options();
         let is_current = |server: &PgConnectOptions| {

@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection as _, PgConnection, Postgres, Row};
+use sqlx::{PgConnection, Row};
 use tokio::time::{Instant, Sleep, timeout};
 
-use super::{Database, RESTED};
+use super::RESTED;
 
 /// An error that may be one of Postgres.
 pub trait MaybePostgres: From<sqlx::Error> {
@@ -41,19 +40,13 @@ pub const READ_ONLY: &str = "25006";
 /// So long after that each connection that comes back to its pool is tried.
 const SUSPICION: Duration = Duration::from_secs(5);
 
-/// So long after work was dropped each connection that comes back to its pool may be the one that it had. Long, since a busy machine may take
-/// its time over that, and one question more costs little.
-const RETURN: Duration = Duration::from_mins(1);
-
 /// For how long the server may be silent, and when a connection was last found to be no good. Clones share that.
 #[derive(Debug, Clone)]
 pub struct ServerWatch {
     limit: Duration,
     noticed_at: Moment,
-    /// When work was last dropped in the middle.
-    dropped_at: Moment,
     /// Why a connection that was opened would not do, and when.
-    refused: Arc<Mutex<Option<(Instant, String)>>>,
+    pub(super) refused: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
 impl Default for ServerWatch {
@@ -65,7 +58,7 @@ impl Default for ServerWatch {
 
 impl ServerWatch {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, noticed_at: Moment::default(), dropped_at: Moment::default(), refused: Arc::default() }
+        Self { limit, noticed_at: Moment::default(), refused: Arc::default() }
     }
 
     /// Does `work`, for as long as something of it is answered within the limit. However many statements it has, each has that long.
@@ -82,30 +75,14 @@ impl ServerWatch {
             end: Box::pin(tokio::time::sleep(self.limit)),
             sign: Arc::default(),
         };
-        // Dropped before the work is.
-        let under_way = self.under_way();
         let Some(done) = (&mut bound).await else {
             // Before the work is dropped: its connection comes back to the pool then, which must know.
-            let error = self.silent();
-            drop(bound);
-            under_way.done();
-            return Err(error.into());
+            return Err(self.silent().into());
         };
-        under_way.done();
         if let Some(error) = done.as_ref().err().and_then(MaybePostgres::postgres) {
             self.heard(error);
         }
         done
-    }
-
-    /// For work outside of [`Self::bound`] that may be dropped in the middle, as when a client goes away: to be held for as long as it lasts, and
-    /// dropped before its connection.
-    ///
-    /// A connection that is dropped goes back to its pool by way of a question to the server, which sqlx awaits without a limit: from a server
-    /// that has vanished it never came back, its place in the pool was lost, and the pool could not be closed.
-    #[must_use]
-    pub fn under_way(&self) -> UnderWay<'_> {
-        UnderWay { dropped_at: &self.dropped_at, is_done: false }
     }
 
     /// Takes note of what a statement was answered with: after 25006 all connections are tried, as one that stays on a server which takes
@@ -116,7 +93,12 @@ impl ServerWatch {
         }
     }
 
-    fn notice(&self) {
+    /// How long the server may be silent.
+    pub(super) const fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    pub(super) fn notice(&self) {
         self.noticed_at.set_now();
     }
 
@@ -167,33 +149,10 @@ impl ServerWatch {
                 Box::pin(async move {
                     if watch.noticed_at.is_within(SUSPICION) {
                         watch.try_out(connection).await?;
-                    } else if watch.dropped_at.is_within(RETURN) {
-                        // What was under way may well take as long as any other work.
-                        let answered = timeout(watch.limit, connection.ping()).await;
-                        answered.map_err(|_| watch.silent())??;
                     }
                     Ok(true)
                 })
             })
-    }
-}
-
-impl Database {
-    /// A connection of the pool. Where those that are opened will not do, the error says why.
-    ///
-    /// # Errors
-    /// When none is to be had in time.
-    pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        let begun = Instant::now();
-        let acquired = self.pool.acquire().await;
-        if !matches!(acquired, Err(sqlx::Error::PoolTimedOut)) {
-            return acquired;
-        }
-        let refused = self.watch.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match refused {
-            Some((at, why)) if at >= begun => Err(std::io::Error::other(why).into()),
-            _ => acquired,
-        }
     }
 }
 
@@ -212,28 +171,6 @@ impl Moment {
 
     fn is_within(&self, time: Duration) -> bool {
         Instant::now().checked_sub(time).is_some_and(|instant| self.is_since(instant))
-    }
-}
-
-/// Work on a connection of a pool, until it is done or dropped.
-#[derive(Debug)]
-pub struct UnderWay<'a> {
-    dropped_at: &'a Moment,
-    is_done: bool,
-}
-
-impl UnderWay<'_> {
-    /// The work has ended by itself.
-    pub fn done(mut self) {
-        self.is_done = true;
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        if !self.is_done {
-            self.dropped_at.set_now();
-        }
     }
 }
 

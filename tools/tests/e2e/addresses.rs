@@ -22,9 +22,10 @@ fn percent_encoded(text: &str) -> String {
 
 /// Whom and where a service is at with these settings.
 async fn found(config: &DatabaseConfig) -> Result<(String, String)> {
-    let pool = config.open().await?;
-    let found = sqlx::query_as("SELECT session_user::text, current_database()::text").fetch_one(&pool).await?;
-    pool.close().await;
+    let database = config.open().await?;
+    let who_and_where = sqlx::query_as("SELECT session_user::text, current_database()::text");
+    let found = who_and_where.fetch_one(&mut *database.acquire().await?).await?;
+    database.close().await;
     Ok(found)
 }
 

@@ -12,13 +12,13 @@ use super::harness::pooler::{Pooler, Program};
 async fn a_pool_of_sessions_has_our_role_and_settings_and_one_of_transactions_is_refused() -> Result<()> {
     let database = TestDatabase::create("pooler").await;
     let mut sessions = Pooler::start(&Program::installed(), &database, &[("pool_mode", "session")]).await?;
-    let pool = sessions.config()?.open().await?;
+    let pooled = sessions.config()?.open().await?;
     let found: (String, String, String) =
         sqlx::query_as("SELECT current_user::text, current_setting('row_security'), current_setting('search_path')")
-            .fetch_one(&pool)
+            .fetch_one(&mut *pooled.acquire().await?)
             .await?;
     assert_eq!(found, ("outrider_relay".to_owned(), "off".to_owned(), "public".to_owned()));
-    pool.close().await;
+    pooled.close().await;
     ensure!(migrate(Connector::plain(sessions.url.parse()?)).await?.applied.is_empty());
     sessions.process.stop().await?;
 

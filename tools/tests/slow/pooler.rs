@@ -32,10 +32,11 @@ async fn a_current_pooler_of_sessions_has_our_role_and_settings_for_many_connect
         assert_eq!(role, "none");
         plain.close().await?;
     }
-    let pool = pooler.config()?.open().await?;
-    let lanes: i64 = sqlx::query_scalar("SELECT count(*) FROM relay_lanes").fetch_one(&pool).await?;
+    let sessions = pooler.config()?.open().await?;
+    let lanes: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM relay_lanes").fetch_one(&mut *sessions.acquire().await?).await?;
     assert_eq!(lanes, 16);
-    pool.close().await;
+    sessions.close().await;
     pooler.process.stop().await?;
     Ok(())
 }

@@ -3,7 +3,6 @@
 use relay::metrics::Upkeep;
 use relay::outbox::retention::room;
 use relay::retention::keep_partitions_ahead;
-use shared::db::{Database, ServerWatch};
 use shared::shutdown::Shutdown;
 use shared::testing::eventually;
 use sqlx::{Connection, PgConnection};
@@ -15,7 +14,7 @@ use crate::support::Fixture;
 async fn the_room_ahead_is_counted_in_ids_and_whole_partitions() {
     let stage = Stage::new("the_room_ahead").await;
     let ahead = async || {
-        let room = room(&stage.relay).await.unwrap();
+        let room = stage.relay.with(room).await.unwrap();
         (room.partitions, room.ids_ahead, room.whole_ahead)
     };
     assert_eq!(ahead().await, (3, 10_000_000, 3));
@@ -56,7 +55,7 @@ async fn a_missing_partition_is_an_alarm_before_inserts_fail() {
 
     // The gauges, of the same task within this process.
     let (gauges, shutdown) = (Upkeep::default(), Shutdown::new());
-    let database = Database { pool: fixture.database.pool.clone(), watch: ServerWatch::default() };
+    let database = fixture.database.database();
     let task = keep_partitions_ahead(database, gauges.clone(), shutdown.clone());
     let task = tokio::spawn(task);
     let shows = async |partitions: i64, ids_ahead: i64| {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use relay::outbox::retention::{Attempt, Outcome, drop_oldest_partition};
+use shared::db::Database;
 use shared::testing::{PATIENCE, TestDatabase};
 use sqlx::{Connection, PgConnection, PgPool};
 
@@ -12,7 +13,7 @@ use crate::support::forget;
 pub struct Stage {
     pub database: TestDatabase,
     /// Connections as the relay has them.
-    pub relay: PgPool,
+    pub relay: Database,
 }
 
 impl Stage {
@@ -87,8 +88,9 @@ pub async fn small_partitions(pool: &PgPool) {
     .expect("the owner may");
 }
 
-pub async fn attempt(pool: &PgPool, retention: Duration) -> Option<Attempt> {
-    let attempt = tokio::time::timeout(PATIENCE, drop_oldest_partition(pool, retention)).await;
+pub async fn attempt(database: &Database, retention: Duration) -> Option<Attempt> {
+    let attempt = database.with(async |connection| drop_oldest_partition(connection, retention).await);
+    let attempt = tokio::time::timeout(PATIENCE, attempt).await;
     attempt.expect("a try ends soon").expect("a try ends well")
 }
 
