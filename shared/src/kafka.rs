@@ -320,6 +320,8 @@ struct Partitions {
     error: Option<RDKafkaErrorCode>,
     count: usize,
     leaderless: usize,
+    /// How many replicas are in sync, of each partition that lacks some.
+    reduced: Vec<usize>,
     /// `host:port` of all brokers that have an in-sync replica of one.
     in_sync: Vec<String>,
 }
@@ -333,6 +335,11 @@ impl Partitions {
             error: topic.error().map(RDKafkaErrorCode::from),
             count: topic.partitions().len(),
             leaderless: topic.partitions().iter().filter(|partition| partition.leader() < 0).count(),
+            reduced: {
+                let in_sync =
+                    topic.partitions().iter().map(|partition| (partition.isr().len(), partition.replicas().len()));
+                in_sync.filter(|(in_sync, all)| in_sync < all).map(|(in_sync, _)| in_sync).collect()
+            },
             in_sync: in_sync.map(|broker| format!("{}:{}", broker.host(), broker.port())).collect(),
         }
     }
@@ -343,6 +350,8 @@ impl Partitions {
 pub struct TopicHealth {
     /// How many of its partitions have no leader; one if the topic is not there, or refused to us.
     pub leaderless: usize,
+    /// What partitions lack that have too few replicas in sync.
+    pub too_few_in_sync: Option<String>,
     /// `host:port` of the brokers that have an in-sync replica of it and do not answer.
     pub unanswering: Vec<String>,
 }
@@ -411,8 +420,27 @@ impl Topics {
     pub async fn health(&self, topic: &str, patience: Duration) -> Result<TopicHealth, KafkaError> {
         let partitions = self.partitions(topic, patience).await?;
         let leaderless = partitions.leaderless.max(usize::from(partitions.count == 0));
-        let unanswering = answering::unanswering(partitions.in_sync, BROKER_PATIENCE).await;
-        Ok(TopicHealth { leaderless, unanswering })
+        let unanswering = answering::unanswering(partitions.in_sync, BROKER_PATIENCE);
+        let (too_few_in_sync, unanswering) =
+            tokio::join!(self.too_few_in_sync(topic, &partitions.reduced), unanswering);
+        Ok(TopicHealth { leaderless, too_few_in_sync, unanswering })
+    }
+
+    /// Says so if partitions of the topic, of those with so many replicas in sync, have too few of them. Says nothing if we may not know.
+    ///
+    /// A leader keeps the answer to a record back that it has taken when replicas were still enough, and with it all later answers to the same
+    /// connection: to its client it looks like one that throttles.
+    async fn too_few_in_sync(&self, topic: &str, reduced: &[usize]) -> Option<String> {
+        if reduced.is_empty() {
+            return None;
+        }
+        let least: usize = setting(self.admin().ok()?.as_ref(), topic, "min.insync.replicas").await?;
+        let too_few: Vec<_> = reduced.iter().filter(|in_sync| **in_sync < least).collect();
+        let fewest = too_few.iter().min()?;
+        let count = too_few.len();
+        Some(format!(
+            "{count} of its partitions have too few replicas in sync: {fewest}, and min.insync.replicas is {least}"
+        ))
     }
 
     /// Resolves when any broker has answered a question about a topic.
@@ -431,7 +459,7 @@ impl Topics {
         let Partitions { error, count, leaderless, .. } = self.partitions(topic, TOPIC_PATIENCE).await?;
         match error {
             None | Some(RDKafkaErrorCode::NoError) => {
-                let message_bytes_max = message_bytes_max(self.admin()?.as_ref(), topic).await;
+                let message_bytes_max = setting(self.admin()?.as_ref(), topic, "max.message.bytes").await;
                 Ok(TopicState::There { message_bytes_max, partitions: count, leaderless })
             }
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(TopicState::Missing),
@@ -475,11 +503,11 @@ impl Topics {
     }
 }
 
-/// The largest batch that a topic takes. Without the right to ask, its default is assumed by the caller.
-async fn message_bytes_max(admin: &AdminClient<DefaultClientContext>, topic: &str) -> Option<usize> {
+/// A number of a topic's settings. None without the right to ask.
+async fn setting(admin: &AdminClient<DefaultClientContext>, topic: &str, name: &str) -> Option<usize> {
     let options = AdminOptions::new().request_timeout(Some(SETTINGS_PATIENCE));
     let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.ok()?;
-    described.first()?.as_ref().ok()?.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+    described.first()?.as_ref().ok()?.get(name)?.value.as_ref()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::metadata::MetadataPartition;
 use rdkafka::{ClientConfig, consumer::BaseConsumer, consumer::Consumer};
 use shared::testing::eventually;
 use tools::stack::Kafka;
@@ -118,17 +119,22 @@ impl Broker {
         for created in admin.create_topics([&topic], &options()).await? {
             created.map_err(|(topic, code)| anyhow!("{topic}: {code}"))?;
         }
-        self.has_leaders(name).await
+        self.is_whole(name).await
     }
 
-    /// Waits until each partition of a topic has a leader.
-    pub(crate) async fn has_leaders(&self, topic: &str) -> Result<()> {
+    /// Waits until each partition of a topic has a leader and all of its replicas in sync.
+    pub(crate) async fn is_whole(&self, topic: &str) -> Result<()> {
         let client: BaseConsumer = self.client().create()?;
-        eventually("the topic has leaders", async || {
+        eventually("the topic is whole", async || {
             let metadata = client.fetch_metadata(Some(topic), Duration::from_secs(1)).ok()?;
             let partitions = metadata.topics().first()?.partitions();
-            let led = partitions.iter().all(|partition| partition.leader() >= 0 && partition.error().is_none());
-            (led && !partitions.is_empty()).then_some(())
+            let mut partitions = partitions.iter();
+            let is_whole = |partition: &MetadataPartition| {
+                partition.leader() >= 0
+                    && partition.error().is_none()
+                    && partition.isr().len() == partition.replicas().len()
+            };
+            (partitions.len() > 0 && partitions.all(is_whole)).then_some(())
         })
         .await;
         Ok(())

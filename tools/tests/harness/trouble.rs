@@ -75,11 +75,11 @@ impl Trouble {
             Self::TooFewReplicas | Self::KilledReplica | Self::NoLeader => {
                 broker.second()?.start()?;
                 broker.has_brokers(2).await?;
-                broker.has_leaders(topic).await
+                broker.is_whole(topic).await
             }
             Self::FrozenReplica | Self::FrozenLeader => {
                 broker.second()?.process()?.thaw()?;
-                broker.has_leaders(topic).await
+                broker.is_whole(topic).await
             }
             Self::WritesDenied => broker.allow_writes(supply, topic, true).await,
             Self::Missing => broker.create_topic(topic, &[1]).await,

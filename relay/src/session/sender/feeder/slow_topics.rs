@@ -55,19 +55,19 @@ impl Feeder {
         }
         // What is slow is not acknowledged in a moment.
         let slow_topics: Vec<String> = answered.iter().map(|(slow, _)| slow.topic.clone()).collect();
-        let is_well = |health: &TopicHealth| health.leaderless == 0 && health.unanswering.is_empty();
-        let others_wait = answered.iter().any(|(_, health)| is_well(health));
+        let others_wait = answered.iter().any(|(_, health)| *health == TopicHealth::default());
         let mut in_trouble = Vec::new();
-        for (slow, TopicHealth { leaderless, unanswering }) in answered {
-            let unanswering = unanswering.join(", ");
-            let why = if leaderless > 0 {
-                format!("{leaderless} of its partitions have no leader")
-            } else if unanswering.is_empty() {
-                SILENT.to_owned()
-            } else {
-                format!("brokers with in-sync replicas of it do not answer: {unanswering}")
+        for (slow, TopicHealth { leaderless, too_few_in_sync, unanswering }) in answered {
+            // Replicas come back one partition after the other. As long as some partitions take records, none keeps the others waiting.
+            let too_few_in_sync =
+                too_few_in_sync.filter(|_| !self.sender.control.flows_to(&slow.topic, self.sender.slow));
+            let is_to_blame = leaderless > 0 || too_few_in_sync.is_some() || (!unanswering.is_empty() && others_wait);
+            let why = match (too_few_in_sync, unanswering.join(", ")) {
+                _ if leaderless > 0 => format!("{leaderless} of its partitions have no leader"),
+                (Some(why), _) => why,
+                (None, none) if none.is_empty() => SILENT.to_owned(),
+                (None, some) => format!("brokers with in-sync replicas of it do not answer: {some}"),
             };
-            let is_to_blame = leaderless > 0 || (!unanswering.is_empty() && others_wait);
             // While some of its partitions flow, what is slow is given up by the producer in the end.
             let flows = || self.sender.control.flows_to(&slow.topic, THROTTLED);
             if is_to_blame || (!flows() && slow.time >= self.patience(&slow)) {
