@@ -114,8 +114,7 @@ impl Drop for PooledConnection {
         let Ok(runtime) = Handle::try_current() else { return };
         let watch = self.watch.clone();
         runtime.spawn(async move {
-            // A statement that was dropped in the middle may well take as long as any other work.
-            if timeout(watch.limit(), back).await.is_err() {
+            if timeout(watch.way_back_max(), back).await.is_err() {
                 watch.notice();
             }
         });

@@ -93,9 +93,10 @@ impl ServerWatch {
         }
     }
 
-    /// How long the server may be silent.
-    pub(super) const fn limit(&self) -> Duration {
-        self.limit
+    /// How long a connection may be on its way back to the pool. Short, since other work may wait for its place, and must not run into its own limit
+    /// meanwhile. A connection whose statement was dropped in the middle and takes longer is closed, which ends the statement as well.
+    pub(super) fn way_back_max(&self) -> Duration {
+        PING_MAX.min(self.limit / 2)
     }
 
     pub(super) fn notice(&self) {
