@@ -110,11 +110,12 @@ impl Applier {
         let Some(last) = batch.records().last() else { return Ok(Tally::default()) };
         let watch = self.database.watch();
         let mut connection = watch.bound(self.connection()).await?;
-        let prepared =
+        let Prepared { transaction, tally, spans, applied } =
             watch.bound(self.prepare(&mut connection, partition, (batch, last), position, constraints)).await?;
-        let Prepared { transaction, tally, spans, applied } = prepared;
         Failpoint::BeforeDbCommit.reached(self.failpoint);
         let committed = watch.bound(transaction.commit()).await.map_err(refused_or_unknown);
+        // Another batch may wait for it.
+        drop(connection);
         end_spans(spans, &committed);
         committed?;
         self.metrics.applied(&applied);
