@@ -9,6 +9,7 @@ use shared::db::{Database, words};
 use shared::duration::Retention;
 use shared::kafka::{KafkaConfig, TopicRetention};
 use shared::shutdown::Shutdown;
+use sqlx::PgConnection;
 
 use crate::config::{Settings, Shorter};
 use crate::metrics::Metrics;
@@ -119,7 +120,7 @@ impl Upkeep {
             retention: settings.inbox_retention,
             metrics: metrics.clone(),
         };
-        if let Err(error) = upkeep.database.watch().bound(upkeep.prepare()).await {
+        if let Err(error) = upkeep.database.with(async |connection| upkeep.prepare(connection).await).await {
             // Without partitions all goes to the default one.
             tracing::warn!(error = words(&error), "inbox partitions could not be made, will try again");
         }
@@ -134,7 +135,7 @@ impl Upkeep {
         };
         let mut backoff = Backoff::new(interval, BUSY_MAX);
         loop {
-            let wait = match self.database.watch().bound(self.round()).await {
+            let wait = match self.database.with(async |connection| self.round(connection).await).await {
                 Ok(true) => {
                     backoff.reset();
                     interval
@@ -153,8 +154,7 @@ impl Upkeep {
     }
 
     /// Says for how long this group needs rows, and makes partitions.
-    async fn prepare(&self) -> Result<(), sqlx::Error> {
-        let connection = &mut *self.database.acquire().await?;
+    async fn prepare(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         sql::register_group(connection, &self.group, self.retention).await?;
         for _ in 0..PARTITIONS_MAX {
             let Some(name) = sql::make_partition(connection).await? else { break };
@@ -164,9 +164,8 @@ impl Upkeep {
     }
 
     /// Does all there is to do. Returns false if a lock was in the way of some of it.
-    async fn round(&self) -> Result<bool, sqlx::Error> {
-        self.prepare().await?;
-        let connection = &mut *self.database.acquire().await?;
+    async fn round(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        self.prepare(connection).await?;
         let mut done = true;
         for _ in 0..PARTITIONS_MAX {
             let Some(attempt) = sql::drop_partition(connection).await? else { break };

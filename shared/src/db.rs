@@ -140,12 +140,6 @@ impl DatabaseConfig {
         Connector::new(self.servers.clone(), &self.settings, self.role.as_deref())
     }
 
-    /// For how long the server may be silent, for what is done with the pool.
-    #[must_use]
-    pub const fn watch(&self) -> &ServerWatch {
-        &self.watch
-    }
-
     /// Opens the pool to the first server that is a primary, after [`check`]ing it. Tries each once.
     ///
     /// # Errors

@@ -330,16 +330,13 @@ impl Partitions {
     fn of(metadata: &Metadata) -> Self {
         let Some(topic) = metadata.topics().first() else { return Self::default() };
         let has_replica = |id: i32| topic.partitions().iter().any(|partition| partition.isr().contains(&id));
+        let reduced = topic.partitions().iter().filter(|of| of.isr().len() < of.replicas().len());
         let in_sync = metadata.brokers().iter().filter(|broker| has_replica(broker.id()));
         Self {
             error: topic.error().map(RDKafkaErrorCode::from),
             count: topic.partitions().len(),
             leaderless: topic.partitions().iter().filter(|partition| partition.leader() < 0).count(),
-            reduced: {
-                let in_sync =
-                    topic.partitions().iter().map(|partition| (partition.isr().len(), partition.replicas().len()));
-                in_sync.filter(|(in_sync, all)| in_sync < all).map(|(in_sync, _)| in_sync).collect()
-            },
+            reduced: reduced.map(|partition| partition.isr().len()).collect(),
             in_sync: in_sync.map(|broker| format!("{}:{}", broker.host(), broker.port())).collect(),
         }
     }

@@ -1,8 +1,8 @@
 //! The pool's connections, each of which comes back to it in time or not at all.
 //!
 //! sqlx asks each connection that is dropped for a sign of life before the pool has it back, and awaits the answer without a limit. From a server
-//! that has vanished there is none until the kernel gives up, a quarter of an hour later: so long the connection's place was lost to the
-//! pool, and the pool could not be closed.
+//! that has vanished no answer comes until the kernel gives up, a quarter of an hour later. Until then the pool lacked the connection's place,
+//! and could not be closed.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
@@ -109,7 +109,7 @@ impl Drop for PooledConnection {
             self.connection.close_on_drop();
             return;
         }
-        // What is left of `self.connection` is empty. Whoever drops this future closes the connection, and its place is free.
+        // `self.connection` is empty from here on. Dropping this future closes the connection and frees its place.
         let back = self.connection.return_to_pool();
         let Ok(runtime) = Handle::try_current() else { return };
         let watch = self.watch.clone();
