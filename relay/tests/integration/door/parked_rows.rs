@@ -99,6 +99,7 @@ async fn a_payload_above_the_bound_is_parked_by_reference_without_being_read() {
     };
     let flush = "SELECT pg_stat_force_next_flush()";
     sqlx::raw_sql(flush).execute(&mut *holder.connection).await.unwrap();
+    stage.report_reads().await;
     let before = toast_blocks().await;
     sqlx::raw_sql(flush).execute(&mut *holder.connection).await.unwrap();
     holder.park(huge, Some("too large")).await;

@@ -54,6 +54,18 @@ impl Stage {
             .expect("the row is planted")
     }
 
+    /// Has all sessions but that of a [`Holder`] report what they have read. By themselves they do so up to ten seconds later.
+    pub async fn report_reads(&self) {
+        let pool = &self.fixture.database.pool;
+        let mut sessions = Vec::new();
+        for _ in 1..pool.options().get_max_connections() {
+            let mut session = pool.acquire().await.expect("a connection");
+            sqlx::raw_sql("SELECT pg_stat_force_next_flush()").execute(&mut *session).await.expect("reported");
+            // Held, so that the next one is another.
+            sessions.push(session);
+        }
+    }
+
     /// A connection of a relay that holds all lanes.
     pub async fn holder(&self) -> Holder {
         let mut connection = self.fixture.database.pool.acquire().await.expect("a connection");

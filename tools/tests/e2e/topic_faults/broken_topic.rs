@@ -61,8 +61,9 @@ async fn one_topic_is_broken_under(test: &str, trouble: Trouble, load: Load) -> 
     let said_before = if missing { [0, 0] } else { said(&scene) };
     // A topic that is new may have been slow.
     let silent_before = scene.said(SILENT, "shakys");
-    let begun = now_us();
+    let begins = now_us();
     trouble.begin(&mut scene.broker, &scene.supply, "shakys").await?;
+    let begun = now_us();
     sleep(BROKEN / 2).await;
     let half = now_us();
     sleep(BROKEN / 2).await;
@@ -76,7 +77,9 @@ async fn one_topic_is_broken_under(test: &str, trouble: Trouble, load: Load) -> 
 
     let written = writer.stop().await?;
     scene.complete_within(RECOVERY, "the writer has ended", &written).await;
-    let (steady, shaky) = (scene.reader.figures("steadys", begun..ended), scene.reader.figures("shakys", 0..i64::MAX));
+    // It takes time to begin, and a broker that stops holds others up all the while.
+    let steady = scene.reader.figures("steadys", begins..ended);
+    let shaky = scene.reader.figures("shakys", 0..i64::MAX);
     println!("{trouble:?}: steady {steady}; shaky {shaky}");
     assert_eq!(scene.reader.out_of_order(), 0, "events out of order");
     assert_eq!(scene.parked().await?, 0, "parked events");
@@ -86,7 +89,8 @@ async fn one_topic_is_broken_under(test: &str, trouble: Trouble, load: Load) -> 
         _ => LATE_MS,
     };
     assert!(steady.events > 500 && steady.p99_ms < late_ms, "the healthy topic: {steady}");
-    assert!(steady.has_few_repeats(), "the healthy topic: {steady}");
+    let once_begun = scene.reader.figures("steadys", begun..ended);
+    assert!(once_begun.has_few_repeats(), "the healthy topic, once the trouble has begun: {once_begun}");
     if trouble == Trouble::TooFewReplicas {
         // Else it took two and a half seconds to find out. It is the broker's own word, or what it says when it is asked.
         assert_eq!(scene.said(SILENT, "shakys"), silent_before, "the log says what the topic lacks");
