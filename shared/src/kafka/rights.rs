@@ -6,19 +6,21 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminClient;
 use rdkafka::bindings::{
     rd_kafka_AclOperation_t as Operation, rd_kafka_AdminOptions_destroy, rd_kafka_AdminOptions_new,
     rd_kafka_AdminOptions_s, rd_kafka_AdminOptions_set_include_authorized_operations,
     rd_kafka_AdminOptions_set_request_timeout, rd_kafka_ConsumerGroupDescription_authorized_operations,
-    rd_kafka_DescribeConsumerGroups, rd_kafka_DescribeConsumerGroups_result_groups, rd_kafka_DescribeTopics,
-    rd_kafka_DescribeTopics_result_topics, rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
-    rd_kafka_TopicDescription_authorized_operations, rd_kafka_admin_op_t as Question, rd_kafka_error_destroy,
-    rd_kafka_event_DescribeConsumerGroups_result, rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy,
-    rd_kafka_event_error, rd_kafka_event_t, rd_kafka_queue_destroy, rd_kafka_queue_new, rd_kafka_queue_poll,
-    rd_kafka_queue_t, rd_kafka_t,
+    rd_kafka_ConsumerGroupDescription_error, rd_kafka_DescribeConsumerGroups,
+    rd_kafka_DescribeConsumerGroups_result_groups, rd_kafka_DescribeTopics, rd_kafka_DescribeTopics_result_topics,
+    rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
+    rd_kafka_TopicDescription_authorized_operations, rd_kafka_TopicDescription_error, rd_kafka_admin_op_t as Question,
+    rd_kafka_error_code, rd_kafka_error_destroy, rd_kafka_event_DescribeConsumerGroups_result,
+    rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy, rd_kafka_event_error, rd_kafka_event_t,
+    rd_kafka_queue_destroy, rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t, rd_kafka_t,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -57,6 +59,9 @@ impl fmt::Display for Object {
 /// So we give up, and librdkafka does not.
 const GROUP_PATIENCE: Duration = Duration::from_hours(1);
 
+/// Between two questions to a coordinator that is not ready.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Asks the brokers what we may do.
 pub struct RightsClient {
     admin: ManuallyDrop<AdminClient<DefaultClientContext>>,
@@ -78,6 +83,18 @@ impl RightsClient {
     /// # Errors
     /// When they do not answer within `patience`, or the name has a zero byte.
     pub fn of(&mut self, object: &Object, patience: Duration) -> Result<Option<Rights>, KafkaError> {
+        let end = Instant::now() + patience;
+        loop {
+            match self.ask(object, end.saturating_duration_since(Instant::now())) {
+                Err(KafkaError::AdminOp(code)) if is_passing(code) && Instant::now() + PAUSE < end => {
+                    thread::sleep(PAUSE);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn ask(&mut self, object: &Object, patience: Duration) -> Result<Option<Rights>, KafkaError> {
         let (Object::Group(name) | Object::Topic(name)) = object;
         let name = CString::new(name.as_str()).map_err(KafkaError::Nul)?;
         let client = self.admin.inner().native_ptr();
@@ -108,8 +125,18 @@ impl RightsClient {
         if failed != RD_KAFKA_RESP_ERR_NO_ERROR {
             return Err(KafkaError::AdminOp(failed.into()));
         }
-        Ok(event.rights(object))
+        event.rights(object).map_err(KafkaError::AdminOp)
     }
+}
+
+/// Whether a coordinator that says so will say something else in a moment: the group's partition moves, or is being loaded.
+const fn is_passing(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::NotCoordinator
+            | RDKafkaErrorCode::CoordinatorNotAvailable
+            | RDKafkaErrorCode::CoordinatorLoadInProgress
+    )
 }
 
 impl Drop for RightsClient {
@@ -175,47 +202,59 @@ impl Drop for Options {
 struct Event(NonNull<rd_kafka_event_t>);
 
 impl Event {
-    fn rights(&self, object: &Object) -> Option<Rights> {
+    /// None: nothing is said. An error of the object itself says so too, if it is that we may not see it.
+    fn rights(&self, object: &Object) -> Result<Option<Rights>, RDKafkaErrorCode> {
         let (event, mut count) = (self.0.as_ptr(), 0);
         // SAFETY: each result belongs to the event, which outlives this function; of one object there is one description at the most, and
         // its operations are `count` in number.
-        let operations = unsafe {
-            let operations = match object {
+        let (operations, error) = unsafe {
+            let (operations, error) = match object {
                 Object::Group(_) => {
                     let result = rd_kafka_event_DescribeConsumerGroups_result(event);
                     if result.is_null() {
-                        return None;
+                        return Ok(None);
                     }
                     let group = rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
                     if group.is_null() || count == 0 {
-                        return None;
+                        return Ok(None);
                     }
-                    rd_kafka_ConsumerGroupDescription_authorized_operations(*group, &raw mut count)
+                    let error = rd_kafka_ConsumerGroupDescription_error(*group);
+                    (rd_kafka_ConsumerGroupDescription_authorized_operations(*group, &raw mut count), error)
                 }
                 Object::Topic(_) => {
                     let result = rd_kafka_event_DescribeTopics_result(event);
                     if result.is_null() {
-                        return None;
+                        return Ok(None);
                     }
                     let topic = rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
                     if topic.is_null() || count == 0 {
-                        return None;
+                        return Ok(None);
                     }
-                    rd_kafka_TopicDescription_authorized_operations(*topic, &raw mut count)
+                    let error = rd_kafka_TopicDescription_error(*topic);
+                    (rd_kafka_TopicDescription_authorized_operations(*topic, &raw mut count), error)
                 }
             };
-            if operations.is_null() {
-                return None;
-            }
+            let error = if error.is_null() { RD_KAFKA_RESP_ERR_NO_ERROR } else { rd_kafka_error_code(error) };
             // As numbers: a broker that is newer than librdkafka may name an operation that the enumeration lacks.
-            slice::from_raw_parts(operations.cast::<u32>(), count)
+            let operations =
+                if operations.is_null() { None } else { Some(slice::from_raw_parts(operations.cast::<u32>(), count)) };
+            (operations, RDKafkaErrorCode::from(error))
+        };
+        let Some(operations) = operations else {
+            return match error {
+                RDKafkaErrorCode::NoError
+                | RDKafkaErrorCode::GroupAuthorizationFailed
+                | RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::UnknownTopicOrPartition => Ok(None),
+                error => Err(error),
+            };
         };
         let has = |operation: Operation| operations.contains(&(operation as u32));
         let may = |operation| has(operation) || has(Operation::RD_KAFKA_ACL_OPERATION_ALL);
-        Some(Rights {
+        Ok(Some(Rights {
             read: may(Operation::RD_KAFKA_ACL_OPERATION_READ),
             write: may(Operation::RD_KAFKA_ACL_OPERATION_WRITE),
-        })
+        }))
     }
 }
 
