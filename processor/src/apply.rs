@@ -1,4 +1,4 @@
-//! One batch of one partition in one transaction: position, inbox, effects, and what could not be applied.
+//! One batch of a partition, or small ones of several, in one transaction: position, inbox, effects, and what could not be applied.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use shared::db::{Database, MaybePostgres, PooledConnection, words};
 use shared::spans::Spans;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Postgres, Transaction};
+use tokio::time::timeout;
 
 use crate::batch::Batch;
 use crate::dead_letter::{DeadLetter, Reason};
@@ -15,11 +16,11 @@ use crate::failpoint::Failpoint;
 use crate::gaps::Gap;
 use crate::handler::{FailureKind, Handlers};
 use crate::metrics::{Applied, Metrics, Tally};
-use crate::record::{Partition, Record};
+use crate::record::Partition;
 use crate::retry::{Next, Schedule};
-use crate::store;
 use crate::store::blocked::{self, Change, State};
 use crate::store::letters::{self, Page};
+use crate::store::{self, Share};
 use crate::trace::ProcessSpans;
 use crate::work::Worked;
 
@@ -45,6 +46,10 @@ pub(crate) enum ApplyError {
     /// The position was not where this processor left it: somebody else works on the partition.
     #[error("the position has been moved by somebody else")]
     Fenced,
+    /// Of the shares of several partitions, those at these places cannot be applied together with others: their position was moved, or a
+    /// record of theirs is to be set aside. Nothing has happened.
+    #[error("{} of the partitions are to be worked on alone", .0.len())]
+    Apart(Vec<usize>),
     /// Nothing has happened; worth another try.
     #[error("{}", words(&**.0))]
     RolledBack(Box<dyn std::error::Error + Send + Sync>),
@@ -67,7 +72,7 @@ impl MaybePostgres for ApplyError {
         match self {
             Self::Unknown(error) => Some(error),
             Self::RolledBack(error) => error.downcast_ref::<sqlx::Error>(),
-            Self::Fenced | Self::Deferred(_) => None,
+            Self::Fenced | Self::Apart(_) | Self::Deferred(_) => None,
         }
     }
 }
@@ -80,6 +85,12 @@ impl ApplyError {
         error.is_some_and(|error| shared::db::is_retryable(error) && !lost_to_another(error))
     }
 }
+
+/// For how long several partitions may be worked on together, but for the commit. Whatever takes longer is to keep nobody but its own partition.
+const TOGETHER_MAX: Duration = Duration::from_millis(100);
+
+/// Begins a transaction for several partitions: none of them waits for a row that somebody has locked for an order of another one.
+const BEGIN_TOGETHER: &str = "BEGIN; SET LOCAL lock_timeout = '50ms'";
 
 /// A batch that is applied but for the commit.
 struct Prepared<'a> {
@@ -99,19 +110,24 @@ pub(crate) enum Constraints {
 }
 
 impl Applier {
-    /// Applies `batch`, whose partition stands at `position` (none: it has no row yet), and moves the position after it.
+    /// Applies `batch`, which has records of each of `shares`, and moves their positions after them. With several partitions, all of it is
+    /// applied, or nothing: what must be set aside, or takes long, is worked on alone.
     pub(crate) async fn apply(
         &self,
-        partition: &Partition,
+        shares: &[Share<'_>],
         batch: &Batch<'_>,
-        position: Option<i64>,
         constraints: Constraints,
     ) -> Result<Tally, ApplyError> {
-        let Some(last) = batch.records().last() else { return Ok(Tally::default()) };
+        if batch.records().is_empty() {
+            return Ok(Tally::default());
+        }
         let watch = self.database.watch();
         let mut connection = watch.bound(self.connection()).await?;
-        let Prepared { transaction, tally, spans, applied } =
-            watch.bound(self.prepare(&mut connection, partition, (batch, last), position, constraints)).await?;
+        let prepare = watch.bound(self.prepare(&mut connection, shares, batch, constraints));
+        let Prepared { transaction, tally, spans, applied } = match shares {
+            [_] => prepare.await?,
+            _ => timeout(TOGETHER_MAX, prepare).await.map_err(|_| took_long())??,
+        };
         Failpoint::BeforeDbCommit.reached(self.failpoint);
         let committed = watch.bound(transaction.commit()).await.map_err(refused_or_unknown);
         // Another batch may wait for it.
@@ -127,28 +143,48 @@ impl Applier {
     async fn prepare<'a>(
         &self,
         connection: &'a mut PgConnection,
-        partition: &Partition,
-        (batch, last): (&Batch<'_>, &Record),
-        position: Option<i64>,
+        shares: &[Share<'_>],
+        batch: &Batch<'_>,
         constraints: Constraints,
     ) -> Result<Prepared<'a>, ApplyError> {
-        let mut transaction = connection.begin().await?;
-        if !store::advance(&mut transaction, &self.group, partition, position, last).await? {
+        let alone = match shares {
+            [share] => Some(share.partition),
+            _ => None,
+        };
+        if alone.is_none() && !batch.broken.is_empty() {
+            return Err(apart(batch, batch.broken.iter().map(|(place, _)| *place)));
+        }
+        let mut transaction =
+            if alone.is_some() { connection.begin().await? } else { connection.begin_with(BEGIN_TOGETHER).await? };
+        let missed = store::advance(&mut transaction, &self.group, shares, batch.lasts()).await?;
+        if !missed.is_empty() {
             transaction.rollback().await?;
-            return Err(ApplyError::Fenced);
+            let is_missed = |place: &usize| missed.contains(&shares[*place].partition.number);
+            return Err(match alone {
+                Some(_) => ApplyError::Fenced,
+                None => ApplyError::Apart((0..shares.len()).filter(is_missed).collect()),
+            });
         }
         let mut tally = Tally { passed_over: batch.passed_over, ..Tally::default() };
         let (mut spans, mut applied) = (None, Vec::new());
-        if !batch.is_empty() {
-            let blocked = blocked::among(&mut transaction, &self.group, &partition.topic, &batch.keys()).await?;
+        if let Some(Share { partition: Partition { topic, .. }, .. }) = shares.first()
+            && !batch.is_empty()
+        {
+            let blocked = blocked::among(&mut transaction, &self.group, topic, &batch.keys()).await?;
             let blocked = HashSet::from_iter(blocked);
-            let mut worked = self.work(&mut transaction, (partition, batch), &blocked, constraints).await?;
+            if alone.is_none() && !blocked.is_empty() {
+                return Err(apart(batch, batch.plan(&blocked).behind));
+            }
+            let partitions: Vec<&Partition> = shares.iter().map(|share| share.partition).collect();
+            let mut worked = self.work(&mut transaction, (&partitions, batch), &blocked, constraints).await?;
             tally.applied = worked.applied;
             tally.superseded = worked.superseded;
             tally.repeated = worked.repeated;
             spans = worked.spans.take();
             applied = std::mem::take(&mut worked.events);
-            self.set_aside(&mut transaction, (partition, batch), &worked, &mut tally).await?;
+            if let Some(partition) = alone {
+                self.set_aside(&mut transaction, (partition, batch), &worked, &mut tally).await?;
+            }
         }
         Ok(Prepared { transaction, tally, spans, applied })
     }
@@ -238,6 +274,18 @@ impl Applier {
             Next::Park => (State::Parked, None),
         }
     }
+}
+
+/// The partitions of the records at `places` are to be worked on alone.
+pub(crate) fn apart(batch: &Batch<'_>, places: impl IntoIterator<Item = usize>) -> ApplyError {
+    let mut parts: Vec<usize> = places.into_iter().map(|place| batch.part_of(place)).collect();
+    parts.sort_unstable();
+    parts.dedup();
+    ApplyError::Apart(parts)
+}
+
+fn took_long() -> ApplyError {
+    ApplyError::RolledBack(format!("several partitions together took longer than {TOGETHER_MAX:?}").into())
 }
 
 /// How a key waits whose first event failed so, before it is given up.

@@ -17,10 +17,12 @@ use crate::store::inbox::{Arrival, InboxKey};
 const TIME_MS_MIN: i64 = -62_135_596_800_000;
 const TIME_MS_MAX: i64 = 253_402_300_799_999;
 
-/// Records of one partition in their order, read and sorted by what is to be done with them.
+/// Records of one partition in their order, or of several of a topic, one after the other: read, and sorted by what is to be done with them.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    records: &'a [Record],
+    records: Vec<&'a Record>,
+    /// Where the records of each partition end.
+    ends: Vec<usize>,
     begun_at: SystemTime,
     decoded: Vec<Decoded<'a>>,
     /// Records that are no events, by their place in the batch, and why.
@@ -41,6 +43,7 @@ struct Decoded<'a> {
 /// What is known of a batch before any of its events is tried.
 #[derive(Debug)]
 pub(crate) struct Plan<'b, 'a> {
+    batch: &'b Batch<'a>,
     /// Events to be tried.
     tried: Vec<&'b Decoded<'a>>,
     /// Places of records that wait: their key is blocked, or an elder of it in this batch cannot be read.
@@ -56,16 +59,27 @@ pub(crate) fn is_passed_over(record: &Record, handlers: &Handlers) -> bool {
 }
 
 impl<'a> Batch<'a> {
-    /// Reads the headers of `records`.
+    /// Reads the headers of `records`, which are of one partition.
     pub(crate) fn read(records: &'a [Record], handlers: &Handlers) -> Self {
+        Self::read_all([records], handlers)
+    }
+
+    /// Reads the headers of the records of each partition.
+    pub(crate) fn read_all(partitions: impl IntoIterator<Item = &'a [Record]>, handlers: &Handlers) -> Self {
+        let (mut records, mut ends) = (Vec::new(), Vec::new());
+        for partition in partitions {
+            records.extend(partition);
+            ends.push(records.len());
+        }
         let mut batch = Self {
-            records,
-            begun_at: spans::now(),
             decoded: Vec::with_capacity(records.len()),
+            records,
+            ends,
+            begun_at: spans::now(),
             broken: Vec::new(),
             passed_over: 0,
         };
-        for (place, record) in records.iter().enumerate() {
+        for (place, record) in batch.records.iter().copied().enumerate() {
             if is_passed_over(record, handlers) {
                 batch.passed_over += 1;
                 continue;
@@ -101,8 +115,18 @@ impl<'a> Batch<'a> {
     }
 
     /// The records.
-    pub(crate) const fn records(&self) -> &'a [Record] {
-        self.records
+    pub(crate) fn records(&self) -> &[&'a Record] {
+        &self.records
+    }
+
+    /// Which of the partitions the record at `place` is of.
+    pub(crate) fn part_of(&self, place: usize) -> usize {
+        self.ends.partition_point(|end| *end <= place)
+    }
+
+    /// The last record of each partition.
+    pub(crate) fn lasts(&self) -> impl Iterator<Item = &'a Record> {
+        self.ends.iter().filter_map(|end| self.records.get(end.checked_sub(1)?).copied())
     }
 
     /// When it was begun.
@@ -115,16 +139,10 @@ impl<'a> Batch<'a> {
         self.records.get(place)?.ordering_key()
     }
 
-    /// Offset after the last record: where the partition goes on. Offsets may have gaps, so it says nothing of how many
-    /// records there were.
-    pub(crate) fn next_offset(&self) -> Option<i64> {
-        self.records.last().map(|record| record.offset + 1)
-    }
-
     /// The keys of all records that are to be applied, each once.
     pub(crate) fn keys(&self) -> Vec<&'a [u8]> {
         let handled = self.decoded.iter().map(|decoded| decoded.record);
-        let broken = self.broken.iter().filter_map(|(place, _)| self.records.get(*place));
+        let broken = self.broken.iter().filter_map(|(place, _)| self.records.get(*place).copied());
         let mut keys: Vec<&[u8]> = handled.chain(broken).filter_map(Record::ordering_key).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -146,7 +164,7 @@ impl<'a> Batch<'a> {
             }
         }
         if blocked.is_empty() && ends.is_empty() {
-            return Plan { tried: self.decoded.iter().collect(), behind, broken };
+            return Plan { batch: self, tried: self.decoded.iter().collect(), behind, broken };
         }
         let waits = |decoded: &&Decoded<'_>| {
             let key = decoded.envelope.aggregate_id.as_bytes();
@@ -154,7 +172,7 @@ impl<'a> Batch<'a> {
         };
         let (waiting, tried): (Vec<_>, Vec<_>) = self.decoded.iter().partition(waits);
         behind.extend(waiting.iter().map(|decoded| decoded.place));
-        Plan { tried, behind, broken }
+        Plan { batch: self, tried, behind, broken }
     }
 
     /// The event at `place`, if there is a readable one with a handler.
@@ -193,6 +211,7 @@ impl<'b> Plan<'b, '_> {
     pub(crate) fn arrivals(&self) -> Vec<Arrival> {
         let arrival = |decoded: &&Decoded<'_>| Arrival {
             key: InboxKey::of(&decoded.envelope),
+            part: self.batch.part_of(decoded.place),
             offset: decoded.record.offset,
             time_ms: decoded.record.time_ms.map(|time_ms| time_ms.clamp(TIME_MS_MIN, TIME_MS_MAX)),
         };
@@ -253,7 +272,18 @@ mod tests {
         let batch = Batch::read(&records, &handlers());
         assert_eq!((batch.handled(), batch.passed_over, batch.broken.len()), (1, 1, 1));
         assert_eq!(batch.broken[0].0, 1);
-        assert_eq!(batch.next_offset(), Some(10), "after the last record, gaps or not");
+        assert_eq!(batch.lasts().map(|record| record.offset).collect::<Vec<_>>(), [9]);
+    }
+
+    #[test]
+    fn records_of_several_partitions_follow_each_other() {
+        let (one, two) = ([record(3, 1, "a"), record(4, 2, "other")], [record(1, 3, "a")]);
+        let batch = Batch::read_all([&one[..], &two[..]], &handlers());
+        assert_eq!((0..3).map(|place| batch.part_of(place)).collect::<Vec<_>>(), [0, 0, 1]);
+        assert_eq!(batch.lasts().map(|record| record.offset).collect::<Vec<_>>(), [4, 1]);
+        let plan = batch.plan(&HashSet::new());
+        let arrivals = plan.arrivals();
+        assert_eq!(arrivals.iter().map(|arrival| (arrival.part, arrival.offset)).collect::<Vec<_>>(), [(0, 3), (1, 1)]);
     }
 
     #[test]

@@ -18,8 +18,8 @@ pub use self::failure::{Failure, FailureKind, HandlerError};
 
 /// Applies events of one type to the database.
 ///
-/// The events come in the order of their partition, each once. What the handler writes through `connection` commits together
-/// with the partition's position, or not at all; so it must not commit or roll back by itself (savepoints are fine), and what it
+/// The events of a key come in their order, each once; a call may be for events of several partitions of a topic. What the handler writes
+/// through `connection` commits together with the partitions' positions, or not at all; so it must not commit or roll back by itself (savepoints are fine), and what it
 /// does elsewhere (an HTTP call) may happen more than once. It may be called again with the same events after a failure.
 ///
 /// ```

@@ -20,6 +20,7 @@ pub mod handler;
 pub mod handlers;
 mod inbox;
 mod isolation;
+mod joint;
 mod key_work;
 mod lag;
 mod looks;

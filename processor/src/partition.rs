@@ -16,12 +16,13 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::{Applier, ApplyError, Constraints};
 use crate::batch::{Batch, is_passed_over};
 use crate::gaps::Gap;
+use crate::joint::{self, Entry, Joint};
 use crate::looks::{Looked, Looks};
 use crate::metrics::{Metrics, Tally};
 use crate::passed::Passed;
 use crate::queue::Queue;
 use crate::record::{Partition, Record};
-use crate::store;
+use crate::store::{self, Share};
 
 /// Condition of [`Readiness`]: batches commit.
 pub(crate) const POSTGRES: &str = "postgres";
@@ -34,6 +35,8 @@ pub(crate) struct Shop {
     pub(crate) readiness: Readiness,
     pub(crate) batch_rows_max: usize,
     pub(crate) retry_max: Duration,
+    /// Where workers with little to do meet.
+    pub(crate) joint: Joint,
     /// Rung when a worker has made room in its queue.
     pub(crate) room: Notify,
 }
@@ -50,8 +53,29 @@ pub(crate) struct Worker {
     pub(crate) committed: Arc<AtomicI64>,
     /// What is known to hold no record.
     pub(crate) gaps: mpsc::Receiver<Gap>,
+    pub(crate) alone: Alone,
     pub(crate) log: Throttle,
     pub(crate) stop: CancellationToken,
+}
+
+/// Until when a worker joins no others, because it could not be applied together with theirs.
+#[derive(Debug)]
+pub(crate) struct Alone {
+    until: Instant,
+    next: Backoff,
+}
+
+impl Default for Alone {
+    fn default() -> Self {
+        Self { until: Instant::now(), next: Backoff::new(ALONE_MIN, ALONE_MAX) }
+    }
+}
+
+impl Alone {
+    /// It could not be applied together with others.
+    fn stay(&mut self) {
+        self.until = Instant::now() + self.next.delay(1.0);
+    }
 }
 
 /// Why a worker ended.
@@ -84,7 +108,7 @@ impl Worker {
                 biased;
                 () = self.stop.cancelled() => {
                     let (last, before) = passed.release(Vec::new());
-                    if let Some(Outcome::Committed { next, .. }) = self.apply(&shop, &last, before).await {
+                    if let Some(Outcome::Committed { next, .. }) = self.apply(&shop, last, before).await {
                         self.committed.store(next, Ordering::Release);
                     }
                     return Ending::Stopped;
@@ -106,7 +130,7 @@ impl Worker {
                 continue;
             }
             let (records, before) = passed.release(records);
-            match self.apply(&shop, &records, before).await {
+            match self.apply(&shop, records, before).await {
                 None => return Ending::Stopped,
                 Some(Outcome::Fenced) => return Ending::Fenced,
                 Some(Outcome::Committed { next, keys }) => {
@@ -165,17 +189,24 @@ impl Worker {
     ///
     /// The attempts end with success, fencing or the stop; between two of them there is at most [`Shop::retry_max`]. Other
     /// partitions go on meanwhile, and this one's queue fills until it is paused.
-    async fn apply(&self, shop: &Shop, records: &[Record], passed: usize) -> Option<Outcome> {
+    async fn apply(&mut self, shop: &Shop, records: Vec<Record>, passed: usize) -> Option<Outcome> {
         let started = Instant::now();
-        let batch = Batch::read(records, &shop.applier.handlers);
-        let next = batch.next_offset()?;
+        let records = Arc::new(records);
+        let next = records.last()?.offset + 1;
+        let mut joined = self.apply_with_others(shop, &records).await;
+        let batch = Batch::read(&records, &shop.applier.handlers);
+        let share = Share { partition: &self.partition, position: self.position };
         let mut backoff = Backoff::new(FIRST_RETRY, shop.retry_max);
         let mut constraints = Constraints::AsDeclared;
         loop {
-            let error = match shop.applier.apply(&self.partition, &batch, self.position, constraints).await {
+            let outcome = match joined.take() {
+                Some(outcome) => outcome,
+                None => shop.applier.apply(&[share], &batch, constraints).await,
+            };
+            let error = match outcome {
                 Ok(mut tally) => {
                     tally.passed_over += passed;
-                    self.settle(shop, &tally, records, started);
+                    self.settle(shop, &tally, &records, started);
                     let keys = tally.keys_retrying + tally.keys_waiting + tally.keys_woken > 0;
                     return Some(Outcome::Committed { next, keys });
                 }
@@ -195,20 +226,39 @@ impl Worker {
                             self.settle(
                                 shop,
                                 &Tally { applied: batch.handled(), passed_over: passed, ..Tally::default() },
-                                records,
+                                &records,
                                 started,
                             );
                         }
                         return Some(outcome);
                     }
                 }
-                ApplyError::Deferred(_) | ApplyError::RolledBack(_) => {}
+                ApplyError::Apart(_) | ApplyError::Deferred(_) | ApplyError::RolledBack(_) => {}
             }
             if error.is_database_away() {
                 shop.readiness.missing(POSTGRES, "no batch commits");
             }
             self.retry_later(shop, &mut backoff, &error).await?;
         }
+    }
+
+    /// Applies a small batch in a transaction with those of other partitions. None: it is to be applied alone.
+    async fn apply_with_others(
+        &mut self,
+        shop: &Shop,
+        records: &Arc<Vec<Record>>,
+    ) -> Option<Result<Tally, ApplyError>> {
+        if self.alone.until > Instant::now() || !joint::is_small(records) {
+            return None;
+        }
+        let (partition, records) = (self.partition.clone(), Arc::clone(records));
+        let joined = shop.joint.apply(Entry { partition, position: self.position, records }).await;
+        match &joined {
+            None => self.alone.stay(),
+            Some(Ok(_)) => self.alone.next.reset(),
+            Some(Err(_)) => {}
+        }
+        joined
     }
 
     /// Reads the position after a commit whose answer was lost: at `next` it happened; where it was before (none), the batch is
@@ -301,6 +351,12 @@ impl Worker {
 
 /// First wait after a failure, before jitter.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
+
+/// How long a worker joins no others after the first time that it did not go well.
+const ALONE_MIN: Duration = Duration::from_secs(1);
+
+/// How long at most.
+const ALONE_MAX: Duration = Duration::from_mins(1);
 
 /// What came of a batch.
 #[derive(Debug, Clone, Copy)]

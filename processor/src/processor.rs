@@ -18,6 +18,7 @@ use crate::config::ProcessorConfig;
 use crate::consumer::{ASSIGNMENT, Consumer, ConsumerError};
 use crate::handler::{EventHandler, Handlers};
 use crate::inbox;
+use crate::joint::Joint;
 use crate::metrics::Metrics;
 use crate::partition::{POSTGRES, Shop};
 
@@ -133,13 +134,17 @@ impl Processor {
             readiness,
             batch_rows_max: settings.batch_rows_max,
             retry_max: settings.retry_max(),
+            joint: Joint::default(),
             room: tokio::sync::Notify::new(),
         };
+        let shop = Arc::new(shop);
+        let joint = tokio::spawn(Joint::run(Arc::clone(&shop)));
         let client = config.kafka.consumer(CLIENT_ID, &settings.group);
-        let consumed = match Consumer::subscribe(client, settings, Arc::new(shop)) {
+        let consumed = match Consumer::subscribe(client, settings, shop) {
             Ok(consumer) => consumer.run(shutdown).await,
             Err(error) => Err(error),
         };
+        joint.abort();
         upkeep.abort();
         census.abort();
         consumed?;

@@ -2,7 +2,7 @@
 //! [`letters`], what operators ask for in [`requests`]. That of the order handler is in [`orders`].
 
 pub(crate) use inbox::{take_in, take_out};
-pub(crate) use offsets::{advance, hold, pass, positions};
+pub(crate) use offsets::{Share, advance, hold, pass, positions};
 
 pub(crate) mod blocked;
 pub(crate) mod inbox;

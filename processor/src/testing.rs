@@ -41,6 +41,7 @@ use crate::key_work::KEYS_MAX;
 use crate::metrics::{Metrics, Tally};
 use crate::record::{Partition, Record};
 use crate::retry::Schedule;
+use crate::store::Share;
 use crate::store::letters::Page;
 
 pub use event::TestEvent;
@@ -235,8 +236,9 @@ impl TestKit {
             self.next_offset += 1;
         }
         let batch = Batch::read(&records, &self.applier.handlers);
-        let next = batch.next_offset();
-        let apply = async |constraints| self.applier.apply(&self.partition, &batch, self.position, constraints).await;
+        let next = records.last().map(|record| record.offset + 1);
+        let share = Share { partition: &self.partition, position: self.position };
+        let apply = async |constraints| self.applier.apply(&[share], &batch, constraints).await;
         let outcome = match apply(Constraints::AsDeclared).await {
             // As the partition's worker does: the second attempt finds out which event violates the deferred constraint.
             Err(ApplyError::Deferred(_)) => apply(Constraints::CheckedEarly).await,

@@ -18,7 +18,8 @@ use crate::record::{Event, Partition, Record};
 pub(crate) struct ProcessSpans {
     spans: Spans,
     group: String,
-    partition: Partition,
+    /// Of one topic.
+    partitions: Vec<Partition>,
     /// When the batch was begun, its first attempt included.
     start: SystemTime,
     batch: Option<Begun>,
@@ -35,6 +36,8 @@ pub(crate) type Contexts = HashMap<usize, TraceHeaders>;
 #[derive(Debug)]
 struct EventSpan {
     begun: Begun,
+    /// The number of its partition.
+    partition: Option<i32>,
     attributes: Vec<KeyValue>,
     event_type: String,
     /// The last call of its handler: begin, end, and how many events it was for.
@@ -47,7 +50,7 @@ impl ProcessSpans {
     /// Begins the spans of those of the events whose traces are recorded, or that are late already. None if nobody collects spans.
     pub(crate) fn open(
         (spans, group): (&Spans, &str),
-        (partition, batch): (&Partition, &Batch<'_>),
+        (partitions, batch): (&[&Partition], &Batch<'_>),
         events: &[Event<'_>],
     ) -> Option<(Self, Contexts)> {
         if !spans.is_on() {
@@ -56,7 +59,7 @@ impl ProcessSpans {
         let mut opened = Self {
             spans: spans.clone(),
             group: group.to_owned(),
-            partition: partition.clone(),
+            partitions: partitions.iter().copied().cloned().collect(),
             start: batch.begun_at(),
             batch: None,
             rows: batch.records().len(),
@@ -70,7 +73,7 @@ impl ProcessSpans {
             match (begun, batch.records().get(event.place)) {
                 (Some(begun), Some(record)) => {
                     contexts.insert(event.place, event.trace().under(begun.context));
-                    opened.begin(begun, event.place, record, Some(event));
+                    opened.begin(begun, (event.place, record), batch, Some(event));
                 }
                 _ => opened.others.push(event.place),
             }
@@ -105,7 +108,7 @@ impl ProcessSpans {
                 && let Some(record) = batch.records().get(*place)
                 && let Some(begun) = self.spans.force(traceparent(record))
             {
-                self.begin(begun, *place, record, batch.event_at(*place).as_ref());
+                self.begin(begun, (*place, record), batch, batch.event_at(*place).as_ref());
             }
             if let Some(span) = self.events.get_mut(place) {
                 span.outcome = "failed";
@@ -117,7 +120,7 @@ impl ProcessSpans {
                 && let (Some(event), Some(record)) = (batch.event_at(place), batch.records().get(place))
                 && let Some(begun) = self.force_if_slow(&event)
             {
-                self.begin(begun, place, record, Some(&event));
+                self.begin(begun, (place, record), batch, Some(&event));
             }
         }
         for place in &left.behind {
@@ -131,7 +134,8 @@ impl ProcessSpans {
     pub(crate) fn end(self, error: Option<&str>) {
         let Some(batch) = self.batch else { return };
         let end = spans::now();
-        let topic = &*self.partition.topic;
+        let topic = self.partitions.first().map_or("", |partition| &*partition.topic);
+        let common = Common { group: &self.group, topic };
         let mut links = Vec::with_capacity(self.events.len().min(spans::LINKS_MAX));
         for span in self.events.into_values() {
             links.push(span.begun.context);
@@ -151,12 +155,16 @@ impl ProcessSpans {
                 kind: SpanKind::Consumer,
                 start: self.start,
                 end,
-                attributes: with_common(attributes, "process", &self.group, &self.partition),
+                attributes: common.with(attributes, "process", span.partition),
                 links: vec![batch.context],
                 error: span.error.or_else(|| error.map(str::to_owned)),
             };
             self.spans.record(&span.begun, finished);
         }
+        let only = match &*self.partitions {
+            [only] => Some(only.number),
+            _ => None,
+        };
         let rows = i64::try_from(self.rows).unwrap_or(i64::MAX);
         let attributes = vec![KeyValue::new("messaging.batch.message_count", rows)];
         let finished = Finished {
@@ -164,7 +172,7 @@ impl ProcessSpans {
             kind: SpanKind::Consumer,
             start: self.start,
             end,
-            attributes: with_common(attributes, "process_batch", &self.group, &self.partition),
+            attributes: common.with(attributes, "process_batch", only),
             links,
             error: error.map(str::to_owned),
         };
@@ -176,7 +184,7 @@ impl ProcessSpans {
         self.spans.is_slow(age).then(|| self.spans.force(event.trace().traceparent.as_deref())).flatten()
     }
 
-    fn begin(&mut self, begun: Begun, place: usize, record: &Record, event: Option<&Event<'_>>) {
+    fn begin(&mut self, begun: Begun, (place, record): (usize, &Record), batch: &Batch<'_>, event: Option<&Event<'_>>) {
         self.batch = self.batch.or_else(|| self.spans.root());
         let mut attributes = vec![KeyValue::new("messaging.kafka.offset", record.offset)];
         if let Some(received_at) = record.received_at {
@@ -195,7 +203,9 @@ impl ProcessSpans {
             }
         }
         let event_type = event.map_or_else(String::new, |event| event.event_type().to_owned());
-        let span = EventSpan { begun, attributes, event_type, handled: None, outcome: "applied", error: None };
+        let partition = self.partitions.get(batch.part_of(place)).map(|partition| partition.number);
+        let span =
+            EventSpan { begun, partition, attributes, event_type, handled: None, outcome: "applied", error: None };
         self.events.insert(place, span);
     }
 }
@@ -206,17 +216,22 @@ fn traceparent(record: &Record) -> Option<&str> {
     str::from_utf8(value.as_deref()?).ok()
 }
 
-fn with_common(
-    mut attributes: Vec<KeyValue>,
-    operation: &'static str,
-    group: &str,
-    partition: &Partition,
-) -> Vec<KeyValue> {
-    attributes.push(KeyValue::new("messaging.system", "kafka"));
-    attributes.push(KeyValue::new("messaging.operation.name", operation));
-    attributes.push(KeyValue::new("messaging.operation.type", "process"));
-    attributes.push(KeyValue::new("messaging.destination.name", partition.topic.to_string()));
-    attributes.push(KeyValue::new("messaging.destination.partition.id", partition.number.to_string()));
-    attributes.push(KeyValue::new("messaging.consumer.group.name", group.to_owned()));
-    attributes
+/// What all spans of a batch have.
+struct Common<'a> {
+    group: &'a str,
+    topic: &'a str,
+}
+
+impl Common<'_> {
+    /// `partition`: its number, if it is one.
+    fn with(&self, mut attributes: Vec<KeyValue>, operation: &'static str, partition: Option<i32>) -> Vec<KeyValue> {
+        attributes.push(KeyValue::new("messaging.system", "kafka"));
+        attributes.push(KeyValue::new("messaging.operation.name", operation));
+        attributes.push(KeyValue::new("messaging.operation.type", "process"));
+        attributes.push(KeyValue::new("messaging.destination.name", self.topic.to_owned()));
+        attributes
+            .extend(partition.map(|number| KeyValue::new("messaging.destination.partition.id", number.to_string())));
+        attributes.push(KeyValue::new("messaging.consumer.group.name", self.group.to_owned()));
+        attributes
+    }
 }

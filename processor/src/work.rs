@@ -6,7 +6,7 @@ use shared::spans;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
-use crate::apply::{Applier, ApplyError, Constraints};
+use crate::apply::{Applier, ApplyError, Constraints, apart};
 use crate::batch::Batch;
 use crate::failpoint::Failpoint;
 use crate::handler::{Failure, FailureKind, Handled, HandlerError, failure};
@@ -36,11 +36,11 @@ pub(crate) struct Worked {
 
 impl Applier {
     /// Applies the events of `batch` that are not of the keys in `blocked`, and not behind one that fails. Of what fails, nothing is left
-    /// in the database, the inbox included.
+    /// in the database, the inbox included. With records of several partitions nothing may fail: those where something does are to be worked on alone.
     pub(crate) async fn work(
         &self,
         connection: &mut PgConnection,
-        (partition, batch): (&Partition, &Batch<'_>),
+        (partitions, batch): (&[&Partition], &Batch<'_>),
         blocked: &HashSet<Vec<u8>>,
         constraints: Constraints,
     ) -> Result<Worked, ApplyError> {
@@ -48,11 +48,11 @@ impl Applier {
         let fresh = if plan.tried() == 0 {
             HashSet::new()
         } else {
-            store::take_in(&mut *connection, &self.group, partition, &plan.arrivals()).await?
+            store::take_in(&mut *connection, &self.group, partitions, &plan.arrivals()).await?
         };
         Failpoint::AfterInbox.reached(self.failpoint);
         let mut events = plan.fresh_events(fresh);
-        let opened = ProcessSpans::open((&self.spans, &self.group), (partition, batch), &events);
+        let opened = ProcessSpans::open((&self.spans, &self.group), (partitions, batch), &events);
         let (mut spans, contexts) = opened.unzip();
         for event in &mut events {
             // What it causes continues from its span; without one, from where it came from itself.
@@ -78,6 +78,12 @@ impl Applier {
                     let event_type = set.first().map_or("", Event::event_type);
                     let nobodys = |error| ApplyError::RolledBack(failure::named(event_type, error));
                     let (named, unnamed) = error.into_parts().map_err(nobodys)?;
+                    if partitions.len() > 1 {
+                        let named: Vec<usize> =
+                            named.iter().filter_map(|(index, _)| set.get(*index)).map(|event| event.place).collect();
+                        let all = set.iter().map(|event| event.place);
+                        return Err(apart(batch, if named.is_empty() { all.collect() } else { named }));
+                    }
                     isolation.split(set, named, unnamed);
                 }
             }

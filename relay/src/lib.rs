@@ -10,6 +10,7 @@ pub mod holders;
 pub mod lanes;
 pub mod metrics;
 pub mod outbox;
+mod polling;
 mod publisher;
 pub mod replay;
 pub mod retention;

@@ -265,7 +265,7 @@ impl Replay {
     async fn read(&mut self, positions: &mut Vec<(i16, i64)>) -> Result<(Batch, bool), ReplayError> {
         let plan =
             ReadPlan { lanes: positions.clone(), late_from: i64::MAX, late_running: Vec::new(), with_hashes: false };
-        let limits = ReadLimits { late_rows: 1, lane_rows: LANE_ROWS, bytes: READ_BYTES };
+        let limits = ReadLimits { late_rows: 1, lane_rows: LANE_ROWS, id_max: i64::MAX, bytes: READ_BYTES };
         let answer = outbox::read::read(&mut self.connection, &plan, limits, Batch::default()).await?;
         let mut batch = answer.batch;
         batch.tickets = (0..batch.len()).map(|_| Some(Ticket::retry(0))).collect();

@@ -146,6 +146,8 @@ pub struct Session<'a> {
     /// Whether Kafka has acknowledged something since the last settle.
     unsettled: bool,
     sizes: ReadSizes,
+    /// Events of the last read.
+    events_read: usize,
     pace: Pace,
     /// How far the look for a detour's aggregates has come.
     finding: Option<Finding>,
@@ -206,6 +208,7 @@ impl<'a> Session<'a> {
             next_sequence_check: now,
             unsettled: false,
             sizes: ReadSizes::new(config.limits.lane_rows_max),
+            events_read: 0,
             pace: Pace::new(now),
             finding: None,
             retries: VecDeque::new(),
@@ -280,6 +283,12 @@ impl<'a> Session<'a> {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.lanes.in_flight()
+    }
+
+    /// How many events the last read found.
+    #[must_use]
+    pub const fn events_read(&self) -> usize {
+        self.events_read
     }
 
     /// Whether another read must wait: for acknowledgements, or for the sender.

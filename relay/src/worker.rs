@@ -12,9 +12,9 @@ use shared::shutdown::Shutdown;
 use shared::throttle::Throttle;
 
 use crate::config::RelayConfig;
-use crate::lanes::plan::Found;
 use crate::metrics::Metrics;
 use crate::outbox::cluster::ForeignCursors;
+use crate::polling::Polling;
 use crate::session::{PublishConstraints, Served, Session, SessionError};
 use crate::{KAFKA, POSTGRES};
 
@@ -96,7 +96,7 @@ impl Worker {
         let limits = &self.config.limits;
         let (shortest, longest) =
             (Duration::from_millis(limits.poll_min_ms), Duration::from_millis(limits.poll_max_ms));
-        let mut wait = shortest;
+        let mut polling = Polling::new(shortest);
         while !shutdown.is_requested() {
             session.keep_leases_if_due().await?;
             let acknowledged = session.collect().await?;
@@ -121,11 +121,7 @@ impl Worker {
                 self.readiness.met(POSTGRES);
                 self.readiness.met(KAFKA);
             }
-            match found {
-                Found::More => continue,
-                Found::All => wait = shortest,
-                Found::Nothing => wait = (wait * 2).min(pause),
-            }
+            let Some(wait) = polling.after(found, session.events_read(), pause) else { continue };
             if session.in_flight() == 0 {
                 // All that was read has been taken.
                 backoff.reset();

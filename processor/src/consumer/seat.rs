@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Done;
 use super::positions::Start;
 use crate::gaps::{Gap, GapWatch};
-use crate::partition::{NOTHING_COMMITTED, Shop, Worker};
+use crate::partition::{Alone, NOTHING_COMMITTED, Shop, Worker};
 use crate::queue::{Limits, Queue};
 
 /// A partition that is assigned.
@@ -54,6 +54,7 @@ impl Seat {
             queue: Arc::clone(&queue),
             committed: Arc::clone(&committed),
             gaps: known_gaps,
+            alone: Alone::default(),
             log: Throttle::new(),
             stop: halt.clone(),
         };

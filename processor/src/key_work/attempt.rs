@@ -86,7 +86,7 @@ impl Applier {
     ) -> Result<HashSet<Vec<u8>>, ApplyError> {
         // They are sorted by their rank in the key and by type, so the firsts of all keys are one set for each type.
         let batch = Batch::read_waiting(&tried.records, &self.handlers);
-        let mut worked = self.work(connection, (partition, &batch), &HashSet::new(), constraints).await?;
+        let mut worked = self.work(connection, (&[partition], &batch), &HashSet::new(), constraints).await?;
         outcomes.spans.extend(worked.spans.take());
         outcomes.events.append(&mut worked.events);
         let left: HashSet<usize> =

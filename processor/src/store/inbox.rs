@@ -36,6 +36,8 @@ impl InboxKey {
 pub(crate) struct Arrival {
     /// What it is known by.
     pub(crate) key: InboxKey,
+    /// Which of the partitions the record is of.
+    pub(crate) part: usize,
     /// Offset of the record.
     pub(crate) offset: i64,
     /// Kafka's timestamp of the record, milliseconds since 1970; none if it does not come from Kafka just now.
@@ -43,34 +45,39 @@ pub(crate) struct Arrival {
 }
 
 /// Takes events into the inbox, with the place of their records if they come from Kafka just now: one that has waited may be of another
-/// partition, if some were added. Returns the ids of those that were not in it, each once, however often it is in `keys`.
+/// partition, if some were added. Returns the ids of those that were not in it, each once, however often it is in `arrivals`. The
+/// partitions are of one topic.
 pub(crate) async fn take_in(
     connection: &mut PgConnection,
     group: &str,
-    partition: &Partition,
+    partitions: &[&Partition],
     arrivals: &[Arrival],
 ) -> Result<HashSet<Uuid>, sqlx::Error> {
     let ids: Vec<Uuid> = arrivals.iter().map(|arrival| arrival.key.event_id).collect();
     let days: Vec<NaiveDate> = arrivals.iter().map(|arrival| arrival.key.occurred_on).collect();
     let offsets: Vec<i64> = arrivals.iter().map(|arrival| arrival.offset).collect();
     let times: Vec<Option<i64>> = arrivals.iter().map(|arrival| arrival.time_ms).collect();
+    let number = |arrival: &Arrival| partitions.get(arrival.part).map(|partition| partition.number);
+    let numbers: Vec<Option<i32>> = arrivals.iter().map(number).collect();
+    let topic = partitions.first().map_or("", |partition| &*partition.topic);
     // Each row goes to the partition of its day, and only that one's primary key is looked at for a conflict. Waits for a
     // transaction that is taking the same id in; the keys are sorted, so two such cannot wait for each other.
     let fresh = sqlx::query_scalar!(
         r#"-- take_in
         INSERT INTO inbox (group_id, event_id, occurred_on, topic, partition, record_offset, record_time)
         SELECT $1, event_id, occurred_on, CASE WHEN time_ms IS NOT NULL THEN $6::text END,
-            CASE WHEN time_ms IS NOT NULL THEN $7::integer END, CASE WHEN time_ms IS NOT NULL THEN record_offset END,
+            CASE WHEN time_ms IS NOT NULL THEN partition END, CASE WHEN time_ms IS NOT NULL THEN record_offset END,
             to_timestamp(time_ms / 1000.0)
-        FROM UNNEST($2::uuid[], $3::date[], $4::bigint[], $5::bigint[]) AS new (event_id, occurred_on, record_offset, time_ms)
+        FROM UNNEST($2::uuid[], $3::date[], $4::bigint[], $5::bigint[], $7::integer[])
+            AS new (event_id, occurred_on, record_offset, time_ms, partition)
         ON CONFLICT DO NOTHING RETURNING event_id"#,
         group,
         &ids,
         &days,
         &offsets,
         &times as _,
-        &partition.topic,
-        partition.number,
+        topic,
+        &numbers as _,
     )
     .fetch_all(&mut *connection)
     .await?;

@@ -9,6 +9,14 @@ use crate::gaps::Gap;
 use crate::offsets::{Lost, Operator};
 use crate::record::{Partition, Record};
 
+/// A partition whose records are applied.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Share<'a> {
+    pub(crate) partition: &'a Partition,
+    /// Where it stands; none: it has no row yet.
+    pub(crate) position: Option<i64>,
+}
+
 /// A position, and the record before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stored {
@@ -66,8 +74,8 @@ pub(crate) async fn stored(
     Ok(found.collect())
 }
 
-/// Moves the position of a partition from `old` (none: it has no row yet) to after `last`, the last record that is applied. Returns
-/// whether it was at `old`.
+/// Moves the positions of partitions of a topic, each to after the last of its records that is applied. Returns the partitions whose position was
+/// not where their share says: nothing of them has changed.
 ///
 /// This alone fences a zombie, a processor that was frozen or cut off while its partition went to another one. Say both hold
 /// the same batch: both try this first, in their transactions. One gets the row lock; the other waits for it. When the first one
@@ -77,49 +85,30 @@ pub(crate) async fn stored(
 pub(crate) async fn advance(
     connection: &mut PgConnection,
     group: &str,
-    partition: &Partition,
-    old: Option<i64>,
-    last: &Record,
-) -> Result<bool, sqlx::Error> {
-    let anchor = Anchor::of(last);
-    let new = anchor.offset + 1;
-    let hit = if let Some(old) = old {
-        // Locks its one row, found by the primary key, until the transaction ends.
-        sqlx::query!(
-            r#"-- advance
-            UPDATE consumer_offsets
-            SET next_offset = $5, anchor_offset = $6, anchor_hash = $7, anchor_time_ms = $8, empty_from = NULL, updated_at = now()
-            WHERE group_id = $1 AND topic = $2 AND partition = $3 AND next_offset = $4"#,
-            group,
-            &partition.topic,
-            partition.number,
-            old,
-            new,
-            anchor.offset,
-            anchor.hash,
-            anchor.time_ms,
-        )
-        .execute(connection)
-        .await?
-    } else {
-        sqlx::query!(
-            r#"-- advance_first
-            INSERT INTO consumer_offsets
-                (group_id, topic, partition, next_offset, anchor_offset, anchor_hash, anchor_time_ms)
-            VALUES ($1, $2, $3, $4, $5, $6, $7)
-            ON CONFLICT DO NOTHING"#,
-            group,
-            &partition.topic,
-            partition.number,
-            new,
-            anchor.offset,
-            anchor.hash,
-            anchor.time_ms,
-        )
-        .execute(connection)
-        .await?
-    };
-    Ok(hit.rows_affected() == 1)
+    shares: &[Share<'_>],
+    lasts: impl Iterator<Item = &Record>,
+) -> Result<Vec<i32>, sqlx::Error> {
+    let topic = shares.first().map_or("", |share| &*share.partition.topic);
+    let numbers: Vec<i32> = shares.iter().map(|share| share.partition.number).collect();
+    let olds: Vec<Option<i64>> = shares.iter().map(|share| share.position).collect();
+    let anchors: Vec<Anchor> = lasts.map(Anchor::of).collect();
+    let offsets: Vec<i64> = anchors.iter().map(|anchor| anchor.offset).collect();
+    let hashes: Vec<i64> = anchors.iter().map(|anchor| anchor.hash).collect();
+    let times: Vec<Option<i64>> = anchors.iter().map(|anchor| anchor.time_ms).collect();
+    // Locks their rows, each found by the primary key, in the order of the partitions, until the transaction ends.
+    sqlx::query_scalar!(
+        r#"-- advance
+        SELECT consumer_advance($1, $2, $3, $4, $5, $6, $7) AS "missed!""#,
+        group,
+        topic,
+        &numbers,
+        &olds as _,
+        &offsets,
+        &hashes,
+        &times as _,
+    )
+    .fetch_one(connection)
+    .await
 }
 
 /// Moves the position of a partition past offsets that hold no record. Returns whether it was where they begin.

@@ -9,6 +9,7 @@ mod fencing;
 mod huge_records;
 mod inbox;
 mod inbox_race;
+mod joint;
 mod keeper;
 mod kills;
 mod lookups;

@@ -21,6 +21,9 @@ const PART_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Rows of one part of a detour.
 const PART_ROWS_MAX: i64 = 8_000;
 
+/// How many ids may be given out from one read to the next. If there are more, the next one looks for the rest.
+const IDS_AHEAD: i64 = 100_000;
+
 /// How much the next reads ask for: fewer rows when they are large.
 #[derive(Debug)]
 pub(super) struct ReadSizes {
@@ -28,11 +31,13 @@ pub(super) struct ReadSizes {
     lane_rows: i64,
     /// Rows of a part.
     part_rows: i64,
+    /// The highest id that is looked for.
+    id_max: i64,
 }
 
 impl ReadSizes {
     pub(super) const fn new(lane_rows: i64) -> Self {
-        Self { lane_rows, part_rows: PART_ROWS_MAX }
+        Self { lane_rows, part_rows: PART_ROWS_MAX, id_max: i64::MAX }
     }
 }
 
@@ -63,11 +68,13 @@ impl Session<'_> {
         let limits = ReadLimits {
             late_rows: self.streams.config.limits.late_rows_max,
             lane_rows: self.sizes.lane_rows,
+            id_max: self.sizes.id_max,
             bytes: READ_BYTES_MAX,
         };
         let lease = self.streams.config.limits.lease();
         let read = outbox::read::read(&mut self.connection, plan, limits, self.main.pipe.empty_batch());
         let ReadAnswer { snapshot, last_id, mut batch, late, late_cut, fresh_cut } = in_time(lease, read).await?;
+        self.sizes.id_max = last_id.saturating_add(IDS_AHEAD);
         batch.number_types(&mut self.types);
         fit(&mut self.sizes.lane_rows, &batch, (READ_BYTES_MAX, self.streams.config.limits.lane_rows_max));
         let snapshot = Snapshot::parse(snapshot)?;
@@ -114,9 +121,10 @@ impl Session<'_> {
     /// Hands the rows with a ticket to the sender, with what was not fetched of them yet.
     async fn hand_over(&mut self, mut batch: Batch, accepted: Accepted) -> Result<Found, SessionError> {
         self.streams.metrics.read(batch.len());
+        self.events_read = accepted.tickets.iter().flatten().count();
         self.streams.metrics.late.inc_by(accepted.late as u64);
         batch.read_at = Some(spans::now());
-        if accepted.tickets.iter().any(Option::is_some) {
+        if self.events_read > 0 {
             batch.tickets = accepted.tickets;
             let lease = self.streams.config.limits.lease();
             in_time(lease, outbox::large::fetch(&mut self.connection, &mut batch)).await?;
@@ -129,6 +137,10 @@ impl Session<'_> {
 
     /// Whether the outbox cannot have changed since a read that found all there was.
     async fn nothing_committed_since(&mut self) -> Result<bool, SessionError> {
+        // While events come steadily, something has.
+        if self.events_read > 0 {
+            return Ok(false);
+        }
         let Some(exhausted) = self.lanes.exhausted() else { return Ok(false) };
         let snapshot = outbox::current_snapshot(&mut self.connection);
         Ok(exhausted.as_str() == in_time(self.streams.config.limits.lease(), snapshot).await?)
