@@ -4,6 +4,7 @@
 //! asked to, builds the workspace, and hands over to `outrider`. `outrider` itself uses the library.
 
 pub mod command;
+pub mod disk;
 pub mod install;
 pub mod program;
 pub mod version;

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 
 use prerequisites::command::Request;
 use prerequisites::install::{self, Manager};
-use prerequisites::{BUILD, Program};
+use prerequisites::{BUILD, Program, disk};
 
 fn main() -> ExitCode {
     match run(&Request::parse(env::args_os().skip(1))) {
@@ -24,19 +24,39 @@ fn main() -> ExitCode {
 fn run(request: &Request) -> Result<std::convert::Infallible, String> {
     let root = root()?;
     provide(request, &root)?;
+    let own = env::current_exe().map_err(|error| format!("cannot find our own executable: {error}"))?;
+    let outrider = own.with_file_name("outrider");
+    let target = own.parent().unwrap_or(&root);
+    let free = disk::free_mb(target).filter(|free| *free < disk::FIRST_BUILD_MB && !outrider.exists());
+    if let Some(free) = free {
+        return Err(format!(
+            "the first build writes some {} MB, and {}",
+            disk::FIRST_BUILD_MB,
+            too_little(free, target)
+        ));
+    }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.args(BUILD).current_dir(&root);
     forget_our_package(&mut build);
     let status = build.status().map_err(|error| format!("cannot run cargo: {error}"))?;
     if !status.success() {
-        return Err("the build failed; its messages are above".to_owned());
+        return Err(match disk::free_mb(target).filter(|free| *free < disk::FULL_MB) {
+            Some(free) => format!("the build failed, and {}", too_little(free, target)),
+            None => "the build failed; its messages are above".to_owned(),
+        });
     }
-    let own = env::current_exe().map_err(|error| format!("cannot find our own executable: {error}"))?;
-    let mut outrider = Command::new(own.with_file_name("outrider"));
+    let mut outrider = Command::new(outrider);
     outrider.args(&request.arguments);
     forget_our_package(&mut outrider);
     Err(format!("cannot run outrider: {}", outrider.exec()))
+}
+
+fn too_little(free: u64, target: &Path) -> String {
+    format!(
+        "only {free} MB are free for {}: make room, or set CARGO_TARGET_DIR to a folder on another disk",
+        target.display()
+    )
 }
 
 /// Looks for what is needed, and installs what is missing if that is wanted.

@@ -1,7 +1,8 @@
 //! `cargo dev` on a machine that lacks something.
 
 use std::env;
-use std::os::unix::fs::symlink;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -68,6 +69,17 @@ fn nothing_is_installed_without_being_asked_for() {
     // Help needs no Java. It goes on to the build, which fails in an empty checkout.
     let text = machine.refuses(&["test", "--help"]);
     assert!(text.contains("the build failed"), "{text}");
+}
+
+#[test]
+fn a_build_that_fails_on_a_full_disk_says_so() {
+    let machine = Machine::with(&["cc", "c++", "make", "id"], "disk");
+    let df = "#!/bin/sh\necho 'Filesystem 1024-blocks Used Available Capacity Mounted on'\necho '/dev/sda 9000000 8987712 12288 99% /'\n";
+    let path = machine.0.join("df");
+    std::fs::write(&path, df).expect("written");
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("made executable");
+    let text = machine.refuses(&["test", "--help"]);
+    assert!(text.contains("only 12 MB are free for") && text.contains("CARGO_TARGET_DIR"), "{text}");
 }
 
 fn has(program: &str) -> bool {
