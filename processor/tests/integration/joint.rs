@@ -43,7 +43,8 @@ async fn partitions_with_little_to_do_share_transactions() {
     let (transactions, orders) = (transactions(&world).await - before, rounds * i64::from(PARTITIONS));
     assert!(transactions * 2 <= orders, "{transactions} transactions for {orders} orders");
     let metrics = running.stop().await;
-    assert_eq!((metrics.tally().applied, metrics.retries(), metrics.fenced()), (168, 0, 0));
+    // A shared transaction that takes long, as on a busy machine, is rolled back.
+    assert_eq!((metrics.tally().applied, metrics.fenced()), (168, 0));
     world.assert_processed_once(168).await;
 }
 
